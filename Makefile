@@ -1,0 +1,44 @@
+# GNU make 3.81 or newer (macOS has 3.81). `make` alone lists the targets.
+.DEFAULT_GOAL := help
+.PHONY: help repro test check format lock
+
+# Any Python from 3.11 on; only used to make .venv.
+PYTHON ?= python3
+# What is passed on: make repro ARGS="--force train", make test ARGS="-k params", make lock ARGS=--upgrade
+ARGS ?=
+
+RUNTIME := $(PYTHON) tools/venv.py requirements.txt
+DEVELOPMENT := $(RUNTIME) requirements-dev.txt
+# The commands in dvc.yaml say `python`: this puts .venv's first. In the recipes and not exported, as PYTHON has to
+# stay the person's own.
+RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\): ## /  make \1|/p' Makefile | awk -F '|' '{ printf "%-14s%s\n", $$1, $$2 }'
+
+repro: ## run what is not up to date: download, preprocess, train, evaluate (ARGS go to dvc repro)
+	@$(RUNTIME)
+	@$(RUN) stages.params
+	@$(RUN) dvc repro $(ARGS)
+
+test: ## run the tests (ARGS go to pytest)
+	@$(DEVELOPMENT)
+	@$(RUN) pytest $(ARGS)
+
+check: ## format, lint and types; changes nothing
+	@$(DEVELOPMENT)
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(RUN) mypy
+
+format: ## format the code, and mend what lint can mend
+	@$(DEVELOPMENT)
+	$(RUN) ruff check --fix-only .
+	$(RUN) ruff format .
+
+lock: ## pin pyproject.toml's dependencies anew, with uv (ARGS=--upgrade for the newest)
+	@command -v uv > /dev/null || { echo "error: needs uv: https://docs.astral.sh/uv" >&2; exit 1; }
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet $(ARGS) \
+		pyproject.toml -o requirements.txt
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet $(ARGS) \
+		--group dev -c requirements.txt -o requirements-dev.txt

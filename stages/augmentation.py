@@ -1,0 +1,56 @@
+"""Random changes to training images, a different one for each image, on a whole batch at once.
+
+Each function takes uint8 images (N, C, H, W) on any device and returns images of the same shape, with black (0)
+where nothing was. The draws come from torch's CPU generator, which the loop seeds for every step: they are the same
+on every device.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def none(images: Tensor) -> Tensor:
+    """The images as they are."""
+    return images
+
+
+def shift(images: Tensor, pixels: int) -> Tensor:
+    """Move each image by whole pixels, -pixels … pixels in each direction, drawn evenly. Returns uint8."""
+    count, _, height, width = images.shape
+    padded = F.pad(images, (pixels, pixels, pixels, pixels))  # (N, C, H + 2 pixels, W + 2 pixels)
+    starts = torch.randint(0, 2 * pixels + 1, (2, count, 1)).to(images.device)
+    rows = starts[0] + torch.arange(height, device=images.device)  # (N, H)
+    columns = starts[1] + torch.arange(width, device=images.device)  # (N, W)
+    each = torch.arange(count, device=images.device)[:, None, None]
+    # Indexing the first, third and fourth dimension puts the second last: (N, H, W, C).
+    return padded[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def affine(images: Tensor, degrees: float, translate: float, scale: float, shear_degrees: float) -> Tensor:
+    """Rotate, shear, scale and move each image about its centre, with bilinear interpolation.
+
+    degrees, shear_degrees: at most so much either way. translate: at most this share of the height and width.
+    scale: a factor within 1 - scale … 1 + scale. All drawn evenly. Returns float32 in 0 … 255.
+    """
+    count, _, height, width = images.shape
+    angle, shear, down, right, size = torch.rand(5, count) * 2 - 1  # each (N,), in -1 … 1
+    angle, shear = angle * math.radians(degrees), torch.tan(shear * math.radians(shear_degrees))
+    size = 1 / (1 + size * scale)
+    cos, sin = torch.cos(angle) * size, torch.sin(angle) * size
+    aspect = height / width  # grid coordinates run from -1 to 1 both ways: a rotation needs equal units
+    theta = torch.stack(
+        [
+            torch.stack([cos, (cos * shear - sin) * aspect, right * translate * 2], dim=1),
+            torch.stack([sin / aspect, sin * shear + cos, down * translate * 2], dim=1),
+        ],
+        dim=1,
+    )  # (N, 2, 3): from a place in the result to the place in the source
+    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)  # (N, H, W, 2)
+    return F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+AUGMENTATIONS: dict[str, Callable[..., Tensor]] = {"none": none, "shift": shift, "affine": affine}

@@ -1,0 +1,97 @@
+"""Everything that depends on the machine's processors: which one to use, and what it can do.
+
+The decisions are functions of plain values, so that they can be tested on a machine without a GPU.
+"""
+
+import os
+from collections.abc import Mapping
+
+import torch
+
+from stages.errors import UserError
+
+RESIDENT_SHARE = 0.5  # of a GPU's free memory that images may take; the rest is for weights and activations
+
+
+def found() -> dict[str, int]:
+    """How many of each kind of device this machine has, for instance {"cpu": 1, "cuda": 2, "mps": 0}."""
+    return {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+
+
+def choose(wanted: str, there: Mapping[str, int], key: str) -> str:
+    """The kind of device to use: "cpu", "cuda" or "mps".
+
+    wanted: the same, or "auto" for the fastest kind that is there. there: as `found` gives it. key: the key of
+    params.yaml that asked. Raises UserError for a kind that is not there.
+    """
+    if wanted == "auto":
+        return next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
+    if not there[wanted]:
+        names = ", ".join(kind for kind, count in there.items() if count)
+        raise UserError(f"{key} is {wanted}, and this machine has none; it has: {names}. Set one of these, or auto")
+    return wanted
+
+
+def one_process(environment: Mapping[str, str]) -> None:
+    """Refuse to run as one of several processes: each would train the same model and write the same files."""
+    if environment.get("WORLD_SIZE", "1") != "1":
+        count = environment["WORLD_SIZE"]
+        raise UserError(f"started as one of {count} processes (torchrun?); training runs in one: start it without")
+
+
+def check_precision(precision: str, kind: str, bfloat16: bool) -> None:
+    """Refuse a precision that the device does not have. bfloat16: whether this GPU computes with it."""
+    if precision == "float16" and kind != "cuda":
+        raise UserError(f"train.precision is float16, which trains on cuda only; on {kind}: float32 | bfloat16")
+    if precision == "bfloat16" and not bfloat16:
+        raise UserError("train.precision is bfloat16, which this GPU does not have; allowed here: float32 | float16")
+
+
+def describe(kind: str, there: Mapping[str, int], threads: int) -> str:
+    """One line on what is used, and on what is there and is not."""
+    if kind == "cpu":
+        return f"device: cpu, {threads} threads"
+    if kind == "mps":
+        return "device: mps"
+    idle = there["cuda"] - 1
+    rest = f" ({idle} more not used: training runs on one; CUDA_VISIBLE_DEVICES chooses it)" if idle else ""
+    return f"device: cuda:0, {torch.cuda.get_device_name(0)}{rest}"
+
+
+def set_up(wanted: str, threads: int, key: str) -> torch.device:
+    """Choose the device, make torch repeatable on it, print what was chosen.
+
+    threads: of the CPU; 0: all cores. Raises UserError as `choose` and `one_process` do.
+    """
+    one_process(os.environ)
+    there = found()
+    kind = choose(wanted, there, key)
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    # cuBLAS repeats its results only with a fixed workspace; it reads this when it first starts.
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True, warn_only=kind == "mps")  # MPS has no deterministic form of some
+    torch.backends.cudnn.benchmark = False  # would choose its algorithms by the clock
+    print(describe(kind, there, torch.get_num_threads()), flush=True)
+    return torch.device(kind)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes with bfloat16 (a CPU always does, if slowly)."""
+    return device.type != "cuda" or torch.cuda.is_bf16_supported()
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free on a GPU; None where tensors are in the machine's own memory anyway."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    return None
+
+
+def keep_on_device(size: int, free: int | None, num_workers: int) -> bool:
+    """Whether a data set of `size` bytes stays on the device for the whole run, or is sent batch by batch.
+
+    With workers it is sent: they fetch from the machine's memory. free: as `free_bytes` gives it.
+    """
+    return num_workers == 0 and (free is None or size <= RESIDENT_SHARE * free)

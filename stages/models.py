@@ -1,0 +1,98 @@
+"""Networks. Each takes raw pixels, uint8 or float in 0 … 255, (N, C, H, W), and gives logits float32 (N, K).
+
+The normalization is the first layer, so that training and serving cannot disagree about it.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Shape = tuple[int, int, int]  # of an image: (C, H, W)
+
+
+class Normalize(nn.Module):
+    """(pixel / 255 - mean) / std, a mean and std a channel, of pixels in 0 … 255."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        # (C, 1, 1), in units of pixels, so that the division by 255 costs nothing.
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float64).mul(255).float()[:, None, None])
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float64).mul(255).float()[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std  # uint8 minus float32 is float32
+
+
+class ChannelsLast(nn.Module):
+    """Lay images out as (N, H, W, C) in memory, which convolutions on CPUs and on tensor cores are fastest with."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.contiguous(memory_format=torch.channels_last)
+
+
+def mlp(shape: Shape, classes: int, hidden: int, depth: int, dropout: float) -> nn.Sequential:
+    """`depth` hidden layers of `hidden` units with ReLU: 784-hidden-10 on MNIST with a depth of 1."""
+    channels, height, width = shape
+    layers: list[nn.Module] = [nn.Flatten()]  # (N, C * H * W)
+    features = channels * height * width
+    for _ in range(depth):
+        layers += [nn.Linear(features, hidden), nn.ReLU()]
+        if dropout > 0:
+            layers += [nn.Dropout(dropout)]
+        features = hidden
+    return nn.Sequential(*layers, nn.Linear(features, classes))
+
+
+def cnn(
+    shape: Shape, classes: int, channels: Sequence[int], kernel_size: int, hidden: int, dropout: float
+) -> nn.Sequential:
+    """Blocks of convolution, max pooling, batch norm and ReLU, each halving the image; then two linear layers.
+
+    Pooling comes before batch norm and ReLU: the same function of the pooled values (up to the sign of the scale),
+    at a quarter of the work. Raises ValueError if the blocks shrink the image to nothing.
+    """
+    features, height, width = shape
+    if kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size is {kernel_size}; allowed: an odd number, so that the size is kept")
+    if min(height, width) < 2 ** len(channels):
+        most = min(height, width).bit_length() - 1
+        raise ValueError(
+            f"channels has {len(channels)} entries; images of {height} x {width} can be halved {most} times"
+        )
+    layers: list[nn.Module] = [ChannelsLast()]
+    for width_out in channels:
+        layers += [
+            nn.Conv2d(features, width_out, kernel_size, padding=kernel_size // 2, bias=False),  # batch norm has one
+            nn.MaxPool2d(2),  # (N, width_out, H / 2, W / 2), rounded down
+            nn.BatchNorm2d(width_out),
+            nn.ReLU(),
+        ]
+        features, height, width = width_out, height // 2, width // 2
+    layers += [nn.Flatten(), nn.Linear(features * height * width, hidden), nn.ReLU()]
+    if dropout > 0:
+        layers += [nn.Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Linear(hidden, classes))
+
+
+MODELS: dict[str, Callable[..., nn.Sequential]] = {"mlp": mlp, "cnn": cnn}
+
+
+def build(
+    name: str, options: dict[str, object], shape: Shape, classes: int, mean: Sequence[float], std: Sequence[float]
+) -> nn.Sequential:
+    """The network `name` behind its normalization. The weights are drawn from torch's CPU generator.
+
+    shape: (C, H, W) of an image. mean, std: a number a channel, of pixels in 0 … 1.
+    Raises ValueError if the options do not fit the images.
+    """
+    network = nn.Sequential(Normalize(mean, std), MODELS[name](shape, classes, **options))
+    return network.to(memory_format=torch.channels_last)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of trainable weights."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -1,0 +1,17 @@
+"""Options of the evaluate stage."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from stages.params import Section
+
+
+class Evaluate(Section):
+    """Section `evaluate`."""
+
+    batch_size: int = Field(ge=1, le=1_000_000)
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    threads: int = Field(ge=0, le=1024)
+    calibration_bins: int = Field(ge=2, le=1000)
+    worst_images: int = Field(ge=1, le=400)

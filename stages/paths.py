@@ -1,0 +1,28 @@
+"""Every path the stages read or write, relative to the repository's root (where DVC runs them).
+
+dvc.yaml names the same paths; a test compares the two.
+"""
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+
+RAW = Path("data/raw")  # the published IDX files, uncompressed
+PROCESSED = Path("data/processed")
+TRAIN = PROCESSED / "train.safetensors"
+VALIDATION = PROCESSED / "validation.safetensors"
+TEST = PROCESSED / "test.safetensors"
+DATA_CARD = PROCESSED / "data.json"  # class names, image shape, normalization
+MODEL = Path("data/model/model.safetensors")
+PREDICTIONS = Path("data/predictions.csv")
+
+DATA_METRICS = Path("metrics/data.json")
+TRAIN_METRICS = Path("metrics/train.json")
+TEST_METRICS = Path("metrics/evaluate.json")
+TRAINING_CURVES = Path("metrics/plots/training.csv")
+CONFUSION = Path("metrics/plots/confusion.csv")
+RELIABILITY = Path("metrics/plots/reliability.csv")
+OVERVIEW = Path("metrics/plots/overview.png")
+WORST = Path("metrics/plots/worst.png")
+
+RUNS = Path("runs")  # what a run took and where it ran: ignored by Git and by DVC

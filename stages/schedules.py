@@ -1,0 +1,41 @@
+"""Learning-rate schedules: pure functions of the step, so that a resumed run needs no state of theirs.
+
+Each returns a function of the step (0 … steps - 1) that gives the factor by which the optimizer's lr is multiplied.
+"""
+
+import math
+from collections.abc import Callable
+
+Factor = Callable[[int], float]
+
+
+def constant(steps: int) -> Factor:
+    """Always 1."""
+    return lambda step: 1.0
+
+
+def one_cycle(steps: int, warmup_fraction: float, start_factor: float, end_factor: float) -> Factor:
+    """Up in a straight line to 1 over the first part of the run, then down along half a cosine.
+
+    Source: Smith and Topin 2017, "Super-convergence"; the way down is that of torch's OneCycleLR.
+    """
+    warmup = max(warmup_fraction * steps - 1, 0)  # the step with the highest rate, as OneCycleLR counts it
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return start_factor + (1 - start_factor) * step / warmup
+        return _half_cosine((step - warmup) / max(steps - 1 - warmup, 1), end_factor)
+
+    return factor
+
+
+def cosine(steps: int, end_factor: float) -> Factor:
+    """Down along half a cosine from the first step to the last. Source: Loshchilov and Hutter 2017, "SGDR"."""
+    return lambda step: _half_cosine(step / max(steps - 1, 1), end_factor)
+
+
+def _half_cosine(progress: float, end: float) -> float:
+    return end + (1 - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+SCHEDULES: dict[str, Callable[..., Factor]] = {"constant": constant, "one_cycle": one_cycle, "cosine": cosine}

@@ -1,0 +1,216 @@
+"""Train the chosen network, and keep the weights of the epoch that is best on validation. Never reads the test set."""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from stages import data_card, device, errors, files, model_file, models, packed, params, paths, record
+from stages.augmentation import AUGMENTATIONS
+from stages.batches import Batch, EpochBatches, PackedImages, loader
+from stages.errors import UserError
+from stages.inference import predict
+from stages.losses import LOSSES, OUTPUTS, Output
+from stages.optimizers import OPTIMIZERS
+from stages.params import train as train_params
+from stages.rng import STEP, WEIGHTS, seed_for
+from stages.schedules import SCHEDULES
+
+EVALUATION_BATCH = 1000  # images of the validation part at a time: changes speed and memory, no result
+
+
+def main() -> None:
+    """data/processed (train, validation) -> data/model, metrics/train.json, metrics/plots/training.csv."""
+    start = time.perf_counter()
+    chosen = train_params.read(params.load(paths.PARAMS))
+    options, seed = chosen.train, chosen.train.seed
+
+    target = device.set_up(options.device, options.threads, "train.device")
+    device.check_precision(options.precision, target.type, device.has_bfloat16(target))
+
+    card = data_card.read(paths.DATA_CARD)
+    images, labels = map(torch.from_numpy, packed.read(paths.TRAIN, card.shape, len(card.classes)))
+    validation = packed.read(paths.VALIDATION, card.shape, len(card.classes))
+    validation_images, validation_labels = map(torch.from_numpy, validation)
+    if not len(labels):
+        raise UserError(f"{paths.TRAIN}: no images to train on; set a smaller preprocess.validation_fraction")
+    if options.early_stopping_patience_epochs and not len(validation_labels):
+        raise UserError(
+            f"{paths.PARAMS}: train.early_stopping_patience_epochs is {options.early_stopping_patience_epochs}, and "
+            "there is no validation part to stop on; allowed: 0, or a preprocess.validation_fraction above 0"
+        )
+    resident = device.keep_on_device(images.nbytes, device.free_bytes(target), options.num_workers)
+    if resident:
+        images, labels = images.to(target), labels.to(target)
+        validation_images = validation_images.to(target)
+    sampler = EpochBatches(len(labels), options.batch_size, options.shuffle, seed)
+    pin_memory = target.type == "cuda" and not resident  # pinned memory is what non_blocking copies need
+    steps = options.epochs * len(sampler)
+
+    torch.manual_seed(seed_for(seed, WEIGHTS))
+    try:
+        model = models.build(chosen.model, chosen.model_options, card.shape, len(card.classes), card.mean, card.std).to(
+            target
+        )
+    except ValueError as error:
+        raise UserError(f"{paths.PARAMS}: models.{chosen.model}: {error}") from None
+    weights, history = fit(
+        model,
+        loader(PackedImages(images, labels), sampler, options.num_workers, pin_memory),
+        sampler,
+        (validation_images, validation_labels),
+        objective=partial(LOSSES[options.loss], smoothing=options.label_smoothing),
+        output=OUTPUTS[options.loss],
+        optimizer=OPTIMIZERS[options.optimizer](model.parameters(), **chosen.optimizer_options),
+        lr_factor=SCHEDULES[options.schedule](steps, **chosen.schedule_options),
+        augment=partial(AUGMENTATIONS[options.augmentation], **chosen.augmentation_options),
+        precision=options.precision,
+        epochs=options.epochs,
+        patience_epochs=options.early_stopping_patience_epochs,
+        seed=seed,
+        log_every_steps=options.log_every_steps,
+    )
+
+    model.load_state_dict(weights)
+    spec = model_file.Spec(
+        format=1,
+        model=chosen.model,
+        options=chosen.model_options,
+        image_shape=card.image_shape,
+        classes=card.classes,
+        output=OUTPUTS[options.loss],
+    )
+    model_file.write(paths.MODEL, model, spec)
+    curves = pd.DataFrame(history)
+    files.write_text(paths.TRAINING_CURVES, curves.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    kept = history[best_epoch(history) - 1]
+    measured = {key: value for key, value in kept.items() if key not in ("epoch", "lr")}
+    metrics = {"best_epoch": kept["epoch"], "epochs_run": len(history), "parameters": models.parameter_count(model)}
+    files.write_json(paths.TRAIN_METRICS, {**metrics, **measured})
+    print(f"best epoch {kept['epoch']} of {len(history)}, kept in {paths.MODEL}")
+    seconds = round(time.perf_counter() - start, 3)
+    record.write("train", {"seconds": seconds, "device": str(target), "threads": torch.get_num_threads()})
+
+
+def fit(
+    model: nn.Module,
+    batches: DataLoader[Batch],
+    sampler: EpochBatches,
+    validation: Batch,
+    *,
+    objective: Callable[[Tensor, Tensor], Tensor],
+    output: Output,
+    optimizer: torch.optim.Optimizer,
+    lr_factor: Callable[[int], float],
+    augment: Callable[[Tensor], Tensor],
+    precision: str,
+    epochs: int,
+    patience_epochs: int,
+    seed: int,
+    log_every_steps: int,
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """Train `model` in place; return the weights of the best epoch and a row an epoch of what was measured.
+
+    validation: images and labels; with none, no validation columns are measured, and the last epoch is the best.
+    objective: (logits, labels) -> scalar. output: what turns logits into probabilities. lr_factor: of the step.
+    precision: float32 | bfloat16 | float16. patience_epochs: stop after so many epochs without a better one; 0: never.
+    Raises UserError when the loss is not finite.
+    """
+    device = next(model.parameters()).device
+    base_lr = [group["lr"] for group in optimizer.param_groups]
+    low = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
+    scaler = torch.amp.GradScaler(device.type, enabled=low is torch.float16)  # small float16 gradients would be 0
+    terminal = sys.stderr.isatty()
+    history: list[dict[str, float]] = []
+    weights: dict[str, Tensor] = {}
+    for epoch in range(1, epochs + 1):
+        began = time.perf_counter()
+        sampler.epoch = epoch
+        losses, sizes = [], []
+        model.train()
+        bar = tqdm(batches, f"epoch {epoch}/{epochs}", leave=False, unit="step", disable=not terminal)
+        for step, (images, labels) in enumerate(bar, start=1):
+            torch.manual_seed(seed_for(seed, STEP, epoch, step))  # for augmentation and dropout
+            for group, lr in zip(optimizer.param_groups, base_lr, strict=True):
+                group["lr"] = lr * lr_factor((epoch - 1) * len(sampler) + step - 1)
+            images = images.to(device, non_blocking=True)  # (N, C, H, W)
+            labels = labels.to(device, non_blocking=True)  # (N,)
+            with torch.autocast(device.type, low, enabled=low is not None):
+                logits = model(augment(images))  # (N, K)
+            loss = objective(logits.float(), labels)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            losses.append(loss.detach())  # not read here: that would wait for the GPU at every step
+            sizes.append(len(labels))
+            if step % log_every_steps == 0 or step == len(sampler):
+                check_finite(losses, epoch)
+                speed = sum(sizes) / (time.perf_counter() - began)
+                line = f"loss {loss.item():.4f} {speed:,.0f} images/s"
+                bar.set_postfix_str(line)
+                if not terminal and step < len(sampler):  # the epoch's own line says the rest
+                    print(f"epoch {epoch}/{epochs} step {step}/{len(sampler)} {line}", flush=True)
+        seconds = time.perf_counter() - began
+        train_loss = weighted_mean(losses, sizes)
+        row = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], "train_loss": train_loss}
+        line = f"epoch {epoch}/{epochs} loss {train_loss:.4f}"
+        if len(validation[1]):
+            log_p = predict(model, validation[0], output, EVALUATION_BATCH, device)  # (N, K)
+            row["validation_loss"] = F.nll_loss(log_p.double(), validation[1]).item()
+            row["validation_accuracy"] = (log_p.argmax(dim=1) == validation[1]).double().mean().item()
+            if not math.isfinite(row["validation_loss"]):
+                raise diverged("validation", row["validation_loss"], f"epoch {epoch}")
+            line += f" validation loss {row['validation_loss']:.4f} accuracy {row['validation_accuracy']:.2%}"
+        print(f"{line} {sum(sizes) / seconds:,.0f} images/s", flush=True)
+        history.append(row)
+        best = best_epoch(history)
+        if best == epoch:
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        if patience_epochs and epoch - best >= patience_epochs:
+            print(f"no better validation accuracy for {patience_epochs} epochs: stopped early", flush=True)
+            break
+    return weights, history
+
+
+def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
+    """The epoch with the best validation accuracy, of equals the one with the lower loss, then the first.
+
+    Without validation the last epoch.
+    """
+    if "validation_accuracy" not in history[-1]:
+        return len(history)
+    ranks = [(row["validation_accuracy"], -row["validation_loss"]) for row in history]
+    return ranks.index(max(ranks)) + 1
+
+
+def weighted_mean(losses: list[Tensor], sizes: list[int]) -> float:
+    """The mean loss an image, of the mean losses of batches of these sizes."""
+    return float(np.average(torch.stack(losses).cpu().numpy().astype(np.float64), weights=sizes))
+
+
+def check_finite(losses: list[Tensor], epoch: int) -> None:
+    """Raise UserError if a step's loss is NaN or infinite, naming the first such step."""
+    broken = (~torch.isfinite(torch.stack(losses))).nonzero()
+    if len(broken):
+        step = int(broken[0]) + 1
+        raise diverged("training", losses[step - 1].item(), f"epoch {epoch}, step {step}")
+
+
+def diverged(which: str, value: float, where: str) -> UserError:
+    """The error for a loss that is not finite."""
+    mend = "set a smaller lr of the optimizer, or train.precision: float32"
+    return UserError(f"the {which} loss is {value} at {where}: the run diverged; {paths.PARAMS}: {mend}")
+
+
+if __name__ == "__main__":
+    errors.run(main)

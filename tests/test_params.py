@@ -1,0 +1,207 @@
+"""Every wrong parameter ends in one line that says what, where and how to mend it."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages import params
+from stages.errors import UserError
+from stages.params.__main__ import SCHEMAS, main
+
+ROOT = Path(__file__).parent.parent
+DEFAULTS = params.load(ROOT / "params.yaml")
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    """The committed parameters with one key set."""
+    values = copy.deepcopy(DEFAULTS)
+    here = values
+    *parents, last = key.split(".")
+    for parent in parents:
+        here = here[parent]
+    here[last] = value
+    return values
+
+
+def check(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The error text of the check of the whole file, or "" if it passes."""
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    try:
+        main()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_the_committed_file_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check(DEFAULTS, tmp_path, monkeypatch) == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("train.epochs", 0, "params.yaml: train.epochs is 0; allowed: a whole number, at least 1, at most 100000"),
+        ("train.epochs", "5", "params.yaml: train.epochs is '5'; allowed: a whole number, at least 1, at most 100000"),
+        ("train.epochs", 2.5, "params.yaml: train.epochs is 2.5; allowed: a whole number, at least 1, at most 100000"),
+        ("train.epochs", True, "params.yaml: train.epochs is True; allowed: a whole number, at least 1"),
+        ("train.epochs", None, "params.yaml: train.epochs is None; allowed: a whole number, at least 1"),
+        ("train.seed", -1, "params.yaml: train.seed is -1; allowed: a whole number, at least 0"),
+        ("train.shuffle", "yes", "params.yaml: train.shuffle is 'yes'; allowed: true | false"),
+        (
+            "train.optimizer",
+            "adm",
+            "params.yaml: train.optimizer is 'adm'; allowed: sgd | adam | adamw | rmsprop (did you mean adam?)",
+        ),
+        ("train.loss", ["mse"], "params.yaml: train.loss is ['mse']; allowed: cross_entropy | nll | mse | bce"),
+        ("train.batchsize", 3, "params.yaml: train.batchsize: unknown key (did you mean batch_size?); allowed: seed, "),
+        ("optimizers.adam.lr", 0, "params.yaml: optimizers.adam.lr is 0; allowed: a number, above 0, at most 1000"),
+        ("optimizers.adam.lr", float("nan"), "params.yaml: optimizers.adam.lr is nan; allowed: a number, above 0"),
+        ("optimizers.sgd.momentum", 1, "params.yaml: optimizers.sgd.momentum is 1; allowed: a number, at least 0, bel"),
+        ("optimizers.sgd.nesterov", True, "params.yaml: optimizers.sgd: nesterov is true and momentum is 0; allowed: "),
+        ("optimizers.adm", {}, "params.yaml: optimizers.adm: unknown (did you mean adam?); allowed: sgd, adam, adamw"),
+        ("optimizers", 3, "params.yaml: optimizers.sgd: the section is missing"),
+        ("models.cnn.channels", [32, 0], "params.yaml: models.cnn.channels.1 is 0; allowed: a list (a whole number, "),
+        ("models.cnn.channels", [], "params.yaml: models.cnn.channels is []; allowed: a list (a whole number, at leas"),
+        ("models.mlp", {}, "params.yaml: models.mlp.hidden is missing; allowed: a whole number, at least 1"),
+        ("model.name", "cmn", "params.yaml: model.name is 'cmn'; allowed: mlp | cnn (did you mean cnn?)"),
+        ("data.name", "minst", "(did you mean mnist?)"),
+        ("data.mirrors", "http://x", "params.yaml: data.mirrors is 'http://x'; allowed: a list (text)"),
+        ("data.mirrors", [3], "params.yaml: data.mirrors.0 is 3; allowed: a list (text)"),
+        ("evaluate", None, "params.yaml: evaluate is None; allowed: a mapping with batch_size, device, "),
+        ("schedules.constant", {"x": 1}, "params.yaml: schedules.constant.x: unknown key; allowed: nothing ({})"),
+        ("trian", {}, "params.yaml: trian: unknown section (did you mean train?); allowed: data, preprocess, model, "),
+        (
+            "train.early_stopping_patience_epochs",
+            3,
+            "",  # right by itself
+        ),
+    ],
+)
+def test_a_wrong_value_gives_its_line(
+    key: str, value: Any, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = check(changed(key, value), tmp_path, monkeypatch)
+    assert expected in text
+    assert bool(text) == bool(expected)
+    assert all(line.startswith("params.yaml: ") for line in text.splitlines())
+
+
+def test_rules_between_sections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = changed("preprocess.validation_fraction", 0)
+    values["train"]["early_stopping_patience_epochs"] = 3
+    assert "there is nothing to stop on; allowed: 0, or a fraction" in check(values, tmp_path, monkeypatch)
+
+
+def leaves(key: str) -> list[str]:
+    return [f"{key}.{name}" for name in SCHEMAS[key].model_fields]
+
+
+@pytest.mark.parametrize("key", [leaf for key in SCHEMAS for leaf in leaves(key)])
+@pytest.mark.parametrize("value", ["nonsense", -7, {"a": 1}, 10**30])
+def test_every_key_refuses_nonsense(key: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = check(changed(key, value), tmp_path, monkeypatch)
+    assert text.startswith(f"params.yaml: {key} is ")
+    assert "; allowed: " in text
+    assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize("key", [leaf for key in SCHEMAS for leaf in leaves(key)])
+def test_no_key_has_a_default(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = copy.deepcopy(DEFAULTS)
+    here = values
+    *parents, last = key.split(".")
+    for parent in parents:
+        here = here[parent]
+    del here[last]
+    assert f"params.yaml: {key} is missing; allowed: " in check(values, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"a: 1\na: 2\n", "params.yaml:2:1: not valid YAML: the key 'a' stands twice"),
+        (b"a: &x 1\nb: *x\n", "params.yaml:2:4: not valid YAML: aliases (*name) are not allowed"),
+        (b"a: [1, 2\nb: 3\n", "params.yaml:2:"),
+        (b"a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
+        ("seed: é\n".encode("latin-1"), "params.yaml: not UTF-8 text (byte 6)"),
+        ("seed: 1\n".encode("utf-16"), "params.yaml: not UTF-8 text"),
+        (b"\x00", "params.yaml: not valid YAML"),
+        (b"just text\n", "params.yaml: holds no mapping of section: options"),
+        (b"", "params.yaml: holds no mapping of section: options"),
+        (b"a: " + b"9" * 10_000, "params.yaml: not valid YAML"),
+        (b"a: " + b"[" * 5_000 + b"]" * 5_000, "params.yaml: not valid YAML"),
+        (b"? [a]\n: 1\n", "params.yaml:1:3: not valid YAML: a key is not plain text"),
+        (b"#" * (params.MAX_BYTES + 1), "params.yaml: larger than 1,000,000 bytes"),
+    ],
+)
+def test_a_file_that_is_no_yaml(content: bytes, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        params.load(Path("params.yaml"))
+    assert expected in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-5", 1e-5),  # PyYAML alone reads text: what `dvc exp run -S lr=1e-5` writes would not be a number
+        ("1E3", 1000.0),
+        (".5", 0.5),
+        ("5", 5),
+        ("-0", 0),
+        ("none", "none"),
+        ("no", "no"),
+        ("on", "on"),
+        ("~", None),
+        ("true", True),
+        ("0x1F", "0x1F"),
+        ("1_000", "1_000"),
+        ("12:30", "12:30"),
+        ("2024-01-01", "2024-01-01"),
+    ],
+)
+def test_scalars_are_read_as_dvc_reads_them(text: str, value: Any, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(f"a: {text}\n", encoding="utf-8")
+    loaded = params.load(path)["a"]
+    assert loaded == value
+    assert type(loaded) is type(value)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file; run from the top of the repository"):
+        params.load(tmp_path / "params.yaml")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=300) | st.text(max_size=200).map(lambda text: text.encode("utf-8")))
+def test_no_bytes_end_in_a_traceback(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_bytes(content)
+    try:
+        values = params.load(path)
+        for key, schema in SCHEMAS.items():
+            params.section(values, key, schema)
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1  # noqa: PT017 - any UserError is right, only its form is checked
+
+
+def test_as_a_program(tmp_path: Path) -> None:
+    values = changed("train.epochs", -3)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    command = [sys.executable, "-m", "stages.params"]
+    environment = {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: params.yaml: train.epochs is -3; allowed: ")
+    assert "Traceback" not in done.stderr
