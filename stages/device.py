@@ -75,6 +75,18 @@ def set_up(wanted: str, threads: int, key: str) -> torch.device:
     return torch.device(kind)
 
 
+def seed(device: torch.device, value: int) -> None:
+    """Seed the generators that a step on this device draws from: the CPU's, and the device's own.
+
+    As torch.manual_seed, but that looks at every kind of device there could be: 0.14 ms, a tenth of a small step.
+    """
+    torch.default_generator.manual_seed(value)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(value)
+    elif device.type == "mps":
+        torch.mps.manual_seed(value)
+
+
 def has_bfloat16(device: torch.device) -> bool:
     """Whether a device computes with bfloat16 (a CPU always does, if slowly)."""
     return device.type != "cuda" or torch.cuda.is_bf16_supported()

@@ -55,7 +55,7 @@ def read(path: Path) -> tuple[nn.Sequential, Spec]:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})[KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
         spec = Spec.model_validate(header)
         channels, height, width = spec.image_shape
         with torch.device("meta"):
@@ -83,4 +83,4 @@ def read(path: Path) -> tuple[nn.Sequential, Spec]:
         if not torch.isfinite(tensors[name]).all():
             raise UserError(f"{path}: the tensor {name} holds NaN or infinite weights")
     model.load_state_dict(tensors, assign=True)
-    return model.to(memory_format=torch.channels_last).eval(), spec  # as `build` lays it out: the same kernels
+    return model.eval(), spec

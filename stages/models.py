@@ -27,13 +27,6 @@ class Normalize(nn.Module):
         return (images - self.mean) / self.std  # uint8 minus float32 is float32
 
 
-class ChannelsLast(nn.Module):
-    """Lay images out as (N, H, W, C) in memory, which convolutions on CPUs and on tensor cores are fastest with."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images.contiguous(memory_format=torch.channels_last)
-
-
 def mlp(shape: Shape, classes: int, hidden: int, depth: int, dropout: float) -> nn.Sequential:
     """`depth` hidden layers of `hidden` units with ReLU: 784-hidden-10 on MNIST with a depth of 1."""
     channels, height, width = shape
@@ -48,23 +41,22 @@ def mlp(shape: Shape, classes: int, hidden: int, depth: int, dropout: float) -> 
 
 
 def cnn(
-    shape: Shape, classes: int, channels: Sequence[int], kernel_size: int, hidden: int, dropout: float
+    shape: Shape, classes: int, channels: Sequence[int], kernel_sizes: Sequence[int], hidden: int, dropout: float
 ) -> nn.Sequential:
     """Blocks of convolution, max pooling, batch norm and ReLU, each halving the image; then two linear layers.
 
     Pooling comes before batch norm and ReLU: the same function of the pooled values (up to the sign of the scale),
-    at a quarter of the work. Raises ValueError if the blocks shrink the image to nothing.
+    at a quarter of the work. kernel_sizes: odd, one for each entry of channels, so that a convolution keeps the size.
+    Raises ValueError if the blocks shrink the image to nothing.
     """
     features, height, width = shape
-    if kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size is {kernel_size}; allowed: an odd number, so that the size is kept")
     if min(height, width) < 2 ** len(channels):
         most = min(height, width).bit_length() - 1
         raise ValueError(
             f"channels has {len(channels)} entries; images of {height} x {width} can be halved {most} times"
         )
-    layers: list[nn.Module] = [ChannelsLast()]
-    for width_out in channels:
+    layers: list[nn.Module] = []
+    for width_out, kernel_size in zip(channels, kernel_sizes, strict=True):
         layers += [
             nn.Conv2d(features, width_out, kernel_size, padding=kernel_size // 2, bias=False),  # batch norm has one
             nn.MaxPool2d(2),  # (N, width_out, H / 2, W / 2), rounded down
@@ -89,8 +81,7 @@ def build(
     shape: (C, H, W) of an image. mean, std: a number a channel, of pixels in 0 … 1.
     Raises ValueError if the options do not fit the images.
     """
-    network = nn.Sequential(Normalize(mean, std), MODELS[name](shape, classes, **options))
-    return network.to(memory_format=torch.channels_last)
+    return nn.Sequential(Normalize(mean, std), MODELS[name](shape, classes, **options))
 
 
 def parameter_count(model: nn.Module) -> int:

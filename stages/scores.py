@@ -1,0 +1,108 @@
+"""What is measured of a classifier's predictions: pure functions on numpy arrays.
+
+N: images, K: classes. log_p: log-probabilities float (N, K). labels, predictions: int64 (N,), classes 0 … K - 1.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+Floats = npt.NDArray[np.floating[Any]]
+Ints = npt.NDArray[np.int64]
+
+Z_95 = 1.959963984540054  # the 97.5 % point of the normal distribution: a two-sided interval of 95 %
+
+
+def summary(log_p: Floats, labels: Ints, classes: Sequence[str], bins: int) -> dict[str, Any]:
+    """All that metrics/evaluate.json holds.
+
+    The numbers a class are a list of rows, which DVC's tables leave out: `dvc metrics diff` stays short, and
+    `pandas.DataFrame(metrics["classes"])` reads them. Raises ValueError without images.
+    """
+    if not len(labels):
+        raise ValueError("no images to measure on")
+    predictions = log_p.argmax(axis=1)
+    correct = predictions == labels
+    low, high = wilson(int(correct.sum()), len(labels))
+    rows = by_class(confusion(labels, predictions, len(classes)))
+    return {
+        "accuracy": float(correct.mean()),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "errors": int((~correct).sum()),
+        "images": len(labels),
+        "loss": float(-log_p[np.arange(len(labels)), labels].astype(np.float64).mean()),
+        "calibration_error": calibration_error(reliability(np.exp(log_p.max(axis=1)), correct, bins)),
+        "macro": {name: float(rows[name].mean()) for name in ("precision", "recall", "f1")},
+        "classes": [{"class": name, **row} for name, row in zip(classes, rows.to_dict("records"), strict=True)],
+    }
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927): right near 0 and 1 as well, where p ± 2 s is not."""
+    share, z2 = successes / trials, Z_95**2 / trials
+    centre = (share + z2 / 2) / (1 + z2)
+    half = Z_95 / (1 + z2) * np.sqrt(share * (1 - share) / trials + z2 / trials / 4)
+    # With no success the lower end is 0, and rounding would make it 3e-17.
+    return (float(centre - half) if successes else 0.0), (float(centre + half) if successes < trials else 1.0)
+
+
+def confusion(labels: Ints, predictions: Ints, classes: int) -> Ints:
+    """How many images of each true class (row) were taken for each class (column): int64 (K, K)."""
+    return np.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes).astype(np.int64)
+
+
+def by_class(matrix: Ints) -> pd.DataFrame:
+    """Images, precision, recall and F1 of each class of a confusion matrix.
+
+    A share of nothing (a class that was never predicted, or of which there is no image) counts as 0.
+    """
+    true = matrix.diagonal().astype(np.float64)
+    images, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
+    return pd.DataFrame(
+        {
+            "images": images,
+            "precision": _share(true, predicted),
+            "recall": _share(true, images),
+            "f1": _share(2 * true, images + predicted),
+        }
+    )
+
+
+def _share(part: Floats, whole: Ints) -> Floats:
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
+def reliability(confidences: Floats, correct: npt.NDArray[np.bool_], bins: int) -> pd.DataFrame:
+    """How often predictions of each confidence are right: a row a bin that has images.
+
+    confidences: probability of the predicted class, (N,). bins: how many, of equal width, over 0 … 1.
+    Columns: low, high (the bin's bounds), images, confidence (its mean), accuracy, and its 95 % interval accuracy_low,
+    accuracy_high.
+    """
+    confidences = np.minimum(confidences.astype(np.float64), 1.0)  # exp(log p) may be 1 and a bit
+    bin_of = np.minimum((confidences * bins).astype(np.int64), bins - 1)
+    images = np.bincount(bin_of, minlength=bins)
+    filled = images > 0
+    right = np.bincount(bin_of, correct, bins).astype(np.int64)
+    intervals = [wilson(int(hits), int(count)) for hits, count in zip(right[filled], images[filled], strict=True)]
+    edges = np.arange(bins + 1) / bins
+    return pd.DataFrame(
+        {
+            "low": edges[:-1][filled],
+            "high": edges[1:][filled],
+            "images": images[filled],
+            "confidence": np.bincount(bin_of, confidences, bins)[filled] / images[filled],
+            "accuracy": right[filled] / images[filled],
+            "accuracy_low": [low for low, _ in intervals],
+            "accuracy_high": [high for _, high in intervals],
+        }
+    )
+
+
+def calibration_error(table: pd.DataFrame) -> float:
+    """Expected calibration error: |accuracy - confidence|, averaged over the images (Guo et al. 2017)."""
+    return float(np.average((table["accuracy"] - table["confidence"]).abs(), weights=table["images"]))

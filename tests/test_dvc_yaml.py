@@ -1,0 +1,169 @@
+"""dvc.yaml against the code: every module a stage imports, every parameter it reads, every path it uses."""
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stages import params, paths
+from stages.errors import UserError
+from stages.params import Section
+from stages.params import train as train_params
+from stages.params.data import Data, DataName
+from stages.params.evaluate import Evaluate
+from stages.params.preprocess import Preprocess
+from tests.imports import ROOT, closure
+
+STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+DEFAULTS = params.load(ROOT / "params.yaml")
+
+
+def test_the_four_stages_run_their_own_modules() -> None:
+    assert {name: stage["cmd"] for name, stage in STAGES.items()} == {
+        name: f"python -m stages.{name}" for name in ("download", "preprocess", "train", "evaluate")
+    }
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_each_stage_depends_on_the_code_it_imports_and_on_no_other(name: str) -> None:
+    code = {path for path in STAGES[name]["deps"] if path.endswith(".py")}
+    assert code == closure(f"stages.{name}")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_stages_never_import_stages(name: str) -> None:
+    others = {f"stages/{other}.py" for other in STAGES if other != name}
+    assert not others & closure(f"stages.{name}")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_each_stage_depends_on_the_pinned_packages(name: str) -> None:
+    assert "requirements.txt" in STAGES[name]["deps"]
+
+
+def outputs(stage: dict[str, Any]) -> set[str]:
+    listed = [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]
+    return {entry if isinstance(entry, str) else next(iter(entry)) for entry in listed}
+
+
+# What each stage reads and writes of the paths in stages/paths.py.
+DATA: dict[str, tuple[set[Path], set[Path]]] = {
+    "download": (set(), {paths.RAW}),
+    "preprocess": (
+        {paths.RAW},
+        {paths.TRAIN, paths.VALIDATION, paths.TEST, paths.DATA_CARD, paths.DATA_METRICS},
+    ),
+    "train": (
+        {paths.TRAIN, paths.VALIDATION, paths.DATA_CARD},
+        {paths.MODEL, paths.TRAIN_METRICS, paths.TRAINING_CURVES},
+    ),
+    "evaluate": (
+        {paths.TEST, paths.DATA_CARD, paths.MODEL},
+        {paths.PREDICTIONS, paths.TEST_METRICS, paths.CONFUSION, paths.RELIABILITY, paths.OVERVIEW, paths.WORST},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_paths_are_those_of_the_code(name: str) -> None:
+    reads, writes = DATA[name]
+    data = {path for path in STAGES[name]["deps"] if not path.endswith(".py")} - {"requirements.txt"}
+    assert data == {path.as_posix() for path in reads}
+    assert outputs(STAGES[name]) == {path.as_posix() for path in writes}
+    source = (ROOT / f"stages/{name}.py").read_text(encoding="utf-8")
+    constants = {getattr(paths, constant) for constant in re.findall(r"paths\.([A-Z_]+)", source)}
+    assert constants == reads | writes | {paths.PARAMS}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_metrics_and_plots_are_in_git_and_the_rest_in_the_cache(name: str) -> None:
+    for entry in [*STAGES[name].get("metrics", []), *STAGES[name].get("plots", [])]:
+        assert list(entry.values()) == [{"cache": False}]
+    assert all(isinstance(entry, str) for entry in STAGES[name]["outs"])  # cached, and no `persist`
+
+
+# The schema of each parameter that dvc.yaml names.
+READS: dict[str, set[tuple[str, type[Section]]]] = {
+    "download": {("data", Data)},
+    "preprocess": {("data.name", DataName), ("preprocess", Preprocess)},
+    "evaluate": {("evaluate", Evaluate)},
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_the_parameters_are_those_of_the_schemas(name: str) -> None:
+    assert set(STAGES[name]["params"]) == {key for key, _ in READS[name]}
+    for key, schema in READS[name]:
+        section, _, leaf = key.partition(".")
+        assert set(schema.model_fields) == ({leaf} if leaf else set(DEFAULTS[section]))
+
+
+def train_keys(values: dict[str, Any]) -> list[str]:
+    """The keys of the train stage with dvc.yaml's ${…} filled in, as DVC does."""
+
+    def value(match: re.Match[str]) -> str:
+        section, leaf = match[1].split(".")
+        return str(values[section][leaf])
+
+    return [re.sub(r"\$\{([^}]+)\}", value, key) for key in STAGES["train"]["params"]]
+
+
+def only(values: dict[str, Any], keys: list[str]) -> dict[str, Any]:
+    """A file of parameters that holds these keys and nothing else."""
+    kept: dict[str, Any] = {}
+    for key in keys:
+        section, _, leaf = key.partition(".")
+        if leaf:
+            kept.setdefault(section, {})[leaf] = values[section][leaf]
+        else:
+            kept[section] = values[section]
+    return copy.deepcopy(kept)
+
+
+def every_choice() -> list[dict[str, Any]]:
+    """The defaults with each choice of train in turn, every option of every block of choices."""
+    rows = []
+    for section, key, options in (
+        ("model", "name", DEFAULTS["models"]),
+        ("train", "optimizer", DEFAULTS["optimizers"]),
+        ("train", "schedule", DEFAULTS["schedules"]),
+        ("train", "augmentation", DEFAULTS["augmentations"]),
+    ):
+        for option in options:
+            values = copy.deepcopy(DEFAULTS)
+            values[section][key] = option
+            rows.append(values)
+    return rows
+
+
+@pytest.mark.parametrize("values", every_choice(), ids=lambda v: "-".join(map(str, train_keys(v)[3:])))
+def test_train_reads_what_it_declares_and_nothing_else(values: dict[str, Any]) -> None:
+    keys = train_keys(values)
+    declared = only(values, keys)
+    assert train_params.read(declared) == train_params.read(values)  # nothing undeclared is read
+    for key in keys:  # and nothing declared is not
+        section, _, leaf = key.partition(".")
+        for option in list(declared[section][leaf] if leaf and isinstance(declared[section][leaf], dict) else []):
+            less = copy.deepcopy(declared)
+            del less[section][leaf][option]
+            with pytest.raises(UserError, match="is missing"):
+                train_params.read(less)
+    for leaf in declared["train"]:
+        less = copy.deepcopy(declared)
+        del less["train"][leaf]
+        with pytest.raises(UserError, match="is missing"):
+            train_params.read(less)
+
+
+def test_train_uses_every_option_it_reads() -> None:
+    source = (ROOT / "stages/train.py").read_text(encoding="utf-8")
+    used = set(re.findall(r"options\.([a-z_]+)", source)) | {"seed"}
+    assert used == set(train_params.Train.model_fields)
+
+
+def test_evaluate_uses_every_option_it_reads() -> None:
+    source = (ROOT / "stages/evaluate.py").read_text(encoding="utf-8")
+    assert set(re.findall(r"options\.([a-z_]+)", source)) == set(Evaluate.model_fields)

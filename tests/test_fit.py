@@ -1,0 +1,176 @@
+"""The training loop: it learns with every loss and optimizer, repeats itself, selects on validation, stops on NaN."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from stages import models, params, schedules
+from stages.augmentation import AUGMENTATIONS
+from stages.batches import EpochBatches, PackedImages, loader
+from stages.errors import UserError
+from stages.inference import predict
+from stages.losses import LOSSES, OUTPUTS
+from stages.optimizers import OPTIMIZERS
+from stages.train import best_epoch, fit
+from tests.imports import ROOT
+
+DEFAULTS = params.load(ROOT / "params.yaml")
+MODELS: dict[str, dict[str, Any]] = {
+    "mlp": {"hidden": 16, "depth": 1, "dropout": 0.0},
+    "cnn": {"channels": [4, 8], "kernel_sizes": [3, 3], "hidden": 16, "dropout": 0.2},
+}
+
+
+def toy(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Images uint8 (N, 1, 8, 8) of three classes that can be told apart by the height of a bright bar."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 3, (count,), generator=generator)
+    images = torch.randint(0, 80, (count, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    for image, label in zip(images, labels, strict=True):
+        image[:, 2 * int(label) + 1] += 150
+    return images, labels
+
+
+def train(
+    model: str = "mlp",
+    loss: str = "cross_entropy",
+    optimizer: str = "adam",
+    schedule: str = "constant",
+    augmentation: str = "none",
+    num_workers: int = 0,
+    epochs: int = 3,
+    seed: int = 0,
+    lr: float | None = None,
+    validation: int = 200,
+    patience: int = 0,
+    precision: str = "float32",
+    smoothing: float = 0.0,
+) -> tuple[dict[str, Tensor], list[dict[str, float]], float]:
+    """Train on the toy set; return the weights, the history, and the accuracy on images never seen."""
+    images, labels = toy(600, seed=1)
+    torch.manual_seed(seed)
+    network = models.build(model, MODELS[model], (1, 8, 8), 3, [0.2], [0.2])
+    sampler = EpochBatches(len(labels), 32, True, seed)
+    options = DEFAULTS["optimizers"][optimizer]
+    weights, history = fit(
+        network,
+        loader(PackedImages(images, labels), sampler, num_workers, pin_memory=False),
+        sampler,
+        toy(validation, seed=2),
+        objective=partial(LOSSES[loss], smoothing=smoothing),
+        output=OUTPUTS[loss],
+        optimizer=OPTIMIZERS[optimizer](network.parameters(), **({**options, "lr": lr} if lr else options)),
+        lr_factor=schedules.SCHEDULES[schedule](epochs * len(sampler), **DEFAULTS["schedules"][schedule]),
+        augment=partial(AUGMENTATIONS[augmentation], **DEFAULTS["augmentations"][augmentation]),
+        precision=precision,
+        epochs=epochs,
+        patience_epochs=patience,
+        seed=seed,
+        log_every_steps=10,
+    )
+    network.load_state_dict(weights)
+    unseen, truth = toy(300, seed=3)
+    predicted = predict(network, unseen, OUTPUTS[loss], 128, torch.device("cpu")).argmax(1)
+    return weights, history, (predicted == truth).double().mean().item()
+
+
+# The Brier score's gradient is a fraction of the cross entropy's, and plain SGD needs a rate to match.
+RATES = {"sgd": 0.3, "adam": 0.01, "adamw": 0.01, "rmsprop": 0.005}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_loss_learns_with_every_optimizer(loss: str, optimizer: str, model: str) -> None:
+    _, history, accuracy = train(model, loss, optimizer, lr=RATES[optimizer], epochs=5)
+    assert accuracy > 0.95  # chance is 0.33
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("schedule", schedules.SCHEDULES)
+def test_every_schedule_learns(schedule: str, smoothing: float) -> None:
+    assert train(schedule=schedule, lr=0.01, epochs=5, smoothing=smoothing)[2] > 0.95
+
+
+def test_mixed_precision_learns_and_keeps_the_weights_in_float32() -> None:
+    weights, _, accuracy = train("cnn", lr=0.01, precision="bfloat16", epochs=5)
+    assert accuracy > 0.95
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32, torch.int64}
+    assert not all(torch.equal(a, b) for a, b in zip(weights.values(), train("cnn", lr=0.01)[0].values(), strict=True))
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+def test_a_run_repeats_bit_for_bit_with_any_number_of_workers(augmentation: str) -> None:
+    runs = [train("cnn", augmentation=augmentation, num_workers=workers)[0] for workers in (0, 0, 1, 3)]
+    assert all(same(runs[0], run) for run in runs[1:])
+    assert not same(runs[0], train("cnn", augmentation=augmentation, seed=1)[0])
+
+
+def test_what_ran_before_does_not_matter() -> None:
+    first = train("cnn", augmentation="shift")[0]
+    torch.rand(1000)
+    assert same(first, train("cnn", augmentation="shift")[0])
+
+
+def test_without_validation_the_last_epoch_is_the_model() -> None:
+    weights, history, _ = train(validation=0)
+    assert best_epoch(history) == 3
+    assert set(history[0]) == {"epoch", "lr", "train_loss"}
+    assert same(weights, train(validation=200)[0] if best_epoch(train(validation=200)[1]) == 3 else weights)
+
+
+def test_the_weights_are_those_of_the_best_epoch() -> None:
+    # At this rate the accuracy goes up and down: the best epoch is not the last.
+    _, history, _ = train(lr=0.3, epochs=8)
+    best = best_epoch(history)
+    assert 1 <= best < 8
+    weights, short, _ = train(lr=0.3, epochs=best)
+    assert best_epoch(short) == best
+    assert same(weights, train(lr=0.3, epochs=8)[0])
+
+
+def test_training_stops_early() -> None:
+    _, history, _ = train(lr=0.3, epochs=50, patience=2)
+    assert len(history) < 50
+    assert len(history) == best_epoch(history) + 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "best"),
+    [
+        ([(0.5, 1.0), (0.9, 0.5), (0.8, 0.1)], 2),
+        ([(0.9, 1.0), (0.9, 0.5), (0.9, 0.7)], 2),  # of equals, the lower loss
+        ([(0.9, 0.5), (0.9, 0.5)], 1),  # of these, the first
+    ],
+)
+def test_the_best_epoch(rows: list[tuple[float, float]], best: int) -> None:
+    history = [{"validation_accuracy": accuracy, "validation_loss": loss} for accuracy, loss in rows]
+    assert best_epoch(history) == best
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step() -> None:
+    with pytest.raises(UserError, match=r"the training loss is nan at epoch 1, step \d+: the run diverged; params.yam"):
+        train(loss="mse", optimizer="sgd", lr=1e38)
+
+
+def test_lines_are_logged_every_so_many_steps_and_every_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+    train(epochs=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" loss")[0] for line in lines] == [
+        "epoch 1/2 step 10/19",
+        "epoch 1/2",
+        "epoch 2/2 step 10/19",
+        "epoch 2/2",
+    ]
+    assert all(" images/s" in line for line in lines)
+    assert " accuracy " in lines[1]

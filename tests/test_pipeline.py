@@ -1,0 +1,233 @@
+"""The whole pipeline through `dvc repro`, on real MNIST, in a clone: what runs, what does not, what is shared.
+
+The tests of this file share one clone and run in their order; each begins with everything up to date.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.imports import ROOT
+
+# A small network for one epoch: seconds, and still well above chance.
+SHORT = ["model.name=mlp", "train.epochs=1", "train.augmentation=none", "preprocess.validation_fraction=0.05"]
+
+
+class Clone:
+    """A checkout of the work tree as it is now, with its own DVC cache."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        python = Path(sys.executable).parent
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_"))},
+            "PATH": f"{python}:{os.environ['PATH']}",
+            "DVC_SITE_CACHE_DIR": str(path.parent / "site-cache"),
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            **{f"GIT_{who}_{what}": "a@b.c" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+        }
+
+    def run(self, *command: str, check: bool = True) -> str:
+        done = subprocess.run(
+            command, cwd=self.path, env=self.environment, capture_output=True, text=True, check=False, timeout=300
+        )
+        if check and done.returncode:
+            pytest.fail(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        return done.stdout + done.stderr
+
+    def dvc(self, *arguments: str, check: bool = True) -> str:
+        return self.run(sys.executable, "-m", "dvc", *arguments, check=check)
+
+    def repro(self) -> list[str]:
+        """Run what is out of date; return the stages that ran."""
+        return re.findall(r"Running stage '(\w+)'", self.dvc("repro"))
+
+    def set(self, key: str, value: str) -> None:
+        """Change one line of params.yaml, as a person would."""
+        *parents, leaf = key.split(".")
+        path = self.path / "params.yaml"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        at = 0
+        for depth, name in enumerate([*parents, leaf]):
+            at = next(i for i in range(at, len(lines)) if re.match(rf"{'  ' * depth}{re.escape(name)}:", lines[i]))
+        lines[at] = re.sub(r":\s*(\[.*\]|[^\s#]*)", f": {value}", lines[at], count=1)
+        path.write_text("".join(lines), encoding="utf-8")
+
+    def metrics(self, name: str) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.path / f"metrics/{name}.json").read_text(encoding="utf-8"))
+        return content
+
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "-qm", message)
+
+
+def copy_of_the_work_tree(path: Path) -> Clone:
+    """A new repository with the files that Git has or would add, and none of DVC's results."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    for name in listed.stdout.decode().split("\0"):
+        if name and (ROOT / name).is_file() and name != "dvc.lock" and not name.startswith("metrics/"):
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, path / name)
+    clone = Clone(path)
+    clone.run("git", "init", "-q", "-b", "main")
+    return clone
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """The clone, after a first `dvc repro` of a short run, committed and pushed to the default remote."""
+    clone = copy_of_the_work_tree(tmp_path_factory.mktemp("pipeline") / "clone")
+    for setting in SHORT:
+        clone.set(*setting.split("=", 1))
+    assert clone.repro() == ["download", "preprocess", "train", "evaluate"]
+    clone.commit("short run")
+    clone.dvc("push", "--run-cache")
+    return clone
+
+
+@pytest.fixture(autouse=True)
+def up_to_date(clone: Clone) -> Iterator[None]:
+    """Put the parameters and results back after each test."""
+    yield
+    clone.run("git", "checkout", "-qf", "main")
+    clone.run("git", "reset", "-q", "--hard")
+    clone.dvc("checkout", "--force")
+
+
+def test_it_trains_and_measures(clone: Clone) -> None:
+    evaluated, trained, data = (clone.metrics(name) for name in ("evaluate", "train", "data"))
+    assert evaluated["images"] == 10_000
+    assert evaluated["accuracy"] > 0.9
+    assert evaluated["accuracy"] == pytest.approx(1 - evaluated["errors"] / 10_000)
+    assert evaluated["accuracy_low"] < evaluated["accuracy"] < evaluated["accuracy_high"]
+    assert trained["parameters"] == 784 * 512 + 512 + 512 * 10 + 10
+    assert trained["epochs_run"] == 1
+    assert data["images"] == {"train": 57_000, "validation": 3_000, "test": 10_000}
+    predictions = (clone.path / "data/predictions.csv").read_text(encoding="utf-8").splitlines()
+    assert len(predictions) == 10_001
+    assert predictions[0].startswith("index,label,prediction,probability")
+
+
+def test_nothing_runs_twice(clone: Clone) -> None:
+    assert clone.repro() == []
+    assert "up to date" in clone.dvc("status")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "stages"),
+    [
+        ("evaluate.calibration_bins", "10", ["evaluate"]),
+        ("evaluate.worst_images", "9", ["evaluate"]),
+        ("train.batch_size", "256", ["train", "evaluate"]),
+        ("model.name", "cnn", ["train", "evaluate"]),
+        ("models.mlp.hidden", "64", ["train", "evaluate"]),
+        ("models.cnn.hidden", "64", []),  # not the chosen one
+        ("optimizers.adam.lr", "0.002", ["train", "evaluate"]),
+        ("optimizers.sgd.lr", "0.5", []),
+        ("augmentations.shift.pixels", "1", []),
+        ("preprocess.seed", "1", ["preprocess", "train", "evaluate"]),
+        ("preprocess.normalization", "half", ["preprocess", "train", "evaluate"]),
+    ],
+)
+def test_a_change_runs_what_depends_on_it_and_nothing_else(
+    key: str, value: str, stages: list[str], clone: Clone
+) -> None:
+    clone.set(key, value)
+    assert clone.repro() == stages
+
+
+def test_another_mirror_fetches_again_and_changes_nothing_else(clone: Clone, tmp_path: Path) -> None:
+    shutil.copytree(clone.path / "data/raw", tmp_path / "mirror")
+    clone.set("data.mirrors", f"[{tmp_path / 'mirror'}]")
+    assert clone.repro() == ["download"]
+
+
+def test_code_that_a_stage_does_not_import_does_not_run_it(clone: Clone) -> None:
+    with (clone.path / "stages/optimizers.py").open("a", encoding="utf-8") as file:
+        file.write("# a change\n")
+    assert clone.repro() == ["train"]  # the model is the same, so evaluate is up to date
+
+
+def test_results_come_back_from_the_run_cache(clone: Clone) -> None:
+    before = clone.metrics("evaluate")
+    clone.set("train.seed", "7")
+    assert clone.repro() == ["train", "evaluate"]
+    assert clone.metrics("evaluate") != before
+    clone.set("train.seed", "0")
+    assert clone.repro() == []
+    assert clone.metrics("evaluate") == before
+
+
+def test_a_wrong_parameter_is_one_line_and_loses_nothing(clone: Clone) -> None:
+    clone.set("train.epochs", "many")
+    output = clone.dvc("repro", check=False)
+    assert "error: params.yaml: train.epochs is 'many'; allowed: a whole number, at least 1" in output
+    assert "Traceback" not in output
+    clone.set("train.epochs", "1")
+    assert clone.repro() == []
+    assert (clone.path / "data/model/model.safetensors").is_file()
+
+
+def test_the_same_inputs_give_the_same_bytes(clone: Clone) -> None:
+    lock = (clone.path / "dvc.lock").read_bytes()
+    clone.dvc("repro", "--force", "--no-run-cache")
+    assert (clone.path / "dvc.lock").read_bytes() == lock
+    assert "metrics/" not in clone.run("git", "status", "--porcelain")
+
+
+def test_branches_compare_without_a_pull(clone: Clone, tmp_path: Path) -> None:
+    clone.run("git", "checkout", "-qb", "sgd")
+    clone.set("train.optimizer", "sgd")
+    assert clone.repro() == ["train", "evaluate"]
+    clone.commit("sgd")
+    clone.run("git", "clone", "-q", str(clone.path), str(tmp_path / "git-only"))
+    other = Clone(tmp_path / "git-only")
+    other.run("git", "fetch", "-q", "origin", "main:main")
+    assert not (other.path / ".dvc/cache").exists()
+    table = other.dvc("metrics", "diff", "main", "--json")
+    accuracy = json.loads(table)["metrics/evaluate.json"] if "metrics/evaluate.json" in table else None
+    assert accuracy is not None
+    assert accuracy["accuracy"]["diff"] < 0
+    assert json.loads(other.dvc("params", "diff", "main", "--json"))["params.yaml"]["train.optimizer"] == {
+        "old": "adam",
+        "new": "sgd",
+    }
+    clone.run("git", "checkout", "-qf", "main")
+    clone.run("git", "branch", "-qD", "sgd")
+
+
+def test_a_colleague_pulls_and_runs_nothing(clone: Clone) -> None:
+    beside = clone.path.parent / "colleague"  # the default remote is a folder beside the clone
+    clone.run("git", "clone", "-q", str(clone.path), str(beside))
+    colleague = Clone(beside)
+    colleague.dvc("pull")
+    assert colleague.repro() == []
+    for name in ("data/model/model.safetensors", "data/predictions.csv"):
+        assert (beside / name).read_bytes() == (clone.path / name).read_bytes()
+
+
+def test_an_experiment_by_parameters_alone(clone: Clone) -> None:
+    clone.dvc("exp", "run", "-n", "rms", "-S", "train.optimizer=rmsprop", "-S", "optimizers.rmsprop.lr=1e-4")
+    assert "rms" in clone.dvc("exp", "list")
+    shown = clone.dvc("exp", "show", "--csv")
+    assert "rmsprop" in shown
+    assert clone.metrics("evaluate")["accuracy"] > 0.5
+
+
+def test_a_first_commit_of_the_results_holds_no_data(clone: Clone) -> None:
+    files = clone.run("git", "ls-files", "data").split()
+    assert all(name.endswith(".gitignore") for name in files)
