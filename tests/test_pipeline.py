@@ -132,7 +132,7 @@ def test_nothing_runs_twice(clone: Clone) -> None:
     [
         ("evaluate.calibration_bins", "10", ["evaluate"]),
         ("evaluate.worst_images", "9", ["evaluate"]),
-        ("train.batch_size", "256", ["train", "evaluate"]),
+        ("train.batch_size", "512", ["train", "evaluate"]),
         ("model.name", "cnn", ["train", "evaluate"]),
         ("models.mlp.hidden", "64", ["train", "evaluate"]),
         ("models.cnn.hidden", "64", []),  # not the chosen one

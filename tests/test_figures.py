@@ -1,0 +1,66 @@
+"""The pictures: the same bytes twice whatever the user's settings, whole, and for any number of classes."""
+
+import io
+from collections.abc import Callable
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages import figures, scores
+
+
+def overview(classes: int = 3, images: int = 500) -> bytes:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, classes, images)
+    confidences = random.uniform(1 / classes, 1, images)
+    predictions = np.where(random.uniform(size=images) < confidences, labels, random.integers(0, classes, images))
+    table = scores.reliability(confidences, predictions == labels, 15)
+    names = [f"T-shirt/top {number}" for number in range(classes)]
+    return figures.overview(scores.confusion(labels, predictions, classes), names, table, "a title", 0.01)
+
+
+def worst(count: int = 7, channels: int = 1) -> bytes:
+    images = np.random.default_rng(0).integers(0, 256, (count, channels, 9, 12), dtype=np.uint8)
+    return figures.worst(images, [f"{number}, taken for 3\nat 99 %" for number in range(count)], "mistakes")
+
+
+def picture(content: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(content), formats=["PNG"])
+    image.load()
+    return image
+
+
+@pytest.mark.parametrize("draw", [overview, worst])
+def test_a_users_settings_change_no_byte(draw: Callable[[], bytes]) -> None:
+    first = draw()
+    with mpl.rc_context():
+        mpl.style.use("dark_background")
+        mpl.rcParams.update({"font.size": 30, "savefig.dpi": 17, "savefig.bbox": "tight"})
+        assert draw() == first
+        assert mpl.rcParams["font.size"] == 30  # and are left as they were
+    assert b"Software" not in first
+
+
+@pytest.mark.parametrize("classes", [2, 10, 50])
+def test_any_number_of_classes(classes: int) -> None:
+    content = overview(classes)
+    assert picture(content).width >= 900
+    assert len(content) < 300_000
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 26, 101, 400])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_any_number_of_mistakes(count: int, channels: int) -> None:
+    image = picture(worst(count, channels)).convert("RGB")
+    assert image.width >= 400
+    assert image.getpixel((0, 0)) == (255, 255, 255)  # opaque: readable on a dark page too
+    assert len(image.getcolors(maxcolors=10**6) or []) > 2  # more than a blank page
+
+
+def test_colours_are_kept() -> None:
+    red = np.zeros((1, 3, 9, 9), dtype=np.uint8)
+    red[:, 0] = 255
+    colours = picture(figures.worst(red, ["red"], "one")).convert("RGB").getcolors(maxcolors=10**6) or []
+    assert (255, 0, 0) in [colour for _, colour in colours]
