@@ -67,10 +67,11 @@ def set_up(wanted: str, threads: int, key: str) -> torch.device:
     there = found()
     kind = choose(wanted, there, key)
     torch.set_num_threads(threads or os.cpu_count() or 1)
-    # cuBLAS repeats its results only with a fixed workspace; it reads this when it first starts.
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    torch.use_deterministic_algorithms(True, warn_only=kind == "mps")  # MPS has no deterministic form of some
-    torch.backends.cudnn.benchmark = False  # would choose its algorithms by the clock
+    if kind != "cpu":  # what the stages use repeats itself on a CPU, and the call imports 1.3 s of the compiler
+        # cuBLAS repeats its results only with a fixed workspace; it reads this when it first starts.
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.use_deterministic_algorithms(True, warn_only=kind == "mps")  # MPS has no deterministic form of some
+        torch.backends.cudnn.benchmark = False  # would choose its algorithms by the clock
     print(describe(kind, there, torch.get_num_threads()), flush=True)
     return torch.device(kind)
 

@@ -83,4 +83,4 @@ def read(path: Path) -> tuple[nn.Sequential, Spec]:
         if not torch.isfinite(tensors[name]).all():
             raise UserError(f"{path}: the tensor {name} holds NaN or infinite weights")
     model.load_state_dict(tensors, assign=True)
-    return model.eval(), spec
+    return models.fast_layout(model).eval(), spec

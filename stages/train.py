@@ -25,7 +25,7 @@ from stages.params import train as train_params
 from stages.rng import STEP, WEIGHTS, seed_for
 from stages.schedules import SCHEDULES
 
-EVALUATION_BATCH = 1000  # images of the validation part at a time: changes speed and memory, no result
+EVALUATION_BATCH = 250  # images of the validation part at a time: changes speed and memory only
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable
 
 import matplotlib as mpl
+import matplotlib.style
 import numpy as np
 import pytest
 from PIL import Image
