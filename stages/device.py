@@ -50,7 +50,7 @@ def check_precision(precision: str, kind: str, bfloat16: bool) -> None:
 def describe(kind: str, there: Mapping[str, int], threads: int) -> str:
     """One line on what is used, and on what is there and is not."""
     if kind == "cpu":
-        return f"device: cpu, {threads} threads"
+        return f"device: cpu, {threads} thread{'s' * (threads > 1)}"
     if kind == "mps":
         return "device: mps"
     idle = there["cuda"] - 1

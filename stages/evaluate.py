@@ -53,11 +53,12 @@ def main() -> None:
     files.write_bytes(paths.OVERVIEW, figures.overview(matrix, card.classes, bins, title, metrics["calibration_error"]))
     mistakes = np.flatnonzero(predictions != labels)
     mistakes = mistakes[np.argsort(-confidences[mistakes], kind="stable")][: options.worst_images]  # the surest first
-    titles = [
-        f"{card.classes[labels[image]]}, taken for {card.classes[predictions[image]]}\nat {confidences[image]:.1%}"
-        for image in mistakes
-    ]
-    heading = f"{len(mistakes)} of {metrics['errors']} mistakes, the surest first" if len(mistakes) else "no mistakes"
+    short = [name if len(name) <= 14 else f"{name[:13]}…" for name in card.classes]
+    titles = [f"{short[labels[image]]}\n→ {short[predictions[image]]}, {confidences[image]:.1%}" for image in mistakes]
+    heading = (
+        f"{len(mistakes)} of {metrics['errors']} mistakes, the surest first:\ntrue class → prediction, its probability"
+    )
+    heading = heading if len(mistakes) else "no mistakes"
     files.write_bytes(paths.WORST, figures.worst(images[mistakes], titles, heading))
     files.write_json(paths.TEST_METRICS, metrics)
 

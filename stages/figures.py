@@ -99,18 +99,21 @@ def worst(images: npt.NDArray[np.uint8], titles: Sequence[str], heading: str) ->
     # One picture with all of them on white: a subplot for each would take 30 ms each.
     above, beside = round(0.3 * height), round(0.06 * width) + 1  # pixels of the images, for the titles and the gaps
     sheet = np.full((rows * (height + above), columns * (width + beside), 3), 255, dtype=np.uint8)
-    corners = [((n // columns) * (height + above) + above, (n % columns) * (width + beside)) for n in range(count)]
+    corners = [
+        ((n // columns) * (height + above) + above, (n % columns) * (width + beside) + beside // 2)
+        for n in range(count)
+    ]
     for image, (top, left) in zip(images, corners, strict=True):
         colour = np.repeat(image, 3, axis=0) if channels == 1 else image  # (3, H, W)
         sheet[top : top + height, left : left + width] = colour.transpose(1, 2, 0)
     with _own_style():
         inches = 1.45 * columns  # wide enough for a title of some 20 letters
         scale = inches / sheet.shape[1]
-        figure = Figure(figsize=(inches, scale * sheet.shape[0] + 0.4))
-        axes = figure.add_axes((0, 0, 1, scale * sheet.shape[0] / (scale * sheet.shape[0] + 0.4)))
+        figure = Figure(figsize=(inches, scale * sheet.shape[0] + 0.5))
+        axes = figure.add_axes((0, 0, 1, scale * sheet.shape[0] / (scale * sheet.shape[0] + 0.5)))
         axes.axis("off")
         axes.imshow(sheet, interpolation="nearest", aspect="auto")
-        figure.suptitle(heading, fontsize=12, y=1 - 0.1 / figure.get_figheight(), va="top")
+        figure.suptitle(heading, fontsize=11, y=1 - 0.1 / figure.get_figheight(), va="top")
         for title, (top, left) in zip(titles, corners, strict=True):
             axes.text(left + width / 2, top - 1, title, ha="center", va="bottom", fontsize=8)
         return _png(figure)

@@ -1,0 +1,280 @@
+"""Each stage end to end, in a folder of its own, on a small data set of generated images."""
+
+import gzip
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from stages import data_card, datasets, download, evaluate, files, idx, model_file, packed, params, paths, preprocess
+from stages import train as train_stage
+from stages.datasets import DataSet, PublishedFile
+from stages.errors import UserError
+from tests.imports import ROOT
+
+TRAIN_IMAGES, TEST_IMAGES = 400, 120
+CLASSES = ("bar at the top", "bar in the middle", "bar below")
+
+
+def generated(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Noisy images uint8 (N, 12, 8) with a bright bar at the height of their class, and the labels."""
+    random = np.random.default_rng(seed)
+    labels = random.permutation(np.arange(count) % 3).astype(np.uint8)
+    images = random.integers(0, 90, (count, 12, 8), dtype=np.uint8)
+    images[np.arange(count), 4 * labels.astype(int) + 2] += 140
+    return images, labels
+
+
+class Workbench:
+    """A folder with params.yaml and a directory mirror, and the stages run in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.values: dict[str, Any] = params.load(ROOT / "params.yaml")
+        self.values["data"]["mirrors"] = ["mirror"]
+        self.values["model"]["name"] = "mlp"
+        self.values["models"]["mlp"]["hidden"] = 16
+        self.values["train"].update(epochs=4, batch_size=16, threads=1, log_every_steps=10, augmentation="none")
+        self.values["evaluate"].update(threads=1, worst_images=4)
+
+    def run(self, *stages: Any) -> None:
+        Path("params.yaml").write_text(yaml.safe_dump(self.values), encoding="utf-8")
+        for stage in stages:
+            stage.main()
+
+    def content(self) -> dict[str, str]:
+        """SHA-256 of every file that the stages made, but for the run records."""
+        return {
+            str(file): hashlib.sha256(file.read_bytes()).hexdigest()
+            for folder in ("data", "metrics")
+            for file in sorted(Path(folder).rglob("*"))
+            if file.is_file()
+        }
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workbench:
+    """A workbench whose `mnist` is the generated data set."""
+    monkeypatch.chdir(tmp_path)
+    Path("mirror").mkdir()
+    files = []
+    for prefix, count in (("train", TRAIN_IMAGES), ("t10k", TEST_IMAGES)):
+        for kind, array in zip(("images-idx3", "labels-idx1"), generated(count, len(prefix)), strict=True):
+            content, name = idx.encode(array), f"{prefix}-{kind}-ubyte"
+            Path("mirror", f"{name}.gz").write_bytes(gzip.compress(content))
+            files.append(PublishedFile(name, len(content), sha256=hashlib.sha256(content).hexdigest()))
+    small = DataSet(tuple(files), (), CLASSES, (1, 12, 8), TRAIN_IMAGES, TEST_IMAGES)
+    monkeypatch.setitem(datasets.DATA_SETS, "mnist", small)
+    return Workbench(tmp_path)
+
+
+ALL = (download, preprocess, train_stage, evaluate)
+
+
+def test_from_a_mirror_to_the_metrics(bench: Workbench) -> None:
+    bench.run(*ALL)
+    metrics = json.loads(paths.TEST_METRICS.read_text(encoding="utf-8"))
+    assert metrics["accuracy"] > 0.95
+    assert metrics["images"] == TEST_IMAGES
+    assert [row["class"] for row in metrics["classes"]] == list(CLASSES)
+    trained = json.loads(paths.TRAIN_METRICS.read_text(encoding="utf-8"))
+    assert trained["epochs_run"] == 4
+    assert trained["parameters"] == 96 * 16 + 16 + 16 * 3 + 3
+    assert trained["validation_accuracy"] > 0.95
+    table = pd.read_csv(paths.PREDICTIONS)
+    assert table["index"].tolist() == list(range(TEST_IMAGES))
+    assert (table["label"] == table["prediction"]).mean() == pytest.approx(metrics["accuracy"])
+    probabilities = table[[f"p_{name}" for name in CLASSES]]
+    assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    assert np.allclose(probabilities.max(axis=1), table["probability"])
+    truth = generated(TEST_IMAGES, 4)[1]
+    assert table["label"].tolist() == [CLASSES[label] for label in truth]
+    confusion = pd.read_csv(paths.CONFUSION)
+    assert len(confusion) == 9
+    assert confusion["images"].sum() == TEST_IMAGES
+    assert len(pd.read_csv(paths.TRAINING_CURVES)) == 4
+    for picture in (paths.OVERVIEW, paths.WORST):
+        Image.open(picture, formats=["PNG"]).verify()
+
+
+def test_preprocess_splits_and_normalizes_the_training_part_alone(bench: Workbench) -> None:
+    bench.run(download, preprocess)
+    card = data_card.read(paths.DATA_CARD)
+    images, labels = packed.read(paths.TRAIN, card.shape, 3)
+    held_out, _ = packed.read(paths.VALIDATION, card.shape, 3)
+    assert (len(images), len(held_out)) == (361, 39)
+    assert card.mean == pytest.approx([images.mean() / 255])
+    assert card.std == pytest.approx([images.std() / 255])
+    published, published_labels = generated(TRAIN_IMAGES, 5)
+    every = {image.tobytes(): int(label) for image, label in zip(published, published_labels, strict=True)}
+    assert all(every[image.tobytes()] == label for image, label in zip(images[:, 0], labels, strict=True))
+    assert {image.tobytes() for image in (*images[:, 0], *held_out[:, 0])} == set(every)
+    metrics = json.loads(paths.DATA_METRICS.read_text(encoding="utf-8"))
+    assert metrics["images"] == {"train": 361, "validation": 39, "test": TEST_IMAGES}
+    assert sum(row["validation"] for row in metrics["classes"]) == 39
+
+
+def test_the_same_inputs_give_the_same_bytes_with_or_without_workers(bench: Workbench) -> None:
+    bench.values["train"]["augmentation"] = "affine"
+    bench.run(*ALL)
+    first = bench.content()
+    assert len(first) == 18  # 4 raw, 4 processed, model, predictions, 3 metrics, 5 plots
+    bench.values["train"]["num_workers"] = 2
+    bench.run(*ALL)
+    assert bench.content() == first
+    bench.values["train"]["seed"] = 1
+    bench.run(*ALL)
+    changed = {name for name, digest in bench.content().items() if first[name] != digest}
+    assert str(paths.MODEL) in changed
+    assert not any(name.startswith(("data/raw", "data/processed")) for name in changed)
+
+
+def test_training_never_reads_the_test_set(bench: Workbench) -> None:
+    bench.run(download, preprocess)
+    paths.TEST.unlink()
+    bench.run(train_stage)
+    assert paths.MODEL.exists()
+
+
+def test_without_a_validation_part(bench: Workbench) -> None:
+    bench.values["preprocess"]["validation_fraction"] = 0
+    bench.run(*ALL)
+    trained = json.loads(paths.TRAIN_METRICS.read_text(encoding="utf-8"))
+    assert trained["best_epoch"] == 4
+    assert "validation_accuracy" not in trained
+    bench.values["train"]["early_stopping_patience_epochs"] = 2
+    with pytest.raises(UserError, match="there is no validation part to stop on; allowed: 0, or a preprocess.valid"):
+        bench.run(train_stage)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "nll", "mse", "bce"])
+def test_every_loss_gives_a_model_that_evaluates(loss: str, bench: Workbench) -> None:
+    bench.values["train"].update(loss=loss, epochs=6)
+    bench.run(*ALL)
+    _, spec = model_file.read(paths.MODEL)
+    assert spec.output == ("sigmoid" if loss == "bce" else "softmax")
+    assert json.loads(paths.TEST_METRICS.read_text(encoding="utf-8"))["accuracy"] > 0.9
+
+
+def test_an_evaluation_without_a_mistake(bench: Workbench) -> None:
+    bench.values["train"]["epochs"] = 12
+    bench.run(*ALL)
+    assert json.loads(paths.TEST_METRICS.read_text(encoding="utf-8"))["errors"] == 0
+
+
+def test_raw_files_that_are_not_what_the_data_set_says(bench: Workbench) -> None:
+    bench.run(download)
+    labels = paths.RAW / "train-labels-idx1-ubyte"
+    good = labels.read_bytes()
+    for content, expected in (
+        (good[:-1], r"train-labels-idx1-ubyte: an IDX file of shape \(400,\) has 408 bytes; this one has 407"),
+        (idx.encode(np.zeros(399, dtype=np.uint8)), r"train labels are \(399,\); expected \(400,\), one an image"),
+        (good[:-1] + b"\x03", "train label 399 is 3; expected 0 to 2"),
+        (b"<html>", "not an IDX file"),
+    ):
+        labels.write_bytes(content)
+        with pytest.raises(UserError, match=expected):
+            bench.run(preprocess)
+    labels.unlink()
+    with pytest.raises(UserError, match="no such file; `dvc repro` fetches it"):
+        bench.run(preprocess)
+    labels.write_bytes(good)
+    (paths.RAW / "train-images-idx3-ubyte").write_bytes(idx.encode(np.zeros((400, 8, 12), dtype=np.uint8)))
+    with pytest.raises(UserError, match=r"train images are \(400, 8, 12\); expected \(400, 12, 8\)"):
+        bench.run(preprocess)
+
+
+def test_a_fraction_that_leaves_nothing_to_train_on(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.values["preprocess"]["validation_fraction"] = 0.9
+    monkeypatch.setattr(preprocess, "stratified", lambda labels, *_: (np.arange(0), np.arange(len(labels))))
+    with pytest.raises(UserError, match=r"validation_fraction is 0\.9, which leaves no image to train on"):
+        bench.run(download, preprocess)
+
+
+def test_a_model_of_another_data_set_is_not_measured(bench: Workbench) -> None:
+    bench.run(download, preprocess, train_stage)
+    model, spec = model_file.read(paths.MODEL)
+    model_file.write(paths.MODEL, model, spec.model_copy(update={"classes": ["x", "y", "z"]}))
+    with pytest.raises(UserError, match="trained on other classes or image shapes"):
+        bench.run(evaluate)
+
+
+def test_networks_that_do_not_fit_the_images(bench: Workbench) -> None:
+    bench.values["model"]["name"] = "cnn"
+    bench.values["models"]["cnn"].update(channels=[4, 4, 4, 4], kernel_sizes=[3, 3, 3, 3])
+    with pytest.raises(UserError, match="models.cnn: channels has 4 entries; images of 12 x 8 can be halved 3 times"):
+        bench.run(download, preprocess, train_stage)
+
+
+def test_a_gpu_that_is_not_there(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.device.found", lambda: {"cpu": 1, "cuda": 0, "mps": 0})
+    bench.run(download, preprocess)
+    for stage, section in ((train_stage, "train"), (evaluate, "evaluate")):
+        bench.values[section]["device"] = "cuda"
+        with pytest.raises(UserError, match=f"{section}.device is cuda, and this machine has none; it has: cpu"):
+            bench.run(stage)
+
+
+# --- how a stage ends as a program
+
+
+def program(body: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom stages import errors, files\n{body}"
+    return subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "line"),
+    [
+        ("def stage(): raise errors.UserError('a: b')", 1, "error: a: b"),
+        ("def stage(): open('missing')", 1, "error: missing: No such file or directory"),
+        ("def stage(): raise KeyboardInterrupt", 130, "interrupted: nothing was kept of this stage"),
+    ],
+)
+def test_mistakes_end_in_one_line(body: str, status: int, line: str, tmp_path: Path) -> None:
+    done = program(f"{body}\nerrors.run(stage)", tmp_path)
+    assert done.returncode == status
+    assert done.stderr.strip() == line
+
+
+def test_our_own_bugs_keep_their_traceback(tmp_path: Path) -> None:
+    done = program("def stage(): 1 / 0\nerrors.run(stage)", tmp_path)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+
+
+def test_a_write_that_is_killed_leaves_the_old_file(tmp_path: Path) -> None:
+    body = """
+import os, signal
+from pathlib import Path
+files.write_text(Path("a.json"), "old")
+os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)  # after all is written, before it counts
+files.write_text(Path("a.json"), "new")
+"""
+    assert program(body, tmp_path).returncode == -signal.SIGKILL
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == "old"
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    files.write_json(path, {"b": 1 / 3, "a": [2.0]})
+    assert path.read_text(encoding="utf-8") == '{\n  "b": 0.333333,\n  "a": [\n    2.0\n  ]\n}\n'
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_json(path, {})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
