@@ -48,9 +48,9 @@ def test_the_committed_file_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("train.epochs", 0, "params.yaml: train.epochs is 0; allowed: a whole number, at least 1, at most 100000"),
-        ("train.epochs", "5", "params.yaml: train.epochs is '5'; allowed: a whole number, at least 1, at most 100000"),
-        ("train.epochs", 2.5, "params.yaml: train.epochs is 2.5; allowed: a whole number, at least 1, at most 100000"),
+        ("train.epochs", 0, "params.yaml: train.epochs is 0; allowed: a whole number, at least 1, at most 100,000"),
+        ("train.epochs", "5", "params.yaml: train.epochs is '5'; allowed: a whole number, at least 1, at most 100,000"),
+        ("train.epochs", 2.5, "params.yaml: train.epochs is 2.5; allowed: a whole number, at least 1, at most 100,000"),
         ("train.epochs", True, "params.yaml: train.epochs is True; allowed: a whole number, at least 1"),
         ("train.epochs", None, "params.yaml: train.epochs is None; allowed: a whole number, at least 1"),
         ("train.seed", -1, "params.yaml: train.seed is -1; allowed: a whole number, at least 0"),
@@ -62,7 +62,7 @@ def test_the_committed_file_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ),
         ("train.loss", ["mse"], "params.yaml: train.loss is ['mse']; allowed: cross_entropy | nll | mse | bce"),
         ("train.batchsize", 3, "params.yaml: train.batchsize: unknown key (did you mean batch_size?); allowed: seed, "),
-        ("optimizers.adam.lr", 0, "params.yaml: optimizers.adam.lr is 0; allowed: a number, above 0, at most 1000"),
+        ("optimizers.adam.lr", 0, "params.yaml: optimizers.adam.lr is 0; allowed: a number, above 0, at most 1,000"),
         ("optimizers.adam.lr", float("nan"), "params.yaml: optimizers.adam.lr is nan; allowed: a number, above 0"),
         ("optimizers.sgd.momentum", 1, "params.yaml: optimizers.sgd.momentum is 1; allowed: a number, at least 0, bel"),
         ("optimizers.sgd.nesterov", True, "params.yaml: optimizers.sgd: nesterov is true and momentum is 0; allowed: "),

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from stages import paths
 from stages.errors import UserError
 
 MAX_BYTES = 1_000_000  # a params.yaml is a few kilobytes: a larger one is a mistake, and need not be parsed
@@ -92,26 +93,24 @@ def load(path: Path) -> dict[str, Any]:
     return values
 
 
-def section(values: dict[str, Any], key: str, schema: type[S], path: Path = Path("params.yaml")) -> S:
+def section(values: dict[str, Any], key: str, schema: type[S]) -> S:
     """Check the options at `key` ("train", "optimizers.sgd") of `values` against `schema`.
 
     Raises UserError with a line a mistake.
     """
     here: Any = values
-    walked: list[str] = []
     for part in key.split("."):
         if not isinstance(here, dict) or part not in here:
             known = list(here) if isinstance(here, dict) else []
-            raise UserError(f"{path}: {key}: the section is missing{nearest(part, known)}")
+            raise UserError(f"{paths.PARAMS}: {key}: the section is missing{nearest(part, known)}")
         here = here[part]
-        walked.append(part)
     if not isinstance(here, dict):
-        raise UserError(f"{path}: {key} is {here!r}; allowed: a mapping with {_keys(schema)}")
+        raise UserError(f"{paths.PARAMS}: {key} is {here!r}; allowed: a mapping with {_keys(schema)}")
     try:
         return schema.model_validate(here)
     except ValidationError as error:
         lines = [_line(key, schema, dict(mistake)) for mistake in error.errors()]
-        raise UserError("\n".join(f"{path}: {line}" for line in lines)) from None
+        raise UserError("\n".join(f"{paths.PARAMS}: {line}" for line in lines)) from None
 
 
 def _line(key: str, schema: type[Section], mistake: dict[str, Any]) -> str:
@@ -149,7 +148,7 @@ def _allowed(field: dict[str, Any]) -> str:
         "maximum": "at most",
         "exclusiveMaximum": "below",
     }
-    return ", ".join([text, *(f"{word} {field[bound]:g}" for bound, word in bounds.items() if bound in field)])
+    return ", ".join([text, *(f"{word} {field[bound]:,}" for bound, word in bounds.items() if bound in field)])
 
 
 def _keys(schema: type[Section]) -> str:
@@ -157,6 +156,6 @@ def _keys(schema: type[Section]) -> str:
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """ " (did you mean NAME?)" for the known name most like `name`, or nothing."""
+    """A hint, " (did you mean …?)", at the known name most like `name`; or nothing."""
     close = difflib.get_close_matches(name, [str(item) for item in known], n=1)
     return f" (did you mean {close[0]}?)" if close else ""
