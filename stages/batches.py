@@ -39,15 +39,18 @@ class PackedImages(Dataset[Batch]):
 class EpochBatches(Sampler[list[int]]):
     """The positions of each batch of an epoch: a function of (seed, epoch), whatever was drawn before.
 
-    Set `epoch` before each pass. Every image comes once an epoch, in the last batch too, which may be smaller;
-    a single image left over is left out, since batch norm cannot learn from one.
+    Set `epoch` before each pass, and `first` to leave out the batches that a resumed run has had. Every image comes
+    once an epoch, in the last batch too, which may be smaller; a single image left over is left out, since batch norm
+    cannot learn from one.
     """
 
     def __init__(self, count: int, batch_size: int, shuffle: bool, seed: int) -> None:
         self.count, self.batch_size, self.shuffle, self.seed = count, batch_size, shuffle, seed
         self.epoch = 0
+        self.first = 0
 
     def __len__(self) -> int:
+        """Batches of a whole epoch."""
         whole, rest = divmod(self.count, self.batch_size)
         return max(whole + (rest > 1), 1)
 
@@ -56,7 +59,7 @@ class EpochBatches(Sampler[list[int]]):
         if self.shuffle:
             generator = torch.Generator().manual_seed(seed_for(self.seed, ORDER, self.epoch))
             order = torch.randperm(self.count, generator=generator)
-        for positions in torch.split(order, self.batch_size)[: len(self)]:
+        for positions in torch.split(order, self.batch_size)[self.first : len(self)]:
             yield positions.tolist()
 
 

@@ -26,3 +26,5 @@ OVERVIEW = Path("metrics/plots/overview.png")
 WORST = Path("metrics/plots/worst.png")
 
 RUNS = Path("runs")  # what a run took and where it ran: ignored by Git and by DVC
+RESUME = RUNS / "resume"  # what a killed run resumes from
+LOCK = RUNS / "stage.lock"  # held by the stage that is at work

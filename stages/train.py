@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from stages import data_card, device, errors, files, model_file, models, packed, params, paths, record
+from stages import checkpoint, data_card, device, errors, files, model_file, models, packed, params, paths, record
 from stages.augmentation import AUGMENTATIONS
 from stages.batches import Batch, EpochBatches, PackedImages, loader
-from stages.errors import UserError
+from stages.checkpoint import Checkpoints, Progress
+from stages.errors import Interrupted, UserError, told_to_stop
 from stages.inference import predict
 from stages.losses import LOSSES, OUTPUTS, Output
 from stages.optimizers import OPTIMIZERS
@@ -56,6 +57,10 @@ def main() -> None:
     pin_memory = target.type == "cuda" and not resident  # pinned memory is what non_blocking copies need
     steps = options.epochs * len(sampler)
 
+    place = f"{target} {torch.get_num_threads()}"
+    run = checkpoint.key((chosen, place), [paths.TRAIN, paths.VALIDATION, paths.DATA_CARD])
+    checkpoints = Checkpoints(run, options.checkpoint_every_seconds)
+
     torch.manual_seed(seed_for(seed, WEIGHTS))
     try:
         model = models.build(chosen.model, chosen.model_options, card.shape, len(card.classes), card.mean, card.std).to(
@@ -63,22 +68,25 @@ def main() -> None:
         )
     except ValueError as error:
         raise UserError(f"{paths.PARAMS}: models.{chosen.model}: {error}") from None
-    weights, history = fit(
-        model,
-        loader(PackedImages(images, labels), sampler, options.num_workers, pin_memory),
-        sampler,
-        (validation_images, validation_labels),
-        objective=partial(LOSSES[options.loss], smoothing=options.label_smoothing),
-        output=OUTPUTS[options.loss],
-        optimizer=OPTIMIZERS[options.optimizer](model.parameters(), **chosen.optimizer_options),
-        lr_factor=SCHEDULES[options.schedule](steps, **chosen.schedule_options),
-        augment=partial(AUGMENTATIONS[options.augmentation], **chosen.augmentation_options),
-        precision=options.precision,
-        epochs=options.epochs,
-        patience_epochs=options.early_stopping_patience_epochs,
-        seed=seed,
-        log_every_steps=options.log_every_steps,
-    )
+    with told_to_stop() as stop:
+        weights, history = fit(
+            model,
+            loader(PackedImages(images, labels), sampler, options.num_workers, pin_memory),
+            sampler,
+            (validation_images, validation_labels),
+            objective=partial(LOSSES[options.loss], smoothing=options.label_smoothing),
+            output=OUTPUTS[options.loss],
+            optimizer=OPTIMIZERS[options.optimizer](model.parameters(), **chosen.optimizer_options),
+            lr_factor=SCHEDULES[options.schedule](steps, **chosen.schedule_options),
+            augment=partial(AUGMENTATIONS[options.augmentation], **chosen.augmentation_options),
+            precision=options.precision,
+            epochs=options.epochs,
+            patience_epochs=options.early_stopping_patience_epochs,
+            seed=seed,
+            log_every_steps=options.log_every_steps,
+            checkpoints=checkpoints,
+            stop=stop,
+        )
 
     model.load_state_dict(weights)
     spec = model_file.Spec(
@@ -96,6 +104,7 @@ def main() -> None:
     measured = {key: value for key, value in kept.items() if key not in ("epoch", "lr")}
     metrics = {"best_epoch": kept["epoch"], "epochs_run": len(history), "parameters": models.parameter_count(model)}
     files.write_json(paths.TRAIN_METRICS, {**metrics, **measured})
+    checkpoints.delete()
     print(f"best epoch {kept['epoch']} of {len(history)}, kept in {paths.MODEL}")
     seconds = round(time.perf_counter() - start, 3)
     record.write("train", {"seconds": seconds, "device": str(target), "threads": torch.get_num_threads()})
@@ -117,28 +126,41 @@ def fit(
     patience_epochs: int,
     seed: int,
     log_every_steps: int,
+    checkpoints: Checkpoints,
+    stop: Callable[[], int | None],
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """Train `model` in place; return the weights of the best epoch and a row an epoch of what was measured.
 
     validation: images and labels; with none, no validation columns are measured, and the last epoch is the best.
     objective: (logits, labels) -> scalar. output: what turns logits into probabilities. lr_factor: of the step.
     precision: float32 | bfloat16 | float16. patience_epochs: stop after so many epochs without a better one; 0: never.
-    Raises UserError when the loss is not finite.
+    checkpoints: where a killed run is resumed from, to the same bytes. stop: gives a signal's number once one has come.
+    Raises UserError when the loss is not finite, Interrupted (with a checkpoint written) when told to stop.
     """
     target = next(model.parameters()).device
     base_lr = [group["lr"] for group in optimizer.param_groups]
     low = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
     scaler = torch.amp.GradScaler(target.type, enabled=low is torch.float16)  # small float16 gradients would be 0
     terminal = sys.stderr.isatty()
-    history: list[dict[str, float]] = []
-    weights: dict[str, Tensor] = {}
-    for epoch in range(1, epochs + 1):
-        began = time.perf_counter()
-        sampler.epoch = epoch
-        losses, sizes = [], []
+
+    at = checkpoints.load(model, optimizer, scaler)
+    if at:
+        print(f"resuming after step {len(at.losses)}/{len(sampler)} of epoch {at.epoch}", flush=True)
+    first, losses, sizes, history, weights = at or Progress(1, [], [], [], {})
+    for epoch in range(first, epochs + 1):
+        began, done = time.perf_counter(), sum(sizes)
+        sampler.epoch, sampler.first = epoch, len(losses)
         model.train()
-        bar = tqdm(batches, f"epoch {epoch}/{epochs}", leave=False, unit="step", disable=not terminal)
-        for step, (images, labels) in enumerate(bar, start=1):
+        bar = tqdm(
+            batches,
+            f"epoch {epoch}/{epochs}",
+            len(sampler),
+            leave=False,
+            unit="step",
+            disable=not terminal,
+            initial=len(losses),
+        )
+        for step, (images, labels) in enumerate(bar, start=len(losses) + 1):
             device.seed(target, seed_for(seed, STEP, epoch, step))  # for augmentation and dropout
             for group, lr in zip(optimizer.param_groups, base_lr, strict=True):
                 group["lr"] = lr * lr_factor((epoch - 1) * len(sampler) + step - 1)
@@ -155,14 +177,19 @@ def fit(
             sizes.append(len(labels))
             if step % log_every_steps == 0 or step == len(sampler):
                 check_finite(losses, epoch)
-                speed = sum(sizes) / (time.perf_counter() - began)
+                speed = (sum(sizes) - done) / (time.perf_counter() - began)
                 line = f"loss {loss.item():.4f} {speed:,.0f} images/s"
                 bar.set_postfix_str(line)
                 if not terminal and step < len(sampler):  # the epoch's own line says the rest
                     print(f"epoch {epoch}/{epochs} step {step}/{len(sampler)} {line}", flush=True)
-        seconds = time.perf_counter() - began
+            signum = stop()
+            if signum or checkpoints.due():
+                checkpoints.save(model, optimizer, scaler, Progress(epoch, losses, sizes, history, weights))
+            if signum:
+                raise Interrupted(signum, f"`dvc repro` resumes after step {step} of epoch {epoch}")
+        speed = (sum(sizes) - done) / (time.perf_counter() - began)
         train_loss = weighted_mean(losses, sizes)
-        row = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], "train_loss": train_loss}
+        row = {"epoch": epoch, "lr": base_lr[0] * lr_factor(epoch * len(sampler) - 1), "train_loss": train_loss}
         line = f"epoch {epoch}/{epochs} loss {train_loss:.4f}"
         if len(validation[1]):
             log_p = predict(model, validation[0], output, EVALUATION_BATCH, target)  # (N, K)
@@ -171,8 +198,9 @@ def fit(
             if not math.isfinite(row["validation_loss"]):
                 raise diverged("validation", row["validation_loss"], f"epoch {epoch}")
             line += f" validation loss {row['validation_loss']:.4f} accuracy {row['validation_accuracy']:.2%}"
-        print(f"{line} {sum(sizes) / seconds:,.0f} images/s", flush=True)
+        print(f"{line} {speed:,.0f} images/s", flush=True)
         history.append(row)
+        losses, sizes = [], []
         best = best_epoch(history)
         if best == epoch:
             weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}

@@ -1,5 +1,6 @@
 """The training loop: it learns with every loss and optimizer, repeats itself, selects on validation, stops on NaN."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from stages import models, params, schedules
 from stages.augmentation import AUGMENTATIONS
 from stages.batches import EpochBatches, PackedImages, loader
+from stages.checkpoint import Checkpoints
 from stages.errors import UserError
 from stages.inference import predict
 from stages.losses import LOSSES, OUTPUTS
@@ -48,6 +50,8 @@ def train(
     patience: int = 0,
     precision: str = "float32",
     smoothing: float = 0.0,
+    checkpoints: Checkpoints | None = None,
+    stop: Callable[[], int | None] = lambda: None,
 ) -> tuple[dict[str, Tensor], list[dict[str, float]], float]:
     """Train on the toy set; return the weights, the history, and the accuracy on images never seen."""
     images, labels = toy(600, seed=1)
@@ -70,6 +74,8 @@ def train(
         patience_epochs=patience,
         seed=seed,
         log_every_steps=10,
+        checkpoints=checkpoints or Checkpoints("none", every_seconds=1e9),
+        stop=stop,
     )
     network.load_state_dict(weights)
     unseen, truth = toy(300, seed=3)

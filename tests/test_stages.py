@@ -237,7 +237,11 @@ def program(body: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     [
         ("def stage(): raise errors.UserError('a: b')", 1, "error: a: b"),
         ("def stage(): open('missing')", 1, "error: missing: No such file or directory"),
-        ("def stage(): raise KeyboardInterrupt", 130, "interrupted: nothing was kept of this stage"),
+        (
+            "def stage(): raise KeyboardInterrupt",
+            130,
+            "interrupted: nothing is kept of this stage; `dvc repro` begins it again",
+        ),
     ],
 )
 def test_mistakes_end_in_one_line(body: str, status: int, line: str, tmp_path: Path) -> None:

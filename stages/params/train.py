@@ -26,6 +26,7 @@ class Train(Section):
     threads: int = Field(ge=0, le=1024)
     num_workers: int = Field(ge=0, le=256)
     log_every_steps: int = Field(ge=1, le=1_000_000)
+    checkpoint_every_seconds: float = Field(ge=0, le=1_000_000)
 
 
 class Sgd(Section):
