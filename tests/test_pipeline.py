@@ -18,7 +18,15 @@ import pytest
 from tests.imports import ROOT
 
 # A small network for one epoch: seconds, and still well above chance.
-SHORT = ["model.name=mlp", "train.epochs=1", "train.augmentation=none", "preprocess.validation_fraction=0.05"]
+SHORT = [
+    "model.name=mlp",
+    "models.cnn.channels=[4, 4]",
+    "models.cnn.hidden=16",
+    "train.epochs=1",
+    "train.augmentation=none",
+    "preprocess.validation_fraction=0.05",
+]
+FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
 
 
 class Clone:
@@ -154,6 +162,15 @@ def test_another_mirror_fetches_again_and_changes_nothing_else(clone: Clone, tmp
     shutil.copytree(clone.path / "data/raw", tmp_path / "mirror")
     clone.set("data.mirrors", f"[{tmp_path / 'mirror'}]")
     assert clone.repro() == ["download"]
+
+
+@pytest.mark.skipif(not FASHION.is_dir(), reason="needs Fashion-MNIST: Debian's package dataset-fashion-mnist")
+def test_another_data_set_runs_everything(clone: Clone) -> None:
+    clone.set("data.name", "fashion-mnist")
+    clone.set("data.mirrors", f"[{FASHION}]")
+    assert clone.repro() == ["download", "preprocess", "train", "evaluate"]
+    assert clone.metrics("evaluate")["classes"][0]["class"] == "T-shirt/top"
+    assert 0.75 < clone.metrics("evaluate")["accuracy"] < 0.95
 
 
 def test_code_that_a_stage_does_not_import_does_not_run_it(clone: Clone) -> None:
