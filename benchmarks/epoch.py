@@ -74,6 +74,7 @@ def ours() -> Callable[[], None]:
             optimizer=optimizer,
             lr_factor=schedules.constant(1),
             augment=none,
+            averaging_decay=0.0,
             precision="float32",
             epochs=1,
             patience_epochs=0,

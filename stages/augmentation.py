@@ -30,11 +30,21 @@ def shift(images: Tensor, pixels: int) -> Tensor:
     return padded[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def affine(images: Tensor, degrees: float, translate: float, scale: float, shear_degrees: float) -> Tensor:
-    """Rotate, shear, scale and move each image about its centre, with bilinear interpolation.
+def affine(
+    images: Tensor,
+    degrees: float,
+    translate: float,
+    scale: float,
+    shear_degrees: float,
+    elastic_pixels: float,
+    elastic_grid: int,
+) -> Tensor:
+    """Rotate, shear, scale and move each image about its centre, and bend it, with bilinear interpolation.
 
     degrees, shear_degrees: at most so much either way. translate: at most this share of the height and width.
-    scale: a factor within 1 - scale … 1 + scale. All drawn evenly. Returns float32 in 0 … 255.
+    scale: a factor within 1 - scale … 1 + scale. These are drawn evenly. elastic_pixels: standard deviation of the
+    displacement drawn at each point of a grid of elastic_grid x elastic_grid, smooth between them (after Simard et
+    al. 2003); 0: none. Returns float32 in 0 … 255.
     """
     count, _, height, width = images.shape
     angle, shear, down, right, size = torch.rand(5, count) * 2 - 1  # each (N,), in -1 … 1
@@ -49,7 +59,12 @@ def affine(images: Tensor, degrees: float, translate: float, scale: float, shear
         ],
         dim=1,
     )  # (N, 2, 3): from a place in the result to the place in the source
-    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)  # (N, H, W, 2)
+    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)  # (N, H, W, 2), x before y
+    if elastic_pixels > 0:
+        unit = torch.tensor([2 / width, 2 / height])[:, None, None]  # a pixel, in grid coordinates
+        bend = torch.randn(count, 2, elastic_grid, elastic_grid) * elastic_pixels * unit
+        bend = F.interpolate(bend.to(images.device), (height, width), mode="bicubic", align_corners=False)
+        grid = grid + bend.permute(0, 2, 3, 1)  # (N, H, W, 2)
     return F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 

@@ -6,7 +6,7 @@ A traceback means a bug of ours.
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
@@ -27,10 +27,13 @@ class Interrupted(Exception):  # noqa: N818 - not an error
         self.status = 128 + signum
 
 
-def run(stage: Callable[[], None]) -> None:
-    """Run a stage as a program: exit 1 with a line on a UserError or an OSError, 128 + the signal if told to stop."""
+def run(stage: Callable[[], None], alone: bool = True) -> None:
+    """Run a stage as a program: exit 1 with a line on a UserError or an OSError, 128 + the signal if told to stop.
+
+    alone: wait until no other stage is at work in this folder.
+    """
     try:
-        with _alone():
+        with _alone() if alone else nullcontext():
             stage()
     except UserError as error:
         sys.exit(f"error: {error}")

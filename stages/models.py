@@ -41,33 +41,44 @@ def mlp(shape: Shape, classes: int, hidden: int, depth: int, dropout: float) -> 
 
 
 def cnn(
-    shape: Shape, classes: int, channels: Sequence[int], kernel_sizes: Sequence[int], hidden: int, dropout: float
+    shape: Shape,
+    classes: int,
+    channels: Sequence[int],
+    kernel_sizes: Sequence[int],
+    paddings: Sequence[int],
+    pool_sizes: Sequence[int],
+    hidden: int,
+    dropout: float,
 ) -> nn.Sequential:
-    """Blocks of convolution, max pooling, batch norm and ReLU, each halving the image; then two linear layers.
+    """Blocks of convolution, max pooling, batch norm and ReLU; then one linear layer, or two with `hidden` between.
 
+    channels, kernel_sizes, paddings (pixels), pool_sizes (1: no pooling): an entry a block. hidden: 0 for none.
     Pooling comes before batch norm and ReLU: the same function of the pooled values (up to the sign of the scale),
-    at a quarter of the work. kernel_sizes: odd, one for each entry of channels, so that a convolution keeps the size.
+    at a quarter of the work.
     Raises ValueError if the blocks shrink the image to nothing.
     """
     features, height, width = shape
-    if min(height, width) < 2 ** len(channels):
-        most = min(height, width).bit_length() - 1
-        raise ValueError(
-            f"channels has {len(channels)} entries; images of {height} x {width} can be halved {most} times"
-        )
     layers: list[nn.Module] = []
-    for width_out, kernel_size in zip(channels, kernel_sizes, strict=True):
-        layers += [
-            nn.Conv2d(features, width_out, kernel_size, padding=kernel_size // 2, bias=False),  # batch norm has one
-            nn.MaxPool2d(2),  # (N, width_out, H / 2, W / 2), rounded down
-            nn.BatchNorm2d(width_out),
-            nn.ReLU(),
-        ]
-        features, height, width = width_out, height // 2, width // 2
-    layers += [nn.Flatten(), nn.Linear(features * height * width, hidden), nn.ReLU()]
+    blocks = zip(channels, kernel_sizes, paddings, pool_sizes, strict=True)
+    for block, (width_out, kernel_size, padding, pool_size) in enumerate(blocks, start=1):
+        before = f"{height} x {width}"
+        height = (height + 2 * padding - kernel_size + 1) // pool_size
+        width = (width + 2 * padding - kernel_size + 1) // pool_size
+        if min(height, width) < 1:
+            raise ValueError(f"block {block} leaves nothing of images of {before}; set fewer, smaller or padded blocks")
+        layers += [nn.Conv2d(features, width_out, kernel_size, padding=padding, bias=False)]  # batch norm has one
+        if pool_size > 1:
+            layers += [nn.MaxPool2d(pool_size)]
+        layers += [nn.BatchNorm2d(width_out), nn.ReLU()]  # (N, width_out, height, width)
+        features = width_out
+    layers += [nn.Flatten()]
+    features *= height * width
+    if hidden:
+        layers += [nn.Linear(features, hidden), nn.ReLU()]
+        features = hidden
     if dropout > 0:
         layers += [nn.Dropout(dropout)]
-    return nn.Sequential(*layers, nn.Linear(hidden, classes))
+    return nn.Sequential(*layers, nn.Linear(features, classes))
 
 
 MODELS: dict[str, Callable[..., nn.Sequential]] = {"mlp": mlp, "cnn": cnn}

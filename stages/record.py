@@ -1,6 +1,7 @@
 """What a run took and where it ran: for people, and for comparing machines. Ignored by Git and by DVC."""
 
 import json
+import os
 import platform
 import sys
 from importlib.metadata import version
@@ -14,13 +15,18 @@ PACKAGES = ("torch", "numpy", "dvc", "safetensors")
 
 def write(stage: str, facts: dict[str, Any]) -> None:
     """Write runs/STAGE.json: the facts given (seconds, device, …), the machine and the versions."""
-    machine = {
+    files.write_text(paths.RUNS / f"{stage}.json", json.dumps({**facts, **machine()}, indent=2) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """What this machine is, and the versions of what decides on numbers."""
+    return {
         "system": platform.platform(),
         "processor": _processor(),
+        "cores": os.cpu_count(),
         "python": sys.version.split()[0],
         **{name: version(name) for name in PACKAGES},
     }
-    files.write_text(paths.RUNS / f"{stage}.json", json.dumps({**facts, **machine}, indent=2) + "\n")
 
 
 def _processor() -> str:

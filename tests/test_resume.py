@@ -64,6 +64,7 @@ def test_a_run_stopped_at_any_step_ends_in_the_same_weights(optimizer: str, mode
     [
         {"lr": 0.3, "epochs": 50, "patience": 2},  # early stopping goes by epochs before the stop
         {"validation": 0},
+        {"model": "cnn", "averaging_decay": 0.9},
         {"model": "cnn", "precision": "bfloat16"},
         {"model": "cnn", "num_workers": 2},
     ],
@@ -144,7 +145,9 @@ class Stage:
         card = DataCard(classes=["a", "b", "c"], image_shape=[1, 12, 12], mean=[0.25], std=[0.15])
         data_card.write(paths.DATA_CARD, card)
         self.values = params.load(ROOT / "params.yaml")
-        self.values["models"]["cnn"].update(channels=[8, 8], kernel_sizes=[3, 3], hidden=16)
+        self.values["models"]["cnn"].update(
+            channels=[8, 8], kernel_sizes=[3, 3], paddings=[1, 1], pool_sizes=[2, 2], hidden=16
+        )
         self.values["train"].update(epochs=3, batch_size=16, threads=1, checkpoint_every_seconds=0.05)
 
     def start(self) -> subprocess.Popen[str]:

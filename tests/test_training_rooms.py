@@ -23,7 +23,14 @@ from stages.params.model import Name
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "mlp": {"hidden": 16, "depth": 2, "dropout": 0.1},
-    "cnn": {"channels": [4, 8], "kernel_sizes": [3, 3], "hidden": 16, "dropout": 0.1},
+    "cnn": {
+        "channels": [4, 8],
+        "kernel_sizes": [3, 3],
+        "paddings": [1, 0],
+        "pool_sizes": [2, 1],
+        "hidden": 16,
+        "dropout": 0.1,
+    },
 }
 
 
@@ -56,8 +63,8 @@ def test_the_tutorials_mlp_has_its_size() -> None:
     ("change", "expected"),
     [
         (
-            {"channels": [4] * 5, "kernel_sizes": [3] * 5},
-            "channels has 5 entries; images of 28 x 28 can be halved 4 times",
+            {"channels": [4] * 5, "kernel_sizes": [3] * 5, "paddings": [1] * 5, "pool_sizes": [2] * 5},
+            "block 5 leaves nothing of images of 1 x 1; set fewer, smaller or padded blocks",
         ),
     ],
 )
@@ -123,7 +130,7 @@ HUGE = {"hidden": 65536, "depth": 100, "dropout": 0.0}  # 1.7 TB of weights
         (with_spec(options={"hidden": 3}), "not one of this pipeline's models"),
         (with_spec(surprise=1), "not one of this pipeline's models: surprise"),
         (with_spec(model="mlp", options=HUGE), "is not one of the model|is missing"),
-        (with_spec(image_shape=[1, 65536, 65536]), r"expected torch.float32 \(16, 2147483648\)"),
+        (with_spec(image_shape=[1, 65536, 65536]), r"expected torch.float32 \(16, 8588886048\)"),
         (with_spec(image_shape=[1, 2, 2]), "not a model file"),
         (forged(**{"1__0__weight": None}), "the tensor 1.0.weight is missing"),
         (forged(more=torch.zeros(1)), "the tensor more is not one of the model"),
@@ -262,7 +269,9 @@ def test_shift_moves_each_image_as_a_whole_and_fills_with_black() -> None:
 
 def test_affine_with_nothing_to_do_changes_nothing() -> None:
     images = torch.randint(0, 256, (4, 3, 7, 9), dtype=torch.uint8)
-    same = augmentation.affine(images, degrees=0, translate=0, scale=0, shear_degrees=0)
+    same = augmentation.affine(
+        images, degrees=0, translate=0, scale=0, shear_degrees=0, elastic_pixels=0, elastic_grid=5
+    )
     assert torch.allclose(same, images.float(), atol=0.01)
 
 
@@ -270,16 +279,35 @@ def test_affine_with_nothing_to_do_changes_nothing() -> None:
 def test_affine_turns_as_torchvision_does(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     image = tv.gaussian_blur(torch.randint(0, 256, (1, 1, *shape)).float(), [9, 9])
     monkeypatch.setattr(torch, "rand", lambda *size: torch.tensor([1.0, 0.5, 0.5, 0.5, 0.5])[:, None])
-    ours = augmentation.affine(image, degrees=30, translate=0, scale=0, shear_degrees=0)
+    ours = augmentation.affine(
+        image, degrees=30, translate=0, scale=0, shear_degrees=0, elastic_pixels=0, elastic_grid=5
+    )
     theirs = tv.rotate(image, 30, interpolation=tv.InterpolationMode.BILINEAR)
     assert (ours - theirs).abs().max() < 0.1
+
+
+def test_elastic_bends_by_pixels_and_smoothly() -> None:
+    ramp = torch.arange(40.0).expand(64, 1, 40, 40)  # the value of a pixel is its column
+    torch.manual_seed(0)
+    plain = {"degrees": 0, "translate": 0, "scale": 0, "shear_degrees": 0}
+    moved = augmentation.affine(ramp, **plain, elastic_pixels=1.0, elastic_grid=5) - ramp
+    inside = moved[:, :, 8:-8, 8:-8]
+    assert 0.5 < inside.std() < 1.1  # a standard deviation of one pixel at the grid's points, less between them
+    assert (inside[..., 1:] - inside[..., :-1]).abs().max() < 0.8  # neighbours move together
 
 
 @pytest.mark.parametrize("name", ["shift", "affine"])
 def test_augmentation_is_a_function_of_the_seed(name: str) -> None:
     options: dict[str, dict[str, Any]] = {
         "shift": {"pixels": 2},
-        "affine": {"degrees": 9, "translate": 0.1, "scale": 0.1, "shear_degrees": 5},
+        "affine": {
+            "degrees": 9,
+            "translate": 0.1,
+            "scale": 0.1,
+            "shear_degrees": 5,
+            "elastic_pixels": 1,
+            "elastic_grid": 4,
+        },
     }
     images = torch.randint(0, 256, (8, 1, 12, 12), dtype=torch.uint8)
     results = []

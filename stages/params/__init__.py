@@ -93,6 +93,14 @@ def load(path: Path) -> dict[str, Any]:
     return values
 
 
+def parse(text: str, where: str) -> Any:
+    """One value as YAML. Raises UserError that names `where` it stood."""
+    try:
+        return _Loader(text).get_single_data()
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not a YAML value: {str(error).splitlines()[0]}") from None
+
+
 def section(values: dict[str, Any], key: str, schema: type[S]) -> S:
     """Check the options at `key` ("train", "optimizers.sgd") of `values` against `schema`.
 

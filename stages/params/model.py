@@ -25,20 +25,24 @@ class Mlp(Section):
 
 
 class Cnn(Section):
-    """Section `models.cnn`."""
+    """Section `models.cnn`: of the lists an entry a block."""
 
-    channels: list[Width] = Field(min_length=1, max_length=10)
-    kernel_sizes: list[Annotated[int, Field(ge=1, le=31)]] = Field(min_length=1, max_length=10)
-    hidden: Width
+    channels: list[Width] = Field(min_length=1, max_length=100)
+    kernel_sizes: list[Annotated[int, Field(ge=1, le=31)]] = Field(min_length=1, max_length=100)
+    paddings: list[Annotated[int, Field(ge=0, le=31)]] = Field(min_length=1, max_length=100)
+    pool_sizes: list[Annotated[int, Field(ge=1, le=31)]] = Field(min_length=1, max_length=100)
+    hidden: int = Field(ge=0, le=65536)
     dropout: float = Field(ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _an_odd_size_a_convolution(self) -> Self:
-        if len(self.kernel_sizes) != len(self.channels) or not all(size % 2 for size in self.kernel_sizes):
-            raise ValueError(
-                f"kernel_sizes is {self.kernel_sizes} and channels is {self.channels}; allowed: odd kernel sizes, one "
-                "for each entry of channels"
-            )
+    def _an_entry_a_block(self) -> Self:
+        lists = {"kernel_sizes": self.kernel_sizes, "paddings": self.paddings, "pool_sizes": self.pool_sizes}
+        for name, here in lists.items():
+            if len(here) != len(self.channels):
+                raise ValueError(
+                    f"{name} is {here} and channels is {self.channels}; allowed: lists of the same length, an entry a "
+                    "block"
+                )
         return self
 
 

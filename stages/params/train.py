@@ -20,6 +20,7 @@ class Train(Section):
     optimizer: Literal["sgd", "adam", "adamw", "rmsprop"]
     schedule: Literal["constant", "one_cycle", "cosine"]
     augmentation: Literal["none", "shift", "affine"]
+    averaging_decay: float = Field(ge=0, lt=1)
     early_stopping_patience_epochs: int = Field(ge=0, le=100_000)
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["float32", "bfloat16", "float16"]
@@ -89,6 +90,8 @@ class Affine(Section):
     translate: float = Field(ge=0, le=1)
     scale: float = Field(ge=0, lt=1)
     shear_degrees: float = Field(ge=0, lt=90)
+    elastic_pixels: float = Field(ge=0, le=1000)
+    elastic_grid: int = Field(ge=2, le=1000)
 
 
 OPTIMIZERS: dict[str, type[Sgd] | type[Adam] | type[RmsProp]] = {
