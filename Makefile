@@ -1,6 +1,6 @@
 # GNU make 3.81 or newer (macOS has 3.81). `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help repro test check format lock
+.PHONY: help repro test check bench format lock
 
 # Any Python from 3.11 on; only used to make .venv.
 PYTHON ?= python3
@@ -30,6 +30,12 @@ check: ## format, lint and types; changes nothing
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
 	$(RUN) mypy
+
+bench: ## measure speed against a plain loop, about half an hour, on a machine that does nothing else (ARGS: parts)
+	@$(RUNTIME)
+	@$(RUN) stages.params
+	@$(RUN) dvc repro
+	@$(RUN) benchmarks $(ARGS)
 
 format: ## format the code, and mend what lint can mend
 	@$(DEVELOPMENT)

@@ -5,6 +5,7 @@ The decisions are functions of plain values, so that they can be tested on a mac
 
 import ctypes
 import os
+import platform
 import sys
 from collections.abc import Mapping
 
@@ -61,12 +62,14 @@ def describe(kind: str, there: Mapping[str, int], threads: int) -> str:
     return f"device: cuda:0, {torch.cuda.get_device_name(0)}{rest}"
 
 
-def set_up(wanted: str, threads: int, key: str) -> torch.device:
-    """Choose the device, make torch repeatable on it, print what was chosen.
+def set_up(wanted: str, threads: int, numerics: str, key: str) -> torch.device:
+    """Choose the device, make torch repeatable on it, print what was chosen. Comes before the first tensor operation.
 
-    threads: of the CPU; 0: all cores. Raises UserError as `choose` and `one_process` do.
+    threads: of the CPU; 0: all cores. numerics: as `fix_numerics` takes it. Raises UserError as `choose`,
+    `one_process` and `fix_numerics` do.
     """
     one_process(os.environ)
+    fix_numerics(numerics, platform.machine(), f"{key.partition('.')[0]}.numerics")
     keep_freed_memory()
     there = found()
     kind = choose(wanted, there, key)
@@ -78,6 +81,30 @@ def set_up(wanted: str, threads: int, key: str) -> torch.device:
         torch.backends.cudnn.benchmark = False  # would choose its algorithms by the clock
     print(describe(kind, there, torch.get_num_threads()), flush=True)
     return torch.device(kind)
+
+
+def fix_numerics(numerics: str, architecture: str, key: str) -> None:
+    """With "portable", hold torch's CPU libraries to AVX2, which every x86-64 processor of the last ten years has.
+
+    Each of them looks for the widest instructions of the processor, and a sum of other widths ends in other last bits.
+    They read the environment when they are first called, which is why nothing may have been computed before. "fast":
+    leave them as they are. architecture: platform.machine(). key: of params.yaml, for the error.
+    Raises UserError where the processor has no AVX2, RuntimeError when called too late.
+    """
+    if numerics == "fast":
+        return
+    if architecture not in ("x86_64", "AMD64"):
+        print(f"{key}: portable is for x86-64; on {architecture} results repeat on this kind of processor", flush=True)
+        return
+    os.environ |= {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
+    has = torch.backends.cpu.get_cpu_capability()  # of ATen, which reads its variable only now
+    if has == "DEFAULT":
+        raise UserError(f"{key} is portable, which needs a processor with AVX2; this one has none: set fast")
+    if has != "AVX2":
+        raise RuntimeError(f"torch has chosen {has} already: set_up must come before the first tensor operation")
+    # MKL sets a function up at its first call, and two threads that call it first may race (pytorch issue 188792).
+    for function in (torch.exp, torch.log, torch.sin, torch.cos, torch.tan):
+        function(torch.ones(1))
 
 
 def keep_freed_memory() -> None:

@@ -16,7 +16,7 @@ def main() -> None:
     """data/processed (test), data/model -> data/predictions.csv, metrics/evaluate.json, metrics/plots."""
     start = time.perf_counter()
     options = params.section(params.load(paths.PARAMS), "evaluate", Evaluate)
-    target = device.set_up(options.device, options.threads, "evaluate.device")
+    target = device.set_up(options.device, options.threads, options.numerics, "evaluate.device")
 
     card = data_card.read(paths.DATA_CARD)
     images, labels = packed.read(paths.TEST, card.shape, len(card.classes))

@@ -36,7 +36,7 @@ def main() -> None:
     chosen = train_params.read(params.load(paths.PARAMS))
     options, seed = chosen.train, chosen.train.seed
 
-    target = device.set_up(options.device, options.threads, "train.device")
+    target = device.set_up(options.device, options.threads, options.numerics, "train.device")
     device.check_precision(options.precision, target.type, device.has_bfloat16(target))
 
     card = data_card.read(paths.DATA_CARD)
@@ -58,7 +58,7 @@ def main() -> None:
     pin_memory = target.type == "cuda" and not resident  # pinned memory is what non_blocking copies need
     steps = options.epochs * len(sampler)
 
-    place = f"{target} {torch.get_num_threads()}"
+    place = f"{target} {torch.get_num_threads()} {torch.backends.cpu.get_cpu_capability()}"
     run = checkpoint.key((chosen, place), [paths.TRAIN, paths.VALIDATION, paths.DATA_CARD])
     checkpoints = Checkpoints(run, options.checkpoint_every_seconds)
 

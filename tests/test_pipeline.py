@@ -164,6 +164,24 @@ def test_another_mirror_fetches_again_and_changes_nothing_else(clone: Clone, tmp
     assert clone.repro() == ["download"]
 
 
+def test_a_seed_study_touches_nothing_that_is_tracked(clone: Clone) -> None:
+    clone.environment["PYTHONPATH"] = str(clone.path)
+    options = ["-S", "models.mlp.hidden=32", "--seeds", "2", "--jobs", "2", "--test", "--out", "../study.json"]
+    told = clone.run(sys.executable, "-m", "stages.study", *options)
+    assert re.search(r"seed 1, validation 9\d\.\d\d%, test 9\d\.\d\d%", told)
+    study = json.loads((clone.path.parent / "study.json").read_text(encoding="utf-8"))
+    assert [run["seed"] for run in study["runs"]] == [0, 1]
+    assert study["runs"][0]["accuracy"] != study["runs"][1]["accuracy"]
+    assert 0.9 < study["accuracy"]["low"] < study["accuracy"]["mean"] < 0.99
+    assert study["overrides"] == ["models.mlp.hidden=32"]
+    assert clone.run("git", "status", "--short") == ""
+    assert clone.repro() == []
+    failed = clone.run(sys.executable, "-m", "stages.study", "-S", "train.epochs=0", check=False)
+    assert failed.splitlines()[-1].startswith(
+        "error: train ended with status 1: params.yaml: train.epochs is 0; allowed"
+    )
+
+
 @pytest.mark.skipif(not FASHION.is_dir(), reason="needs Fashion-MNIST: Debian's package dataset-fashion-mnist")
 def test_another_data_set_runs_everything(clone: Clone) -> None:
     clone.set("data.name", "fashion-mnist")

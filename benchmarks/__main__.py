@@ -1,0 +1,93 @@
+"""All benchmarks, one after another: `make bench`. JSON to benchmarks/results.json, a table to the terminal.
+
+Each runs in a process of its own and compares what it compares in that one run, as a ratio: absolute seconds differ
+from machine to machine and from hour to hour, ratios hardly. Nothing else should run on the machine.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stages import files, record
+
+RESULTS = Path("benchmarks/results.json")
+PARTS = {
+    "epoch_mlp": ["epoch", "mlp"],
+    "epoch_cnn": ["epoch", "cnn", "--repeats", "2"],
+    "recipes": ["recipes"],
+    "throughput": ["throughput"],
+    "overhead": ["overhead"],
+    "memory": ["memory"],
+}
+
+
+def main() -> None:
+    """Run the parts, or those that are named; keep the results of the others."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="All benchmarks, or those named.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    named = parser.parse_args().parts or list(PARTS)
+    if unknown := set(named) - set(PARTS):
+        sys.exit(f"error: no benchmark {', '.join(sorted(unknown))}; allowed: {', '.join(PARTS)}")
+    results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    for name in named:
+        print(f"{name} …", file=sys.stderr, flush=True)
+        start = time.perf_counter()
+        told = subprocess.run(
+            [sys.executable, "-m", f"benchmarks.{PARTS[name][0]}", *PARTS[name][1:]], check=True, stdout=subprocess.PIPE
+        )
+        lines = told.stdout.decode().splitlines()
+        machine = {**record.machine(), "instruction_set": torch.backends.cpu.get_cpu_capability()}
+        results[name] = {**json.loads(lines[-1]), "seconds_of_benchmark": round(time.perf_counter() - start)}
+        results[name]["machine"] = machine
+        files.write_text(RESULTS, json.dumps(results, indent=2) + "\n")
+    print(table(results))
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as a Markdown table: what, how much, and from how many measurements."""
+    rows = [("| what | measured | n, spread |", ""), ("| --- | --- | --- |", "")]
+
+    def add(what: str, text: str, numbers: dict[str, Any] | None = None) -> None:
+        spread = f"{numbers['n']}, {numbers['min']:.4g} to {numbers['max']:.4g}" if numbers else ""
+        rows.append((f"| {what} | {text} | {spread} |", ""))
+
+    for network in ("mlp", "cnn"):
+        if part := results.get(f"epoch_{network}"):
+            ratio = part["ratio"]
+            add(f"an epoch of the same {network} and recipe, plain loop / ours", f"{ratio['median']:.1f}x", ratio)
+    if part := results.get("recipes"):
+        plain, fast, share = (
+            part[key]
+            for key in ("plain_seconds_to_99", "fast_loop_seconds", "default_loop_as_a_share_of_a_plain_epoch")
+        )
+        add("seconds to 99 % of the test images, plain loop", f"{plain['median']:.0f} s", plain)
+        add("seconds of the fast recipe's loop", f"{fast['median']:.2f} s", fast)
+        add("times faster to 99 %, in the loop", f"{part['times_faster_to_99_in_the_loop']:.0f}x")
+        add("times faster to 99 %, whole process", f"{part['times_faster_to_99_whole_process']:.0f}x")
+        add("loop of the default recipe / one plain epoch", f"{share['median']:.2f}", share)
+    if part := results.get("throughput"):
+        add("matrix product, float32", f"{part['matrix_product_gflops']:.0f} GFLOP/s")
+        for name in ("training", "evaluation"):
+            share = part[f"{name}_share_of_the_matrix_product"]
+            add(f"{name}, default network", f"{part[f'{name}_images_a_second']:,} images/s, {share:.0%} of that")
+    if part := results.get("overhead"):
+        add("`dvc repro` from preprocess to metrics, beside the loop", f"{part['seconds_beside_the_loop']:.1f} s")
+        add(
+            "no-op `dvc repro` / that of four empty stages", f"{part['no_op_ratio']['median']:.2f}", part["no_op_ratio"]
+        )
+    for row in results.get("memory", {}).get("rows", []):
+        add(
+            f"peak memory, {row['images_mb']} MB of images",
+            f"train {row['train_mb']}, evaluate {row['evaluate_mb']} MB",
+        )
+    return "\n".join(row for row, _ in rows)
+
+
+if __name__ == "__main__":
+    main()

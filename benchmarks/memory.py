@@ -1,0 +1,67 @@
+"""Peak memory of train and evaluate as the data set grows: 1, 2 and 4 times the images.
+
+    PYTHONPATH=. .venv/bin/python -m benchmarks.memory
+
+Each stage runs as it is, in a folder of its own, one epoch of the default recipe with large steps.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from stages import data_card, packed, params, paths
+
+TIMES = (1, 2, 4)
+
+
+def peak(stage: str, folder: Path) -> int:
+    """Megabytes that a stage took at most, in a process that has no other child."""
+    code = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL);"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    told = subprocess.run(
+        [sys.executable, "-c", code, sys.executable, "-m", f"stages.{stage}"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return round(int(told.stdout) * unit / 1e6)
+
+
+def main() -> None:
+    """Print JSON."""
+    values = params.load(paths.PARAMS)
+    values["train"] = {**values["train"], "epochs": 1}
+    card = data_card.read(paths.DATA_CARD)
+    rows = []
+    for times in TIMES:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            (folder / paths.PARAMS).write_text(yaml.safe_dump(values), encoding="utf-8")
+            (folder / paths.PROCESSED).mkdir(parents=True)
+            shutil.copy(paths.DATA_CARD, folder / paths.DATA_CARD)
+            size = 0
+            for path in (paths.TRAIN, paths.VALIDATION, paths.TEST):
+                images, labels = packed.read(path, card.shape, len(card.classes))
+                images, labels = np.tile(images, (times, 1, 1, 1)), np.tile(labels, times)
+                packed.write(folder / path, images, labels)
+                size += images.nbytes
+            rows.append({"times": times, "images_mb": round(size / 1e6), "train_mb": peak("train", folder)})
+            rows[-1]["evaluate_mb"] = peak("evaluate", folder)
+    print(json.dumps({"rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
