@@ -67,7 +67,6 @@ def ours(network: str) -> Callable[[], float]:
             optimizer=optimizer,
             lr_factor=schedules.constant(1),
             augment=none,
-            averaging_decay=0.0,
             precision="float32",
             epochs=1,
             patience_epochs=0,

@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +22,6 @@ from stages import files, paths
 
 LATEST, PREVIOUS = "latest.safetensors", "previous.safetensors"
 META = "state"  # safetensors writes its metadata in no fixed order: one key, one JSON document
-
-
-Modules = Mapping[str, nn.Module]  # the network as "model", and what else the loop changes; not "best", "optimizer"
 
 
 class Progress(NamedTuple):
@@ -63,12 +60,10 @@ class Checkpoints:
         return time.monotonic() - self.last >= self.every_seconds
 
     def save(
-        self, modules: Modules, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, progress: Progress
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, progress: Progress
     ) -> None:
         """Write a checkpoint, atomically. Waits for a GPU."""
-        tensors = {
-            f"{kind}.{name}": tensor for kind, module in modules.items() for name, tensor in module.state_dict().items()
-        }
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in progress.weights.items()}
         numbers: dict[str, Any] = {}
         for index, slots in optimizer.state_dict()["state"].items():
@@ -95,7 +90,7 @@ class Checkpoints:
         files.write_bytes(latest, content)
         self.last = time.monotonic()
 
-    def load(self, modules: Modules, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Progress | None:
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Progress | None:
         """Put the run's last state back, and say where it stood; None if there is none that can be read.
 
         A checkpoint that cannot be read, or is not of this run, is set aside with one line.
@@ -104,7 +99,7 @@ class Checkpoints:
             path = self.folder / name
             try:
                 state, tensors = self._read(path)
-                return _restore(state, tensors, modules, optimizer, scaler)
+                return _restore(state, tensors, model, optimizer, scaler)
             except FileNotFoundError:
                 continue
             except (SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -134,11 +129,11 @@ class Checkpoints:
 def _restore(
     state: dict[str, Any],
     tensors: dict[str, Tensor],
-    modules: Modules,
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> Progress:
-    parts: dict[str, dict[str, Tensor]] = {"best": {}, **{kind: {} for kind in modules}}
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}}
     slots: dict[int, dict[str, Any]] = {}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, value in [*tensors.items(), *state["optimizer"].items()]:
@@ -154,8 +149,7 @@ def _restore(
             parts[kind][rest] = value
     losses = list(tensors["losses"].to(parameters[0].device)) if "losses" in tensors else []
     progress = Progress(state["epoch"], losses, state["sizes"], state["history"], parts["best"])
-    for kind, module in modules.items():
-        module.load_state_dict(parts[kind])
+    model.load_state_dict(parts["model"])
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
     scaler.load_state_dict(state["scaler"])
     return progress

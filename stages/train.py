@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -81,7 +80,6 @@ def main() -> None:
             optimizer=OPTIMIZERS[options.optimizer](model.parameters(), **chosen.optimizer_options),
             lr_factor=SCHEDULES[options.schedule](steps, **chosen.schedule_options),
             augment=partial(AUGMENTATIONS[options.augmentation], **chosen.augmentation_options),
-            averaging_decay=options.averaging_decay,
             precision=options.precision,
             epochs=options.epochs,
             patience_epochs=options.early_stopping_patience_epochs,
@@ -126,7 +124,6 @@ def fit(
     optimizer: torch.optim.Optimizer,
     lr_factor: Callable[[int], float],
     augment: Callable[[Tensor], Tensor],
-    averaging_decay: float,
     precision: str,
     epochs: int,
     patience_epochs: int,
@@ -139,8 +136,6 @@ def fit(
 
     validation: images and labels; with none, no validation columns are measured, and the last epoch is the best.
     objective: (logits, labels) -> scalar. output: what turns logits into probabilities. lr_factor: of the step.
-    averaging_decay: what is measured and kept is an exponential moving average of the weights, to which each step adds
-    1 - averaging_decay of its own; 0: the weights themselves.
     precision: float32 | bfloat16 | float16. patience_epochs: stop after so many epochs without a better one; 0: never.
     checkpoints: where a killed run is resumed from, to the same bytes. stop: gives a signal's number once one has come.
     Raises UserError when the loss is not finite, Interrupted (with a checkpoint written) when told to stop.
@@ -150,14 +145,8 @@ def fit(
     low = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
     scaler = torch.amp.GradScaler(target.type, enabled=low is torch.float16)  # small float16 gradients would be 0
     terminal = sys.stderr.isatty()
-    modules = {"model": model}
-    average = None
-    if averaging_decay > 0:
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(averaging_decay), use_buffers=True)
-        modules["average"] = average
-    measured = average.module if average else model
 
-    at = checkpoints.load(modules, optimizer, scaler)
+    at = checkpoints.load(model, optimizer, scaler)
     if at:
         print(f"resuming after step {len(at.losses)}/{len(sampler)} of epoch {at.epoch}", flush=True)
     first, losses, sizes, history, weights = at or Progress(1, [], [], [], {})
@@ -187,8 +176,6 @@ def fit(
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
-            if average:
-                average.update_parameters(model)
             losses.append(loss.detach())  # not read here: that would wait for the GPU at every step
             sizes.append(len(labels))
             if step % log_every_steps == 0 or step == len(sampler):
@@ -200,7 +187,7 @@ def fit(
                     print(f"epoch {epoch}/{epochs} step {step}/{len(sampler)} {line}", flush=True)
             signum = stop()
             if signum or checkpoints.due():
-                checkpoints.save(modules, optimizer, scaler, Progress(epoch, losses, sizes, history, weights))
+                checkpoints.save(model, optimizer, scaler, Progress(epoch, losses, sizes, history, weights))
             if signum:
                 raise Interrupted(signum, f"`dvc repro` resumes after step {step} of epoch {epoch}")
         speed = (sum(sizes) - done) / (time.perf_counter() - began)
@@ -208,7 +195,7 @@ def fit(
         row = {"epoch": epoch, "lr": base_lr[0] * lr_factor(epoch * len(sampler) - 1), "train_loss": train_loss}
         line = f"epoch {epoch}/{epochs} loss {train_loss:.4f}"
         if len(validation[1]):
-            log_p = predict(measured, validation[0], output, EVALUATION_BATCH, target)  # (N, K)
+            log_p = predict(model, validation[0], output, EVALUATION_BATCH, target)  # (N, K)
             row["validation_loss"] = F.nll_loss(log_p.double(), validation[1]).item()
             row["validation_accuracy"] = (log_p.argmax(dim=1) == validation[1]).double().mean().item()
             if not math.isfinite(row["validation_loss"]):
@@ -219,7 +206,7 @@ def fit(
         losses, sizes = [], []
         best = best_epoch(history)
         if best == epoch:
-            weights = {name: tensor.detach().cpu().clone() for name, tensor in measured.state_dict().items()}
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
         if patience_epochs and epoch - best >= patience_epochs:
             print(f"no better validation accuracy for {patience_epochs} epochs: stopped early", flush=True)
             break

@@ -57,7 +57,6 @@ def train(
     patience: int = 0,
     precision: str = "float32",
     smoothing: float = 0.0,
-    averaging_decay: float = 0.0,
     checkpoints: Checkpoints | None = None,
     stop: Callable[[], int | None] = lambda: None,
 ) -> tuple[dict[str, Tensor], list[dict[str, float]], float]:
@@ -77,7 +76,6 @@ def train(
         optimizer=OPTIMIZERS[optimizer](network.parameters(), **({**options, "lr": lr} if lr else options)),
         lr_factor=schedules.SCHEDULES[schedule](epochs * len(sampler), **DEFAULTS["schedules"][schedule]),
         augment=partial(AUGMENTATIONS[augmentation], **DEFAULTS["augmentations"][augmentation]),
-        averaging_decay=averaging_decay,
         precision=precision,
         epochs=epochs,
         patience_epochs=patience,
@@ -103,32 +101,6 @@ def test_every_loss_learns_with_every_optimizer(loss: str, optimizer: str, model
     _, history, accuracy = train(model, loss, optimizer, lr=RATES[optimizer], epochs=5)
     assert accuracy > 0.95  # chance is 0.33
     assert history[-1]["train_loss"] < history[0]["train_loss"]
-
-
-def test_averaged_weights_are_the_moving_average_of_each_step() -> None:
-    seen: list[dict[str, Tensor]] = []
-    step = torch.optim.Adam.step
-
-    def noted(self: torch.optim.Adam, closure: None = None) -> None:
-        step(self, closure)
-        seen.append({"1.1.weight": self.param_groups[0]["params"][0].detach().clone()})
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.Adam, "step", noted)
-        weights, _, _ = train("mlp", epochs=1, averaging_decay=0.9)
-    expected = seen[0]["1.1.weight"]
-    for each in seen[1:]:
-        expected = 0.9 * expected + 0.1 * each["1.1.weight"]
-    assert torch.allclose(weights["1.1.weight"], expected, atol=1e-6)
-    assert not torch.allclose(weights["1.1.weight"], seen[-1]["1.1.weight"], atol=1e-4)
-
-
-def test_averaging_learns_and_does_not_touch_what_is_trained() -> None:
-    plain = train("cnn", epochs=3)[1]
-    _, averaged, accuracy = train("cnn", epochs=3, averaging_decay=0.9)
-    assert accuracy > 0.95
-    assert [row["train_loss"] for row in averaged] == [row["train_loss"] for row in plain]
-    assert averaged[-1]["validation_loss"] != plain[-1]["validation_loss"]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -20,7 +20,7 @@ from tests.imports import ROOT
 # A small network for one epoch: seconds, and still well above chance.
 SHORT = [
     "model.name=mlp",
-    "models.cnn.channels=[4, 4, 4]",
+    "models.cnn.channels=[4, 4, 4, 4, 4]",
     "models.cnn.hidden=16",
     "train.epochs=1",
     "train.augmentation=none",

@@ -64,7 +64,6 @@ def test_a_run_stopped_at_any_step_ends_in_the_same_weights(optimizer: str, mode
     [
         {"lr": 0.3, "epochs": 50, "patience": 2},  # early stopping goes by epochs before the stop
         {"validation": 0},
-        {"model": "cnn", "averaging_decay": 0.9},
         {"model": "cnn", "precision": "bfloat16"},
         {"model": "cnn", "num_workers": 2},
     ],

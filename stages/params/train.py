@@ -20,7 +20,6 @@ class Train(Section):
     optimizer: Literal["sgd", "adam", "adamw", "rmsprop"]
     schedule: Literal["constant", "one_cycle", "cosine"]
     augmentation: Literal["none", "shift", "affine"]
-    averaging_decay: float = Field(ge=0, lt=1)
     early_stopping_patience_epochs: int = Field(ge=0, le=100_000)
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["float32", "bfloat16", "float16"]
