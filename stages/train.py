@@ -26,6 +26,7 @@ from stages.params import train as train_params
 from stages.rng import STEP, WEIGHTS, seed_for
 from stages.schedules import SCHEDULES
 
+LEARNS_WITHIN = 3  # epochs, after which a run that is no better than chance is told
 EVALUATION_BATCH = 250  # images of the validation part at a time: changes speed and memory only
 
 
@@ -203,6 +204,8 @@ def fit(
             line += f" validation loss {row['validation_loss']:.4f} accuracy {row['validation_accuracy']:.2%}"
         print(f"{line} {speed:,.0f} images/s", flush=True)
         history.append(row)
+        if epoch == min(LEARNS_WITHIN, epochs) and len(validation[1]):
+            warn_if_at_chance(max(row["validation_accuracy"] for row in history), validation[1])
         losses, sizes = [], []
         best = best_epoch(history)
         if best == epoch:
@@ -222,6 +225,17 @@ def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
         return len(history)
     ranks = [(row["validation_accuracy"], -row["validation_loss"]) for row in history]
     return ranks.index(max(ranks)) + 1
+
+
+def warn_if_at_chance(accuracy: float, labels: Tensor) -> None:
+    """Say so if an accuracy on these labels is no better than always naming their most frequent class."""
+    chance = torch.bincount(labels).max().item() / len(labels)
+    if accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / len(labels)):  # three standard errors
+        print(
+            f"warning: a validation accuracy of {accuracy:.2%}, and naming the most frequent class gives {chance:.2%}: "
+            f"nothing is learnt; {paths.PARAMS}: try another lr of the optimizer",
+            flush=True,
+        )
 
 
 def weighted_mean(losses: list[Tensor], sizes: list[int]) -> float:

@@ -103,6 +103,20 @@ def test_every_loss_learns_with_every_optimizer(loss: str, optimizer: str, model
     assert history[-1]["train_loss"] < history[0]["train_loss"]
 
 
+@pytest.mark.parametrize(
+    ("lr", "epochs", "warned"), [(1e-9, 1, True), (1e-9, 4, True), (0.01, 1, False), (0.01, 4, False)]
+)
+def test_a_run_that_cannot_learn_is_told(
+    lr: float, epochs: int, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train("cnn", lr=lr, epochs=epochs, validation=1000)
+    told = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: a validation accuracy of ")
+    ]
+    assert len(told) == warned
+    assert all("nothing is learnt; params.yaml: try another lr" in line for line in told)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("schedule", schedules.SCHEDULES)
 def test_every_schedule_learns(schedule: str, smoothing: float) -> None:
