@@ -78,9 +78,9 @@ def two_revisions(a: str, b: str | None, level: float) -> dict[str, Any]:
     """The document of two revisions, or of one and the work tree (b: None). Raises UserError."""
     metrics = f"{paths.TEST_METRICS.parent.as_posix()}/*.json"
     with revisions.repository() as repo:
-        sides = [revisions.read(repo, name, paths.PARAMS.as_posix(), metrics) for name in (a, b)]
+        old, new = (revisions.read(repo, name, paths.PARAMS.as_posix(), metrics) for name in (a, b))
         tables, notes = [], []
-        for side in sides:
+        for side in (old, new):
             try:
                 out = side.outs.get(paths.PREDICTIONS.as_posix())
                 if out is None:
@@ -91,7 +91,7 @@ def two_revisions(a: str, b: str | None, level: float) -> dict[str, Any]:
             except UserError as error:
                 notes.append(f"{side.name}: no predictions, so no comparison image by image: {error}")
     both = (tables[0], tables[1]) if len(tables) == 2 else None
-    document = comparison.revisions(*sides, both, paths.TEST_METRICS.as_posix(), paths.TEST.as_posix(), level)
+    document = comparison.revisions(old, new, both, paths.TEST_METRICS.as_posix(), paths.TEST.as_posix(), level)
     document["notes"] += notes
     return document
 

@@ -41,7 +41,7 @@ def revisions(
     """Compare two revisions.
 
     tables: the predictions of both, as stages.predictions gives them; None if either has none to be had.
-    test_metrics: the file of metrics with the counts `errors` and `images`. test_set: the output that holds the test set.
+    test_metrics: the file of metrics with the counts `errors` and `images`. test_set: the output with the test set.
     """
     notes = [*a.notes, *b.notes]
     metrics = metric_rows(a.metrics, b.metrics)
@@ -54,6 +54,10 @@ def revisions(
             notes.append(f"{test_set} is not the same on both sides; the labels are, image by image")
         notes += errors_elsewhere(a, tables[0], test_metrics) + errors_elsewhere(b, tables[1], test_metrics)
         images, verdict = paired(*tables, level)
+        if verdict["word"] != significance.NOISE:
+            notes.append(
+                "judged are these two models; whether the change makes other models so too, several seeds a side tell"
+            )
     elif (why := other_test_set(a, b, test_metrics, test_set)) is not None:
         notes.append(f"{why}: metrics stand side by side, but their differences do not judge the models")
         verdict = not_comparable(why)
@@ -165,8 +169,8 @@ def unpaired(a: Revision, b: Revision, test_metrics: str, level: float) -> dict[
     low, high = significance.newcombe(errors_a, images_a, errors_b, images_b, level)
     text = (
         f"accuracy {_share(1 - errors_a / images_a, images_a)} -> {_share(1 - errors_b / images_b, images_b)}, "
-        f"{_points(difference, low, high, images_b, level)}; Fisher's exact test of {errors_a:,} and {errors_b:,} errors "
-        f"{_p(p)}, level {level:g}: weaker than a comparison image by image, which needs both sides' predictions"
+        f"{_points(difference, low, high, images_b, level)}; Fisher's exact test of {errors_a:,} and "
+        f"{errors_b:,} errors {_p(p)}, level {level:g}: weaker than a comparison image by image"
     )
     method = "Fisher's exact test (1922) of unpaired shares, the weaker one; interval: Newcombe's (1998)"
     verdict = _verdict(significance.verdict(difference, p, level), text, method, p)
@@ -202,12 +206,13 @@ def errors_elsewhere(side: Revision, table: pd.DataFrame, test_metrics: str) -> 
 def studies(a: Study, b: Study, level: float) -> dict[str, Any]:
     """Compare two seed studies by the mean of their accuracies."""
     found = significance.welch(a.accuracies, b.accuracies, level)
-    deviations = [float(study.accuracies.std(ddof=1)) for study in (a, b)]
-    needed = significance.seeds_needed(found["difference"], *deviations, level, POWER)
     means = [float(study.accuracies.mean()) for study in (a, b)]
+    deviations = [float(study.accuracies.std(ddof=1)) for study in (a, b)]
+    needed = significance.seeds_needed(found["difference"], deviations[0], deviations[1], level, POWER)
     seeds = f"{needed:,} seeds a side" if needed else f"more than {significance.MOST_SEEDS:,} seeds a side"
     text = (
-        f"mean accuracy {_share(means[0], 10_000)} ({len(a.runs)} seeds) -> {_share(means[1], 10_000)} ({len(b.runs)}), "
+        f"mean accuracy {_share(means[0], 10_000)} ({len(a.runs)} seeds) -> "
+        f"{_share(means[1], 10_000)} ({len(b.runs)} seeds), "
         f"{_points(found['difference'], found['low'], found['high'], 10_000, level)}; "
         f"Welch's t test {_p(found['p'])}, level {level:g}; "
         f"{seeds} would show a difference of this size in {POWER:.0%} of studies"

@@ -1,117 +1,115 @@
-"""A comparison as text: tables for a terminal, and Markdown for a pull request."""
+"""A comparison (of stages/comparison.py) as text: tables for a terminal, Markdown for a pull request."""
 
 import json
+import textwrap
+from collections.abc import Callable
+from pathlib import PurePath
 from typing import Any
 
 import pandas as pd
 
 MISSING = "-"
+LEFT = ("key", "metric", "study", "read by", "")  # columns of words; the others are set to the right
+WIDTH = 100  # of wrapped lines on a terminal
+
+Shown = Callable[[str], str]  # how names and values that somebody chose are set
+Titled = tuple[str, pd.DataFrame, list[str]]  # a title, a table, and lines below it
 
 
 def table(document: dict[str, Any]) -> str:
-    """Plain tables; the verdict comes last, where a terminal ends. Lines of notes and verdict are as long as they are."""
+    """Plain tables; the verdict comes last, where a terminal ends."""
     blocks = [f"A: {_side(document['a'])}\nB: {_side(document['b'])}"]
-    blocks += [
-        f"{title}\n{frame.to_string(index=False)}{_lines(after)}" for title, frame, after in _tables(document, str)
-    ]
-    blocks += ["\n".join(f"note: {note}" for note in document["notes"])] if document["notes"] else []
-    verdict = document["verdict"]
-    blocks.append(f"B is {_capitals(verdict['word'])}: {verdict['text']}")
+    for title, frame, lines in _tables(document, str):
+        aligned = pd.DataFrame(
+            {
+                name.ljust(width) if name in LEFT else name: column.str.ljust(width) if name in LEFT else column
+                for name, column in frame.items()
+                for width in [max(len(str(name)), column.astype(str).str.len().max())]
+            }
+        )
+        rows = [line.rstrip() for line in aligned.to_string(index=False).splitlines()]
+        blocks.append("\n".join([title, *(f"  {line}" for line in [*rows, *lines])]))
+    if document["notes"]:
+        blocks.append("\n".join(f"note: {note}" for note in document["notes"]))
+    blocks.append(textwrap.fill(f"{_heading(document, str)}: {document['verdict']['text']}", WIDTH))
     return "\n\n".join(_printable(block) for block in blocks) + "\n"
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """GitHub's Markdown: the verdict first. Names and values are set as code: they cannot become markup or mentions."""
+    """GitHub's Markdown; the verdict comes first. Names and values are code: they cannot become markup or mentions."""
     verdict = document["verdict"]
-    blocks = [
-        f"### {_code(document['b']['name'])} is {verdict['word']} than {_code(document['a']['name'])}"
-        if verdict["word"] in ("better", "worse")
-        else f"### {_code(document['b']['name'])} against {_code(document['a']['name'])}: {verdict['word']}",
-        _escaped(verdict["text"][:1].upper() + verdict["text"][1:]) + ".",
-    ]
-    blocks += [f"> {_escaped(note)}" for note in document["notes"]]
-    for title, frame, after in _tables(document, _code):
-        rows = frame.to_markdown(index=False, tablefmt="pipe", disable_numparse=True)
-        blocks.append(f"**{title}**\n\n{rows}{_lines(after)}")
-    blocks.append(f"A: {_code(_side(document['a']))}, B: {_code(_side(document['b']))}")
-    if verdict["method"]:
-        blocks.append(f"Method: {verdict['method']}.")
+    text = verdict["text"]
+    blocks = [f"### {_heading(document, _code)}", f"{_text(text[:1].upper() + text[1:])}."]
+    blocks += [f"> {_text(note)}" for note in document["notes"]]
+    for title, frame, lines in _tables(document, _code):
+        sides = ["left" if name in LEFT else "right" for name in frame]
+        rows = frame.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, colalign=sides)
+        blocks.append("\n\n".join([f"**{title}**", rows, *lines]))
+    method = f" Method: {verdict['method']}." if verdict["method"] else ""
+    blocks.append(f"A: {_code(_side(document['a']))}, B: {_code(_side(document['b']))}.{method}")
     return "\n\n".join(blocks) + "\n"
 
 
-def _tables(document: dict[str, Any], shown: Any) -> list[tuple[str, pd.DataFrame, str]]:
-    """Title, table and a line below it. shown: how names and values that the user chose are set."""
+def _heading(document: dict[str, Any], shown: Shown) -> str:
+    a, b, word = shown(document["a"]["name"]), shown(document["b"]["name"]), document["verdict"]["word"]
+    return f"{b} is {word} than {a}" if word in ("better", "worse") else f"{b} against {a}: {word}"
+
+
+def _tables(document: dict[str, Any], shown: Shown) -> list[Titled]:
     if "studies" in document:
-        return [("Accuracy over seeds", _studies(document["studies"], shown), "")]
-    found = []
-    if document["parameters"]:
-        found.append(("Parameters that differ", _parameters(document["parameters"], shown), ""))
-    else:
-        found.append(("Parameters that differ", pd.DataFrame({"key": ["none"]}), ""))
-    differing = [row for row in document["metrics"] if row["difference"] != 0]
-    same = len(document["metrics"]) - len(differing)
-    if differing:
-        found.append(("Metrics", _metrics(differing, shown), f"{same} more are the same" if same else ""))
-    else:
-        found.append(("Metrics", pd.DataFrame({"metric": [f"all {same} the same"]}), ""))
-    if document["images"]:
-        found.append(("Test images", *_images(document["images"], shown)))
-    return found
+        return [_studies(document["studies"], shown)]
+    tables = [_parameters(document["parameters"], shown), _metrics(document["metrics"], shown)]
+    return [*tables, _images(document["images"])] if document["images"] else tables
 
 
-def _parameters(rows: list[dict[str, Any]], shown: Any) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "key": [shown(row["key"]) for row in rows],
-            "A": [shown(_value(row["a"])) if "a" in row else MISSING for row in rows],
-            "B": [shown(_value(row["b"])) if "b" in row else MISSING for row in rows],
-            "read by": [", ".join(row["read_by"]) or "no stage" for row in rows],
-        }
-    )
+def _parameters(rows: list[dict[str, Any]], shown: Shown) -> Titled:
+    columns = {
+        "key": [shown(row["key"]) for row in rows] or ["none"],
+        "A": [shown(_value(row["a"])) if "a" in row else MISSING for row in rows] or [""],
+        "B": [shown(_value(row["b"])) if "b" in row else MISSING for row in rows] or [""],
+        "read by": [", ".join(map(shown, row["read_by"])) or "no stage" for row in rows] or [""],
+    }
+    return "Parameters that differ", pd.DataFrame(columns), []
 
 
-def _metrics(rows: list[dict[str, Any]], shown: Any) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "metric": [
-                shown(f"{row['file'].removeprefix('metrics/').removesuffix('.json')}: {row['metric']}") for row in rows
-            ],
-            "A": [_number(row["a"]) for row in rows],
-            "B": [_number(row["b"]) for row in rows],
-            "B - A": [_number(row["difference"], sign="+") for row in rows],
-        }
-    )
+def _metrics(every: list[dict[str, Any]], shown: Shown) -> Titled:
+    rows = [row for row in every if row["difference"] != 0]
+    same = len(every) - len(rows)
+    columns = {
+        "metric": [shown(f"{PurePath(row['file']).stem}: {row['metric']}") for row in rows] or ["none"],
+        "A": [_number(row["a"]) for row in rows] or [""],
+        "B": [_number(row["b"]) for row in rows] or [""],
+        "B - A": [_number(row["difference"], sign="+") for row in rows] or [""],
+    }
+    return "Metrics that differ", pd.DataFrame(columns), [f"({same} more are the same on both sides)"] if same else []
 
 
-def _images(images: dict[str, Any], shown: Any) -> tuple[pd.DataFrame, str]:
-    """The counts as a table of two by two, and the first few images that were fixed and broken."""
-    frame = pd.DataFrame(
-        {
-            "": ["A right", "A wrong"],
-            "B right": [f"{images['both_right']:,}", f"{images['fixed']:,} fixed"],
-            "B wrong": [f"{images['broken']:,} broken", f"{images['both_wrong']:,}"],
-        }
-    )
+def _images(images: dict[str, Any]) -> Titled:
+    """The counts, two by two, and the first few images that were fixed and broken."""
+    columns = {
+        "": ["A right", "A wrong"],
+        "B right": [f"{images['both_right']:,}", f"{images['fixed']:,} fixed"],
+        "B wrong": [f"{images['broken']:,} broken", f"{images['both_wrong']:,}"],
+    }
     lines = [f"{images['changed']:,} of {images['images']:,} predictions changed"]
     for name in ("fixed", "broken"):
-        examples = ", ".join(str(row["index"]) for row in images[f"{name}_examples"])
-        more = ", …" if images[name] > len(images[f"{name}_examples"]) else ""
-        lines += [f"{name}: images {examples}{more}"] if examples else []
-    return frame, "; ".join(lines)
+        examples = [str(row["index"]) for row in images[f"{name}_examples"]]
+        more = ["…"] if images[name] > len(examples) else []
+        lines += [f"{name}: {', '.join([*examples, *more])}"] if examples else []
+    return "Test images", pd.DataFrame(columns), lines
 
 
-def _studies(rows: list[dict[str, Any]], shown: Any) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "": ["A", "B"],
-            "study": [shown(row["name"]) for row in rows],
-            "seeds": [row["seeds"] for row in rows],
-            "mean": [f"{row['mean']:.4%}" for row in rows],
-            "deviation": [f"{row['deviation']:.4%}" for row in rows],
-            "lowest": [f"{row['low']:.2%}" for row in rows],
-            "highest": [f"{row['high']:.2%}" for row in rows],
-        }
-    )
+def _studies(rows: list[dict[str, Any]], shown: Shown) -> Titled:
+    columns = {
+        "": ["A", "B"],
+        "study": [shown(row["name"]) for row in rows],
+        "seeds": [f"{row['seeds']:,}" for row in rows],
+        "mean": [f"{100 * row['mean']:.3f} %" for row in rows],
+        "deviation": [f"{100 * row['deviation']:.3f}" for row in rows],
+        "lowest": [f"{100 * row['low']:.2f} %" for row in rows],
+        "highest": [f"{100 * row['high']:.2f} %" for row in rows],
+    }
+    return "Accuracy over seeds", pd.DataFrame(columns), []
 
 
 def _side(side: dict[str, Any]) -> str:
@@ -128,15 +126,7 @@ def _number(value: float | None, sign: str = "") -> str:
         return MISSING
     if isinstance(value, int):
         return f"{value:{sign},}"
-    return f"{value:{sign}.6g}" if value and abs(value) < 1e-4 else f"{value:{sign}.6f}".rstrip("0").removesuffix(".")
-
-
-def _capitals(word: str) -> str:
-    return word.upper()
-
-
-def _lines(after: str) -> str:
-    return f"\n{after}" if after else ""
+    return f"{value:{sign}.6g}" if abs(value) < 1e-4 else f"{value:{sign}.6f}".rstrip("0").removesuffix(".")
 
 
 def _printable(text: str) -> str:
@@ -145,12 +135,17 @@ def _printable(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    """Text as code in Markdown, in a table cell too."""
+    """Text as code in Markdown, in a cell of a table too."""
     return "`" + _printable(text).replace("\n", " ").replace("`", "'").replace("|", "\\|") + "`"
 
 
-def _escaped(text: str) -> str:
-    """Text as text in Markdown: what has a meaning there loses it; code between backticks stays."""
-    return "".join(
-        f"\\{letter}" if letter in "\\*_[]<>|#@" else letter for letter in _printable(text).replace("\n", " ")
-    )
+def _text(text: str) -> str:
+    """A sentence in Markdown, in which what would be markup is not; code between backticks is set as code."""
+    parts = _printable(text).replace("\n", " ").split("`")
+    if len(parts) % 2 == 0:  # a backtick too many
+        parts = ["'".join(parts)]
+    escaped = "".join
+    return "`".join(
+        part if at % 2 else escaped(f"\\{letter}" if letter in "\\*_[]<>#|~" else letter for letter in part)
+        for at, part in enumerate(parts)
+    ).replace("@", "@\u200b")  # a zero width space: nobody is mentioned

@@ -11,7 +11,7 @@ FIRST = ["index", "label", "prediction", "probability"]  # then a column p_<clas
 
 
 def parse(content: bytes, name: str) -> pd.DataFrame:
-    """A table with the columns label and prediction, both categories of the same classes; a row an image, in test order.
+    """A table of label and prediction, both categories of the same classes; a row an image, in the test set's order.
 
     name: the file, for messages. Raises UserError if the content is anything but what evaluate writes.
     """

@@ -134,7 +134,9 @@ def read(repo: Any, name: str | None, params_path: str, metrics_pattern: str) ->
     changed = stale(files, lock, params_path, values, (lambda _: False) if commit else repo.scm.is_ignored)
     if changed:
         shown = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-        notes.append(f"{label}: its results were made with other inputs ({shown}); `dvc repro` there makes them anew")
+        notes.append(
+            f"{label}: not as {LOCK} has it: {shown}; the results may be of other inputs: `dvc repro` there renews them"
+        )
     outs = {out.path: out for locked in lock.stages.values() for out in locked.outs}
     written = {path: place for place, path in enumerate(outs)}  # the pipeline's order
     metrics = dict(sorted(metrics.items(), key=lambda item: written.get(item[0], len(written))))
@@ -165,14 +167,11 @@ def fetch(repo: Any, out: LockedFile) -> tuple[bytes, list[str]]:
     DVC trusts what its cache and remotes hold; here the MD5 is taken of the very bytes that are returned. A copy that
     has another one is passed over with a note. Raises UserError, with the reason, if there is no right copy.
     """
-    from dvc.config import NoRemoteError
-    from dvc.exceptions import DvcException
-
     if out.md5 is None or out.md5.endswith(".dir"):
         raise UserError(f"{LOCK} names no file {out.path} with an MD5")
     local = DirFileSystem(repo.root_dir, fsspec.filesystem("file"))
     if local.isfile(out.path):
-        content = local.cat_file(out.path)
+        content: bytes = local.cat_file(out.path)
         if _md5(content) == out.md5:
             return content, []
 
@@ -182,39 +181,47 @@ def fetch(repo: Any, out: LockedFile) -> tuple[bytes, list[str]]:
     try:
         content = _read(cache.fs, cached, out)
         if _md5(content) == out.md5:
-            return content, notes
-        notes.append(f"the cache holds damaged bytes of {out.path}; delete {repo.fs.relpath(cached)} and `dvc fetch`")
-        here = "damaged in the cache"
+            return content, []
+        here = f"damaged in the cache (delete {repo.fs.relpath(cached)}, and `dvc fetch`)"
+        notes.append(f"{out.path} is {here}; the remote's copy is used")
     except FileNotFoundError:
         here = "not in the cache"
     except OSError as error:
         here = f"not readable in the cache ({error.strerror})"
+    try:
+        return _remote_copy(repo, out), notes
+    except UserError as error:
+        raise UserError(f"{out.path} is {here}, and {error}") from None
 
-    remote = repo.config["core"].get("remote")
+
+def _remote_copy(repo: Any, out: LockedFile) -> bytes:
+    """The bytes of an output in the default remote. Raises UserError with the reason, the second half of a sentence."""
+    from dvc.config import NoRemoteError
+    from dvc.exceptions import DvcException
+
+    name = f"the remote {repo.config['core'].get('remote')!r}"
     try:
         store = repo.cloud.get_remote_odb(hash_name="md5")
-        content = _read(store.fs, store.oid_to_path(out.md5), out)
     except NoRemoteError:
-        raise UserError(f"{out.path} is {here}, and no remote is set (`dvc remote add --default`)") from None
-    except DvcException as error:  # a remote that is configured in a way DVC refuses
-        raise UserError(f"{out.path} is {here}, and the remote {remote!r} cannot be used: {one_line(error)}") from None
+        raise UserError("no remote is set (`dvc remote add --default`)") from None
+    except (DvcException, ImportError, OSError, ValueError) as error:  # a wrong URL, a package that is missing, …
+        raise UserError(f"{name} cannot be used: {one_line(error)}") from None
+    try:
+        content = _read(store.fs, store.oid_to_path(out.md5), out)
     except Exception as error:  # each kind of remote fails with errors of its own: botocore's, asyncssh's, aiohttp's, …
-        # HTTP says "no such file" of a server that is down, too: the cause tells
-        cause = error.__cause__ or error
-        if isinstance(error, FileNotFoundError) and (cause is error or getattr(cause, "status", None) == 404):
-            raise UserError(
-                f"{out.path} is {here}, and not in the remote {remote!r}; `dvc push` (or `dvc exp push`) where it was made"
-            ) from None
-        raise UserError(
-            f"{out.path} is {here}, and the remote {remote!r} does not give it: {one_line(cause)}"
-        ) from None
+        cause = error.__cause__ or error  # HTTP says "no such file" of a server that is down, too: the cause tells
+        if not isinstance(error, FileNotFoundError) or (cause is not error and getattr(cause, "status", None) != 404):
+            raise UserError(f"{name} does not give it: {one_line(cause)}") from None
+        if store.fs.protocol == "local" and not store.fs.isdir(store.path):
+            raise UserError(f"the folder of {name} is not there") from None
+        raise UserError(f"not in {name}; `dvc push` (or `dvc exp push`) where it was made") from None
     if _md5(content) != out.md5:
-        raise UserError(f"{out.path} is {here}, and damaged in the remote {remote!r}: not the MD5 that {LOCK} names")
-    return content, notes
+        raise UserError(f"damaged in {name}: not the MD5 that {LOCK} names")
+    return content
 
 
 def flatten(values: dict[str, Any], name: str) -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys; lists and empty mappings are values. name: whose they are, for messages."""
+    """Nested mappings as one, with dotted keys; lists and empty mappings are values. name: whose, for messages."""
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, here: dict[Any, Any], depth: int) -> None:

@@ -40,7 +40,7 @@ def paired(labels: Ints, a: Ints, b: Ints) -> dict[str, npt.NDArray[np.bool_]]:
 
 
 def mcnemar(fixed: int, broken: int) -> float:
-    """The p-value of McNemar's test (1947), two-sided and exact: are `fixed` and `broken` a fair coin's heads and tails?
+    """The p-value of McNemar's test (1947), two-sided and exact: are fixed and broken a fair coin's two sides?
 
     Dietterich (1998) finds it the test to use where each classifier is trained once. It judges the two trained models,
     not the two ways of training: other seeds are other models.
@@ -67,7 +67,7 @@ def fisher(errors_a: int, images_a: int, errors_b: int, images_b: int) -> float:
     For when it is not known which images were wrong. Far weaker than `mcnemar` on the same test set, which need not ask
     how hard the images are.
     """
-    table = [[errors_a, images_a - errors_a], [errors_b, images_b - errors_b]]
+    table = np.array([[errors_a, images_a - errors_a], [errors_b, images_b - errors_b]])
     return float(stats.fisher_exact(table).pvalue)
 
 
@@ -88,7 +88,7 @@ def _wilson(successes: int, trials: int, level: float) -> tuple[float, float]:
 
 
 def welch(a: Floats, b: Floats, level: float) -> dict[str, float]:
-    """Difference of the means of two samples (one number a seed; 2 or more a side), its interval and p-value (Welch 1947).
+    """Difference of the means of two samples (a number a seed, 2 or more a side), interval and p-value (Welch 1947).
 
     Where neither side varies, as accuracies of few images may, the interval is the difference itself. Raises ValueError
     with fewer than two numbers a side.

@@ -1,4 +1,7 @@
-"""A seed study: the same training with several seeds, as a JSON file {"name": …, "runs": [{"seed": 0, "accuracy": 0.99}, …]}."""
+"""A seed study, one way of training with several seeds, as JSON.
+
+{"name": …, "runs": [{"seed": 0, "accuracy": 0.9961}, …]}
+"""
 
 from pathlib import Path
 from typing import Annotated, Any, Self
