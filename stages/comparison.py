@@ -215,7 +215,7 @@ def studies(a: Study, b: Study, level: float) -> dict[str, Any]:
         f"{_share(means[1], 10_000)} ({len(b.runs)} seeds), "
         f"{_points(found['difference'], found['low'], found['high'], 10_000, level)}; "
         f"Welch's t test {_p(found['p'])}, level {level:g}; "
-        f"{seeds} would show a difference of this size in {POWER:.0%} of studies"
+        f"{seeds} would show a difference of this size in {100 * POWER:g} % of studies"
     )
     method = "Welch's t test and interval (1947); seeds needed: noncentral t (Cohen 1988)"
     verdict = _verdict(significance.verdict(found["difference"], found["p"], level), text, method, found["p"])

@@ -65,12 +65,13 @@ def repository() -> Iterator[Any]:
     """The DVC repository of the current folder. Raises UserError if it is none, or none in Git."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
+    from scmrepo.exceptions import SCMError
 
     try:
         repo = Repo()
         repo.scm.get_rev()  # a repository without Git, or without a commit, has no revisions
-    except (DvcException, AttributeError) as error:
-        raise UserError(f"no Git repository with DVC and a commit here: {one_line(error)}") from None
+    except (DvcException, SCMError, AttributeError) as error:  # AttributeError: without Git there is no get_rev
+        raise UserError(f"no commit of a DVC repository to read here: {one_line(error)}") from None
     with repo:
         yield repo
 
@@ -212,7 +213,7 @@ def _remote_copy(repo: Any, out: LockedFile) -> bytes:
         cause = error.__cause__ or error  # HTTP says "no such file" of a server that is down, too: the cause tells
         if not isinstance(error, FileNotFoundError) or (cause is not error and getattr(cause, "status", None) != 404):
             raise UserError(f"{name} does not give it: {one_line(cause)}") from None
-        if store.fs.protocol == "local" and not store.fs.isdir(store.path):
+        if store.fs.protocol == "local" and not store.fs.isdir(repo.cloud.get_remote().path):
             raise UserError(f"the folder of {name} is not there") from None
         raise UserError(f"not in {name}; `dvc push` (or `dvc exp push`) where it was made") from None
     if _md5(content) != out.md5:
