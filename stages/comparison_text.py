@@ -20,19 +20,22 @@ def table(document: dict[str, Any]) -> str:
     """Plain tables; the verdict comes last, where a terminal ends."""
     blocks = [f"A: {_side(document['a'])}\nB: {_side(document['b'])}"]
     for title, frame, lines in _tables(document, str):
-        aligned = pd.DataFrame(
-            {
-                name.ljust(width) if name in LEFT else name: column.str.ljust(width) if name in LEFT else column
-                for name, column in frame.items()
-                for width in [max(len(str(name)), column.astype(str).str.len().max())]
-            }
-        )
-        rows = [line.rstrip() for line in aligned.to_string(index=False).splitlines()]
-        blocks.append("\n".join([title, *(f"  {line}" for line in [*rows, *lines])]))
+        blocks.append("\n".join([title, *(f"  {line}" for line in [*_rows(frame), *lines])]))
     if document["notes"]:
         blocks.append("\n".join(f"note: {note}" for note in document["notes"]))
     blocks.append(textwrap.fill(f"{_heading(document, str)}: {document['verdict']['text']}", WIDTH))
     return "\n\n".join(_printable(block) for block in blocks) + "\n"
+
+
+def _rows(frame: pd.DataFrame) -> list[str]:
+    """The lines of a table, words to the left and numbers to the right."""
+    if frame.empty:
+        return ["none"]
+    aligned = {}
+    for name, column in frame.items():
+        width = max([len(str(name)), *column.str.len()])
+        aligned[str(name).ljust(width) if name in LEFT else name] = column.str.ljust(width) if name in LEFT else column
+    return [line.rstrip() for line in pd.DataFrame(aligned).to_string(index=False).splitlines()]
 
 
 def markdown(document: dict[str, Any]) -> str:
@@ -44,7 +47,7 @@ def markdown(document: dict[str, Any]) -> str:
     for title, frame, lines in _tables(document, _code):
         sides = ["left" if name in LEFT else "right" for name in frame]
         rows = frame.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, colalign=sides)
-        blocks.append("\n\n".join([f"**{title}**", rows, *lines]))
+        blocks.append("\n\n".join([f"**{title}**", rows if len(frame) else "none", *lines]))
     method = f" Method: {verdict['method']}." if verdict["method"] else ""
     blocks.append(f"A: {_code(_side(document['a']))}, B: {_code(_side(document['b']))}.{method}")
     return "\n\n".join(blocks) + "\n"
@@ -64,10 +67,10 @@ def _tables(document: dict[str, Any], shown: Shown) -> list[Titled]:
 
 def _parameters(rows: list[dict[str, Any]], shown: Shown) -> Titled:
     columns = {
-        "key": [shown(row["key"]) for row in rows] or ["none"],
-        "A": [shown(_value(row["a"])) if "a" in row else MISSING for row in rows] or [""],
-        "B": [shown(_value(row["b"])) if "b" in row else MISSING for row in rows] or [""],
-        "read by": [", ".join(map(shown, row["read_by"])) or "no stage" for row in rows] or [""],
+        "key": [shown(row["key"]) for row in rows],
+        "A": [shown(_value(row["a"])) if "a" in row else MISSING for row in rows],
+        "B": [shown(_value(row["b"])) if "b" in row else MISSING for row in rows],
+        "read by": [", ".join(map(shown, row["read_by"])) or "no stage" for row in rows],
     }
     return "Parameters that differ", pd.DataFrame(columns), []
 
@@ -76,10 +79,10 @@ def _metrics(every: list[dict[str, Any]], shown: Shown) -> Titled:
     rows = [row for row in every if row["difference"] != 0]
     same = len(every) - len(rows)
     columns = {
-        "metric": [shown(f"{PurePath(row['file']).stem}: {row['metric']}") for row in rows] or ["none"],
-        "A": [_number(row["a"]) for row in rows] or [""],
-        "B": [_number(row["b"]) for row in rows] or [""],
-        "B - A": [_number(row["difference"], sign="+") for row in rows] or [""],
+        "metric": [shown(f"{PurePath(row['file']).stem}: {row['metric']}") for row in rows],
+        "A": [_number(row["a"]) for row in rows],
+        "B": [_number(row["b"]) for row in rows],
+        "B - A": [_number(row["difference"], sign="+") for row in rows],
     }
     return "Metrics that differ", pd.DataFrame(columns), [f"({same} more are the same on both sides)"] if same else []
 

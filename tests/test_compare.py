@@ -359,6 +359,13 @@ def test_a_verdict_in_markdown(monkeypatch: Patch, capsys: Out) -> None:
     assert "McNemar's exact test (1947)" in printed
 
 
+def test_nothing_differs(monkeypatch: Patch, capsys: Out) -> None:
+    printed = text(monkeypatch, capsys, "main", "v1")
+    assert "Parameters that differ\n  none\n" in printed
+    assert re.search(r"\nMetrics that differ\n  none\n  \(\d+ more are the same on both sides\)\n", printed)
+    assert "**Parameters that differ**\n\nnone\n" in text(monkeypatch, capsys, "main", "v1", "--format", "markdown")
+
+
 # Predictions that are not to be had
 
 
