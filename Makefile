@@ -1,11 +1,13 @@
 # GNU make 3.81 or newer (macOS has 3.81). `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help repro test check bench format lock
+.PHONY: help repro compare verify test check bench format lock
 
 # Any Python from 3.11 on; only used to make .venv.
 PYTHON ?= python3
 # What is passed on: make repro ARGS="--force train", make test ARGS="-k params", make lock ARGS=--upgrade
 ARGS ?=
+# What the work tree is compared with: a commit, branch, tag or experiment
+REV ?=
 
 RUNTIME := $(PYTHON) tools/venv.py requirements.txt
 DEVELOPMENT := $(RUNTIME) requirements-dev.txt
@@ -14,12 +16,16 @@ DEVELOPMENT := $(RUNTIME) requirements-dev.txt
 RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\): ## /  make \1|/p' Makefile | awk -F '|' '{ printf "%-14s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z]*\): ## /  make \1|/p' Makefile | awk -F '|' '{ printf "%-15s%s\n", $$1, $$2 }'
 
 repro: ## run what is not up to date: download, preprocess, train, evaluate (ARGS go to dvc repro)
 	@$(RUNTIME)
 	@$(RUN) stages.params
 	@$(RUN) dvc repro $(ARGS)
+
+compare: ## what differs from another revision, and is it noise: make compare REV=main (ARGS=--format=markdown, …)
+	@$(RUNTIME)
+	@$(RUN) stages.compare "$(REV)" $(ARGS)
 
 test: ## run the tests (ARGS go to pytest)
 	@$(DEVELOPMENT)

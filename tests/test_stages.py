@@ -15,7 +15,20 @@ import pytest
 import yaml
 from PIL import Image
 
-from stages import data_card, datasets, download, evaluate, files, idx, model_file, packed, params, paths, preprocess
+from stages import (
+    data_card,
+    datasets,
+    download,
+    evaluate,
+    files,
+    idx,
+    model_file,
+    packed,
+    params,
+    paths,
+    predictions,
+    preprocess,
+)
 from stages import train as train_stage
 from stages.datasets import DataSet, PublishedFile
 from stages.errors import UserError
@@ -95,6 +108,8 @@ def test_from_a_mirror_to_the_metrics(bench: Workbench) -> None:
     table = pd.read_csv(paths.PREDICTIONS)
     assert table["index"].tolist() == list(range(TEST_IMAGES))
     assert (table["label"] == table["prediction"]).mean() == pytest.approx(metrics["accuracy"])
+    read = predictions.parse(paths.PREDICTIONS.read_bytes(), "predictions")  # as `compare` does
+    assert read.astype(str).equals(table[["label", "prediction"]].astype(str))
     probabilities = table[[f"p_{name}" for name in CLASSES]]
     assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     assert np.allclose(probabilities.max(axis=1), table["probability"])

@@ -1,0 +1,154 @@
+"""A comparison (of stages/comparison.py) as text: tables for a terminal, Markdown for a pull request."""
+
+import json
+import textwrap
+from collections.abc import Callable
+from pathlib import PurePath
+from typing import Any
+
+import pandas as pd
+
+MISSING = "-"
+LEFT = ("key", "metric", "study", "read by", "")  # columns of words; the others are set to the right
+WIDTH = 100  # of wrapped lines on a terminal
+
+Shown = Callable[[str], str]  # how names and values that somebody chose are set
+Titled = tuple[str, pd.DataFrame, list[str]]  # a title, a table, and lines below it
+
+
+def table(document: dict[str, Any]) -> str:
+    """Plain tables; the verdict comes last, where a terminal ends."""
+    blocks = [f"A: {_side(document['a'])}\nB: {_side(document['b'])}"]
+    for title, frame, lines in _tables(document, str):
+        blocks.append("\n".join([title, *(f"  {line}" for line in [*_rows(frame), *lines])]))
+    if document["notes"]:
+        blocks.append("\n".join(f"note: {note}" for note in document["notes"]))
+    blocks.append(textwrap.fill(f"{_heading(document, str)}: {document['verdict']['text']}", WIDTH))
+    return "\n\n".join(_printable(block) for block in blocks) + "\n"
+
+
+def _rows(frame: pd.DataFrame) -> list[str]:
+    """The lines of a table, words to the left and numbers to the right."""
+    if frame.empty:
+        return ["none"]
+    aligned = {}
+    for name, column in frame.items():
+        width = max([len(str(name)), *column.str.len()])
+        aligned[str(name).ljust(width) if name in LEFT else name] = column.str.ljust(width) if name in LEFT else column
+    return [line.rstrip() for line in pd.DataFrame(aligned).to_string(index=False).splitlines()]
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """GitHub's Markdown; the verdict comes first. Names and values are code: they cannot become markup or mentions."""
+    verdict = document["verdict"]
+    text = verdict["text"]
+    blocks = [f"### {_heading(document, _code)}", f"{_text(text[:1].upper() + text[1:])}."]
+    blocks += [f"> {_text(note)}" for note in document["notes"]]
+    for title, frame, lines in _tables(document, _code):
+        sides = ["left" if name in LEFT else "right" for name in frame]
+        rows = frame.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, colalign=sides)
+        blocks.append("\n\n".join([f"**{title}**", rows if len(frame) else "none", *lines]))
+    method = f" Method: {verdict['method']}." if verdict["method"] else ""
+    blocks.append(f"A: {_code(_side(document['a']))}, B: {_code(_side(document['b']))}.{method}")
+    return "\n\n".join(blocks) + "\n"
+
+
+def _heading(document: dict[str, Any], shown: Shown) -> str:
+    a, b, word = shown(document["a"]["name"]), shown(document["b"]["name"]), document["verdict"]["word"]
+    return f"{b} is {word} than {a}" if word in ("better", "worse") else f"{b} against {a}: {word}"
+
+
+def _tables(document: dict[str, Any], shown: Shown) -> list[Titled]:
+    if "studies" in document:
+        return [_studies(document["studies"], shown)]
+    tables = [_parameters(document["parameters"], shown), _metrics(document["metrics"], shown)]
+    return [*tables, _images(document["images"])] if document["images"] else tables
+
+
+def _parameters(rows: list[dict[str, Any]], shown: Shown) -> Titled:
+    columns = {
+        "key": [shown(row["key"]) for row in rows],
+        "A": [shown(_value(row["a"])) if "a" in row else MISSING for row in rows],
+        "B": [shown(_value(row["b"])) if "b" in row else MISSING for row in rows],
+        "read by": [", ".join(map(shown, row["read_by"])) or "no stage" for row in rows],
+    }
+    return "Parameters that differ", pd.DataFrame(columns), []
+
+
+def _metrics(every: list[dict[str, Any]], shown: Shown) -> Titled:
+    rows = [row for row in every if row["difference"] != 0]
+    same = len(every) - len(rows)
+    columns = {
+        "metric": [shown(f"{PurePath(row['file']).stem}: {row['metric']}") for row in rows],
+        "A": [_number(row["a"]) for row in rows],
+        "B": [_number(row["b"]) for row in rows],
+        "B - A": [_number(row["difference"], sign="+") for row in rows],
+    }
+    return "Metrics that differ", pd.DataFrame(columns), [f"({same} more are the same on both sides)"] if same else []
+
+
+def _images(images: dict[str, Any]) -> Titled:
+    """The counts, two by two, and the first few images that were fixed and broken."""
+    columns = {
+        "": ["A right", "A wrong"],
+        "B right": [f"{images['both_right']:,}", f"{images['fixed']:,} fixed"],
+        "B wrong": [f"{images['broken']:,} broken", f"{images['both_wrong']:,}"],
+    }
+    lines = [f"{images['changed']:,} of {images['images']:,} predictions changed"]
+    for name in ("fixed", "broken"):
+        examples = [str(row["index"]) for row in images[f"{name}_examples"]]
+        more = ["…"] if images[name] > len(examples) else []
+        lines += [f"{name}: {', '.join([*examples, *more])}"] if examples else []
+    return "Test images", pd.DataFrame(columns), lines
+
+
+def _studies(rows: list[dict[str, Any]], shown: Shown) -> Titled:
+    columns = {
+        "": ["A", "B"],
+        "study": [shown(row["name"]) for row in rows],
+        "seeds": [f"{row['seeds']:,}" for row in rows],
+        "mean": [f"{100 * row['mean']:.3f} %" for row in rows],
+        "deviation": [f"{100 * row['deviation']:.3f}" for row in rows],
+        "lowest": [f"{100 * row['low']:.2f} %" for row in rows],
+        "highest": [f"{100 * row['high']:.2f} %" for row in rows],
+    }
+    return "Accuracy over seeds", pd.DataFrame(columns), []
+
+
+def _side(side: dict[str, Any]) -> str:
+    return f"{side['name']} ({side['commit'][:7]})" if side["commit"] else str(side["name"])
+
+
+def _value(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 40 else text[:39] + "…"
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    if value is None:
+        return MISSING
+    if isinstance(value, int):
+        return f"{value:{sign},}"
+    return f"{value:{sign}.6g}" if abs(value) < 1e-4 else f"{value:{sign}.6f}".rstrip("0").removesuffix(".")
+
+
+def _printable(text: str) -> str:
+    """Without the control characters that a name could send to a terminal."""
+    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
+
+
+def _code(text: str) -> str:
+    """Text as code in Markdown, in a cell of a table too."""
+    return "`" + _printable(text).replace("\n", " ").replace("`", "'").replace("|", "\\|") + "`"
+
+
+def _text(text: str) -> str:
+    """A sentence in Markdown, in which what would be markup is not; code between backticks is set as code."""
+    parts = _printable(text).replace("\n", " ").split("`")
+    if len(parts) % 2 == 0:  # a backtick too many
+        parts = ["'".join(parts)]
+    escaped = "".join
+    return "`".join(
+        part if at % 2 else escaped(f"\\{letter}" if letter in "\\*_[]<>#|~" else letter for letter in part)
+        for at, part in enumerate(parts)
+    ).replace("@", "@\u200b")  # a zero width space: nobody is mentioned

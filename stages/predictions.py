@@ -1,0 +1,50 @@
+"""The predictions that evaluate writes, a row a test image, read back and checked."""
+
+import io
+import re
+
+import pandas as pd
+
+from stages.errors import UserError
+
+FIRST = ["index", "label", "prediction", "probability"]  # then a column p_<class> for each class
+
+
+def parse(content: bytes, name: str) -> pd.DataFrame:
+    """A table of label and prediction, both categories of the same classes; a row an image, in the test set's order.
+
+    name: the file, for messages. Raises UserError if the content is anything but what evaluate writes.
+    """
+    try:
+        # As text: a class may be called 1, NA or None.
+        table = pd.read_csv(
+            io.BytesIO(content), dtype=str, keep_default_na=False, encoding="utf-8", on_bad_lines="error"
+        )
+    except (
+        ValueError,
+        pd.errors.ParserError,
+        RecursionError,
+    ) as error:  # ValueError: UnicodeDecodeError, EmptyDataError
+        raise UserError(f"{name}: not a CSV file of predictions: {_first_line(error)}") from None
+    columns = list(table.columns)
+    classes = [column.removeprefix("p_") for column in columns[len(FIRST) :]]
+    if columns[: len(FIRST)] != FIRST or len(classes) < 2 or any(not c.startswith("p_") for c in columns[len(FIRST) :]):
+        shown = ", ".join(map(str, columns[:6]))
+        raise UserError(f"{name}: its columns are {shown[:80]!r} …; allowed: {', '.join(FIRST)}, and p_<class> a class")
+    if table.empty:
+        raise UserError(f"{name}: holds no predictions")
+    if table["index"].tolist() != [str(index) for index in range(len(table))]:
+        raise UserError(f"{name}: its index does not count the images from 0 to {len(table) - 1:,}")
+    for column in ("label", "prediction"):
+        unknown = table.loc[~table[column].isin(classes), column]
+        if len(unknown):
+            where = f"row {unknown.index[0] + 2:,}"
+            raise UserError(
+                f"{name}: {where}: {column} is {unknown.iloc[0][:40]!r}; allowed: the classes of its p_ columns"
+            )
+    kind = pd.CategoricalDtype(classes)
+    return table[["label", "prediction"]].astype(kind)
+
+
+def _first_line(error: BaseException) -> str:
+    return re.sub(r"\s+", " ", str(error))[:160]

@@ -1,0 +1,172 @@
+"""The statistics of a comparison: published and hand-computed cases, and whether they alarm as often as they say."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from stages import significance
+from stages.significance import BETTER, NOISE, WORSE
+
+
+@pytest.mark.parametrize(
+    ("fixed", "broken", "p"),
+    [
+        (11, 1, 2 * (1 + 12) / 2**12),  # Raschka's example of two classifiers, in the guide of mlxtend
+        (0, 5, 2 / 2**5),
+        (2, 8, 2 * (1 + 10 + 45) / 2**10),
+        (9, 1, 2 * (1 + 10) / 2**10),
+        (3, 3, 1.0),
+        (1, 0, 1.0),
+        (0, 0, 1.0),
+    ],
+)
+def test_mcnemars_exact_test_is_that_of_a_fair_coin(fixed: int, broken: int, p: float) -> None:
+    assert significance.mcnemar(fixed, broken) == pytest.approx(p)
+    assert significance.mcnemar(broken, fixed) == pytest.approx(p)
+
+
+def test_images_are_fixed_broken_and_changed() -> None:
+    labels = np.array([0, 1, 2, 3, 4, 5])
+    a = np.array([0, 1, 0, 0, 0, 5])
+    b = np.array([0, 0, 2, 1, 0, 5])
+    found = {name: np.flatnonzero(mask).tolist() for name, mask in significance.paired(labels, a, b).items()}
+    assert found == {"fixed": [2], "broken": [1], "both_wrong": [3, 4], "changed": [1, 2, 3]}
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "word"),
+    [(0.1, 0.01, BETTER), (-0.1, 0.01, WORSE), (0.1, 0.05, NOISE), (-0.1, 0.2, NOISE), (0.0, 0.0, NOISE)],
+)
+def test_the_verdict(difference: float, p: float, word: str) -> None:
+    assert significance.verdict(difference, p, 0.05) == word
+
+
+@pytest.mark.parametrize(("fixed", "broken", "images"), [(30, 20, 1000), (3, 40, 500), (100, 0, 150)])
+def test_the_bootstrap_of_counts_is_that_of_images(fixed: int, broken: int, images: int) -> None:
+    each = np.repeat([1.0, -1.0, 0.0], [fixed, broken, images - fixed - broken])
+    expected = stats.bootstrap((each,), np.mean, n_resamples=4_000, method="percentile", rng=1).confidence_interval
+    found = significance.bootstrap(fixed, broken, images, 0.05)
+    assert found == pytest.approx((expected.low, expected.high), abs=0.1 * (expected.high - expected.low))
+    assert found == significance.bootstrap(fixed, broken, images, 0.05)  # the same every time
+    wider = significance.bootstrap(fixed, broken, images, 0.001)
+    assert wider[0] < found[0] < found[1] < wider[1]
+
+
+def test_without_a_difference_the_interval_is_a_point() -> None:
+    assert significance.bootstrap(0, 0, 10_000, 0.05) == (0.0, 0.0)
+
+
+def test_fishers_test_against_the_lady_tasting_tea() -> None:
+    assert significance.fisher(1, 4, 3, 4) == pytest.approx(2 * (16 + 1) / 70)  # Fisher 1935, two-sided
+    assert significance.fisher(0, 10, 0, 10) == 1.0
+
+
+def test_newcombes_interval_is_the_published_one() -> None:
+    # 56 of 70 against 48 of 80: the difference of 0.2 is from 0.0524 to 0.3339 (Newcombe 1998, table II, method 10).
+    low, high = significance.newcombe(80 - 48, 80, 70 - 56, 70, 0.05)
+    assert (low, high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+
+
+def test_a_paired_comparison_sees_what_an_unpaired_one_cannot() -> None:
+    assert significance.mcnemar(30, 10) < 0.01
+    assert significance.fisher(100, 10_000, 80, 10_000) > 0.1  # the same 20 errors fewer
+
+
+def test_welchs_interval_is_that_of_r_on_the_sleep_data() -> None:
+    # t.test(extra ~ group, data = sleep) in R, from Student (1908): t = -1.8608, df = 17.776
+    drug_1 = np.array([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0])
+    drug_2 = np.array([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4])
+    found = significance.welch(drug_1, drug_2, 0.05)
+    assert found["p"] == pytest.approx(0.07939, abs=5e-6)
+    assert (found["low"], found["high"]) == pytest.approx((-0.2054832, 3.3654832), abs=5e-8)
+    assert found["difference"] == pytest.approx(1.58)
+
+
+def test_seeds_that_all_agree() -> None:
+    same = np.full(3, 0.99)
+    assert significance.welch(same, same, 0.05) == {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+    assert significance.welch(same, same - 0.25, 0.05)["p"] == 0.0
+    assert significance.seeds_needed(0.0, 0.0, 0.0, 0.05, 0.8) is None
+    assert significance.seeds_needed(0.1, 0.0, 0.0, 0.05, 0.8) == 2
+    with pytest.raises(ValueError, match="two numbers or more"):
+        significance.welch(same[:1], same, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("effect", "level", "power", "seeds"),
+    # Cohen (1988), table 2.4.1, two-sided: 0.2, 0.5 and 0.8 deviations
+    [(0.2, 0.05, 0.8, 394), (0.5, 0.05, 0.8, 64), (0.8, 0.05, 0.8, 26), (0.8, 0.01, 0.8, 38), (0.5, 0.05, 0.9, 85)],
+)
+def test_the_seeds_needed_are_cohens(effect: float, level: float, power: float, seeds: int) -> None:
+    # Cohen used an approximation; exact tables (and R's power.t.test) agree but for one at times.
+    assert significance.seeds_needed(effect, 1.0, 1.0, level, power) == pytest.approx(seeds, abs=1)
+    assert significance.seeds_needed(-effect * 0.003, 0.003, 0.003, level, power) == pytest.approx(seeds, abs=1)
+
+
+def test_a_difference_that_nobody_can_see() -> None:
+    assert significance.seeds_needed(1e-9, 1.0, 1.0, 0.05, 0.8) is None
+    assert significance.seeds_needed(1e9, 1.0, 1.0, 0.05, 0.8) == 2
+
+
+# Calibration. A count of alarms is binomial: it must lie where all but one in ten thousand of such counts do.
+
+
+def within(count: int, trials: int, lowest: float, highest: float) -> bool:
+    """Whether `count` of `trials` fits some rate from lowest to highest."""
+    return bool(stats.binom.ppf(5e-5, trials, lowest) <= count <= stats.binom.ppf(1 - 5e-5, trials, highest))
+
+
+def verdicts(trials: int, images: int, fix: float, spoil: float, level: float) -> list[str]:
+    """Verdicts on simulated pairs: each image is fixed with probability `fix`, and broken with `spoil`."""
+    draws = np.random.default_rng(0).multinomial(images, [fix, spoil, 1 - fix - spoil], size=trials)
+    return [
+        significance.verdict(fixed - broken, significance.mcnemar(int(fixed), int(broken)), level)
+        for fixed, broken, _ in draws
+    ]
+
+
+@pytest.mark.parametrize("level", [0.05, 0.2])
+@pytest.mark.parametrize("share", [0.002, 0.02])
+def test_equal_classifiers_are_told_apart_no_oftener_than_the_level_says(level: float, share: float) -> None:
+    found = verdicts(2_000, 10_000, share, share, level)
+    alarms = len(found) - found.count(NOISE)
+    assert within(alarms, len(found), 0.6 * level, level)  # exact: at most the level; and not a test that never alarms
+    assert within(found.count(BETTER), max(alarms, 1), 0.5, 0.5)
+
+
+def test_a_real_difference_is_found() -> None:
+    found = verdicts(500, 10_000, 0.002, 0.006, 0.05)  # 40 errors more of 10,000
+    assert found.count(WORSE) > 0.98 * len(found)
+    assert BETTER not in found
+
+
+def test_the_bootstraps_interval_covers_the_truth_as_often_as_it_says() -> None:
+    draws = np.random.default_rng(1).multinomial(5_000, [0.01, 0.02, 0.97], size=300)
+    intervals = [significance.bootstrap(int(fixed), int(broken), 5_000, 0.1) for fixed, broken, _ in draws]
+    assert within(sum(low <= -0.01 <= high for low, high in intervals), len(intervals), 0.88, 0.91)
+
+
+def test_two_unpaired_samples_of_one_classifier_are_told_apart_no_oftener_than_the_level_says() -> None:
+    errors = np.random.default_rng(2).binomial(10_000, 0.02, size=(600, 2))
+    alarms = sum(significance.fisher(int(a), 10_000, int(b), 10_000) < 0.05 for a, b in errors)
+    assert within(alarms, len(errors), 0.03, 0.05)
+    covered = [significance.newcombe(int(a), 10_000, int(b), 10_000, 0.05) for a, b in errors]
+    assert within(sum(low <= 0 <= high for low, high in covered), len(covered), 0.94, 0.96)
+
+
+def test_seeds_of_one_recipe_are_told_apart_no_oftener_than_the_level_says() -> None:
+    random = np.random.default_rng(3)
+    a, b = random.normal(0.99, 0.001, (1_500, 5)), random.normal(0.99, 0.003, (1_500, 4))
+    alarms = sum(significance.welch(x, y, 0.05)["p"] < 0.05 for x, y in zip(a, b, strict=True))
+    assert within(alarms, len(a), 0.04, 0.06)
+
+
+def test_so_many_seeds_as_are_said_to_be_needed_find_the_difference() -> None:
+    seeds = significance.seeds_needed(0.002, 0.001, 0.002, 0.05, 0.8)
+    assert seeds is not None
+    random = np.random.default_rng(4)
+    a, b = random.normal(0.990, 0.001, (4_000, seeds)), random.normal(0.992, 0.002, (4_000, seeds))
+    found = int((stats.ttest_ind(b, a, axis=1, equal_var=False).pvalue < 0.05).sum())
+    assert within(found, 4_000, 0.79, 0.86)  # one seed more than needed adds up to 0.05
+    fewer = int((stats.ttest_ind(b[:, :-1], a[:, :-1], axis=1, equal_var=False).pvalue < 0.05).sum())
+    assert fewer < 0.81 * 4_000
