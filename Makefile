@@ -27,6 +27,10 @@ compare: ## what differs from another revision, and is it noise: make compare RE
 	@$(RUNTIME)
 	@$(RUN) stages.compare "$(REV)" $(ARGS)
 
+verify: ## rebuild HEAD from nothing in a temporary folder: does it end in the committed bytes?
+	@$(RUNTIME)
+	@$(RUN) stages.verify
+
 test: ## run the tests (ARGS go to pytest)
 	@$(DEVELOPMENT)
 	@$(RUN) pytest $(ARGS)

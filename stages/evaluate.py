@@ -64,8 +64,9 @@ def main() -> None:
 
     low, high = metrics["accuracy_low"], metrics["accuracy_high"]
     print(f"{title} (95 % interval {low:.2%} to {high:.2%}), loss {metrics['loss']:.4f}")
+    record.environment("evaluate", str(target), torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
     seconds = round(time.perf_counter() - start, 3)
-    record.write("evaluate", {"seconds": seconds, "device": str(target), "threads": torch.get_num_threads()})
+    record.write("evaluate", {"seconds": seconds})
 
 
 def csv(table: pd.DataFrame) -> str:

@@ -25,6 +25,8 @@ RELIABILITY = Path("metrics/plots/reliability.csv")
 OVERVIEW = Path("metrics/plots/overview.png")
 WORST = Path("metrics/plots/worst.png")
 
+ENVIRONMENT = Path("metrics/environment")  # STAGE.json: in Git beside the metrics, and no output of DVC
+
 RUNS = Path("runs")  # what a run took and where it ran: ignored by Git and by DVC
 RESUME = RUNS / "resume"  # what a killed run resumes from
 LOCK = RUNS / "stage.lock"  # held by the stage that is at work

@@ -123,7 +123,7 @@ def read(repo: Any, name: str | None, params_path: str, metrics_pattern: str) ->
     else:
         notes.append(f"{label}: no {params_path} there: parameters are not compared")
     try:
-        lock = _lock(_bytes(files, LOCK, label), f"{label}: {LOCK}") if files.isfile(LOCK) else Lock()
+        lock = parse_lock(_bytes(files, LOCK, label), f"{label}: {LOCK}") if files.isfile(LOCK) else Lock()
     except UserError as error:
         lock = Lock()
         notes.append(f"{error}: what the run read and wrote is not known")
@@ -276,7 +276,7 @@ def _json(content: bytes, name: str) -> dict[str, Any]:
 
 
 def _yaml(content: bytes, name: str) -> dict[str, Any]:
-    """YAML as the stages read it. DVC writes dvc.lock with aliases at times, which this refuses: see _lock."""
+    """YAML as the stages read it. DVC writes dvc.lock with aliases at times, which this refuses: see parse_lock."""
     try:
         values = params._Loader(content.decode("utf-8")).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -286,7 +286,7 @@ def _yaml(content: bytes, name: str) -> dict[str, Any]:
     return values
 
 
-def _lock(content: bytes, name: str) -> Lock:
+def parse_lock(content: bytes, name: str) -> Lock:
     """dvc.lock as DVC reads it."""
     from dvc.utils.serialize import ParseError, parse_yaml
 

@@ -109,9 +109,9 @@ def main() -> None:
     files.write_json(paths.TRAIN_METRICS, {**metrics, **measured})
     checkpoints.delete()
     print(f"best epoch {kept['epoch']} of {len(history)}, kept in {paths.MODEL}")
+    record.environment("train", str(target), torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
     seconds = round(time.perf_counter() - start, 3)
-    facts = {"seconds": seconds, "loop_seconds": loop_seconds, "device": str(target)}
-    record.write("train", {**facts, "threads": torch.get_num_threads()})
+    record.write("train", {"seconds": seconds, "loop_seconds": loop_seconds})
 
 
 def fit(
