@@ -296,6 +296,12 @@ def test_elastic_bends_by_pixels_and_smoothly() -> None:
     assert (inside[..., 1:] - inside[..., :-1]).abs().max() < 0.8  # neighbours move together
 
 
+def test_the_bend_is_bicubic_between_the_points() -> None:
+    grid = torch.randn(3, 2, 5, 5)
+    ours = augmentation._between(5, 28) @ grid @ augmentation._between(5, 17).T
+    assert torch.allclose(ours, torch.nn.functional.interpolate(grid, (28, 17), mode="bicubic"), atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["shift", "affine"])
 def test_augmentation_is_a_function_of_the_seed(name: str) -> None:
     options: dict[str, dict[str, Any]] = {
