@@ -65,12 +65,12 @@ def repository() -> Iterator[Any]:
     """The DVC repository of the current folder. Raises UserError if it is none, or none in Git."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
-    from scmrepo.exceptions import SCMError
+    from dvc.scm import resolve_rev
 
     try:
         repo = Repo()
-        repo.scm.get_rev()  # a repository without Git, or without a commit, has no revisions
-    except (DvcException, SCMError, AttributeError) as error:  # AttributeError: without Git there is no get_rev
+        resolve_rev(repo.scm, "HEAD")  # a repository without Git, or without a commit, has no revisions
+    except (DvcException, AttributeError) as error:  # AttributeError: DVC without Git
         raise UserError(f"no commit of a DVC repository to read here: {one_line(error)}") from None
     with repo:
         yield repo

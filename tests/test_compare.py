@@ -340,7 +340,7 @@ def test_the_markdown_is_well_formed_whatever_the_values(project: Project, monke
     printed = text(monkeypatch, capsys, "main", "--format", "markdown")
     assert printed.startswith("### `work tree` against `main`: within noise\n\nAccuracy ")
     blocks = [block.splitlines() for block in printed.split("\n\n") if block.startswith("|")]
-    assert len(blocks) == 3
+    assert len(blocks) == 2
     for block in blocks:
         cells = {len(re.findall(r"(?<!\\)\|", line)) for line in block}
         assert len(cells) == 1, block
@@ -663,6 +663,7 @@ def test_predictions_are_read() -> None:
         (GOOD.replace("b,b", "c,b"), "x.csv: row 3: label is 'c'; allowed: the classes of its p_ columns"),
         (GOOD.replace("a,b,0.9", "a,,0.9"), "x.csv: row 2: prediction is ''; allowed"),
         (GOOD + "2,a,a,1,1,0,0,0,0\n", "x.csv: not a CSV file of predictions: "),
+        (GOOD.replace("0.1,0.9\n1", "0.1,high\n1"), "x.csv: not a CSV file of predictions: "),
         (GOOD + '2,"a', "x.csv: not a CSV file of predictions: "),
         ("\0\x01PK" * 50, "x.csv: "),
     ],
@@ -682,7 +683,7 @@ def test_outside_a_repository(tmp_path: Path, monkeypatch: Patch) -> None:
     assert refusal(monkeypatch, "main").startswith(line)
     subprocess.run(["git", "init", "-q"], check=True, cwd=tmp_path)
     (tmp_path / ".dvc/config").write_text("", encoding="utf-8")
-    assert refusal(monkeypatch, "main") == f"{line}Empty git repo"
+    assert refusal(monkeypatch, "main") == f"{line}unknown Git revision 'HEAD'"
     (tmp_path / ".dvc/config").write_text("[core", encoding="utf-8")
     assert refusal(monkeypatch, "main").startswith(f"{line}config file error: ")
 
