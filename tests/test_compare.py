@@ -366,6 +366,13 @@ def test_nothing_differs(monkeypatch: Patch, capsys: Out) -> None:
     assert "**Parameters that differ**\n\nnone\n" in text(monkeypatch, capsys, "main", "v1", "--format", "markdown")
 
 
+def test_a_parameter_that_json_has_not(project: Project, monkeypatch: Patch, capsys: Out) -> None:
+    path = project.path / "params.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("skill: 0.9", "skill: .nan"), encoding="utf-8")
+    (row,) = document(monkeypatch, capsys, "main")["parameters"]
+    assert row == {"key": "train.skill", "a": 0.9, "b": "NaN", "read_by": ["evaluate"]}
+
+
 # Predictions that are not to be had
 
 
@@ -577,6 +584,17 @@ def test_a_revision_that_cannot_be_read(rev: str, line: str, monkeypatch: Patch)
             '{"loss": NaN}',
             "work tree: metrics/evaluate.json: not valid JSON: NaN is no JSON num",
         ),
+        (
+            "metrics/evaluate.json",
+            '{"loss": 1e999}',
+            "work tree: metrics/evaluate.json: not valid JSON: the number 1e999",
+        ),
+        (
+            "metrics/evaluate.json",
+            f'{{"n": {10**400}}}',
+            "work tree: metrics/evaluate.json: not valid JSON: the number 1000",
+        ),
+        ("metrics/evaluate.json", f'{{"n": {"9" * 9999}}}', "work tree: metrics/evaluate.json: not valid JSON: "),
         ("metrics/evaluate.json", "[1, 2]", "work tree: metrics/evaluate.json: holds no mapping of names to metrics"),
         ("metrics/evaluate.json", "[" * 100_000, "work tree: metrics/evaluate.json: not valid JSON: "),
         ("metrics/evaluate.json", '{"a":' * 60 + "1" + "}" * 60, "metrics/evaluate.json: nested too deeply"),
