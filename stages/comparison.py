@@ -260,7 +260,7 @@ def _is_number(value: Any) -> bool:
 def _counts(metrics: dict[str, Any]) -> tuple[int, int] | None:
     """Errors and images of a file of test metrics, if it has them and they can be."""
     errors, images = metrics.get("errors"), metrics.get("images")
-    if type(errors) is int and type(images) is int and 0 <= errors <= images and images:
+    if type(errors) is int and type(images) is int and 0 <= errors <= images and 0 < images < 10**9:
         return errors, images
     return None
 

@@ -16,17 +16,16 @@ def parse(content: bytes, name: str) -> pd.DataFrame:
     name: the file, for messages. Raises UserError if the content is anything but what evaluate writes.
     """
     try:
-        # As text: a class may be called 1, NA or None.
-        table = pd.read_csv(
-            io.BytesIO(content), dtype=str, keep_default_na=False, encoding="utf-8", on_bad_lines="error"
-        )
+        columns = list(pd.read_csv(io.BytesIO(content), nrows=0, encoding="utf-8").columns)
+        # Names as text: a class may be called 1, NA or None.
+        kinds = {column: str if at < 3 else "float32" for at, column in enumerate(columns)}
+        table = pd.read_csv(io.BytesIO(content), dtype=kinds, keep_default_na=False, encoding="utf-8")
     except (
         ValueError,
         pd.errors.ParserError,
         RecursionError,
     ) as error:  # ValueError: UnicodeDecodeError, EmptyDataError
         raise UserError(f"{name}: not a CSV file of predictions: {_first_line(error)}") from None
-    columns = list(table.columns)
     classes = [column.removeprefix("p_") for column in columns[len(FIRST) :]]
     if columns[: len(FIRST)] != FIRST or len(classes) < 2 or any(not c.startswith("p_") for c in columns[len(FIRST) :]):
         shown = ", ".join(map(str, columns[:6]))

@@ -65,12 +65,12 @@ def repository() -> Iterator[Any]:
     """The DVC repository of the current folder. Raises UserError if it is none, or none in Git."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
-    from scmrepo.exceptions import SCMError
+    from dvc.scm import resolve_rev
 
     try:
         repo = Repo()
-        repo.scm.get_rev()  # a repository without Git, or without a commit, has no revisions
-    except (DvcException, SCMError, AttributeError) as error:  # AttributeError: without Git there is no get_rev
+        resolve_rev(repo.scm, "HEAD")  # a repository without Git, or without a commit, has no revisions
+    except (DvcException, AttributeError) as error:  # AttributeError: DVC without Git
         raise UserError(f"no commit of a DVC repository to read here: {one_line(error)}") from None
     with repo:
         yield repo
@@ -263,11 +263,17 @@ def _md5(content: bytes) -> str:
 
 
 def _json(content: bytes, name: str) -> dict[str, Any]:
+    def number(text: str) -> float:
+        value = float(text) if set(text) & set(".eE") else int(text)
+        if abs(value) > 1e15:  # past what a float counts by ones; 1e999 would be infinity
+            raise ValueError(f"the number {text[:20]} is too large for a metric")
+        return value
+
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is no JSON number")
 
     try:
-        values = json.loads(content.decode("utf-8"), parse_constant=refuse)
+        values = json.loads(content.decode("utf-8"), parse_constant=refuse, parse_float=number, parse_int=number)
     except (ValueError, RecursionError) as error:  # ValueError: JSONDecodeError and UnicodeDecodeError are both one
         raise UserError(f"{name}: not valid JSON: {one_line(error)}") from None
     if not isinstance(values, dict):
@@ -283,7 +289,9 @@ def _yaml(content: bytes, name: str) -> dict[str, Any]:
         raise UserError(f"{name}: not valid YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise UserError(f"{name}: holds no mapping of section: options")
-    return values
+    # What JSON has not, .inf and .nan, as text: it differs from nothing but other text, and can be printed as JSON.
+    plain: dict[str, Any] = json.loads(json.dumps(values), parse_constant=str)
+    return plain
 
 
 def parse_lock(content: bytes, name: str) -> Lock:

@@ -340,7 +340,7 @@ def test_the_markdown_is_well_formed_whatever_the_values(project: Project, monke
     printed = text(monkeypatch, capsys, "main", "--format", "markdown")
     assert printed.startswith("### `work tree` against `main`: within noise\n\nAccuracy ")
     blocks = [block.splitlines() for block in printed.split("\n\n") if block.startswith("|")]
-    assert len(blocks) == 3
+    assert len(blocks) == 2
     for block in blocks:
         cells = {len(re.findall(r"(?<!\\)\|", line)) for line in block}
         assert len(cells) == 1, block
@@ -364,6 +364,13 @@ def test_nothing_differs(monkeypatch: Patch, capsys: Out) -> None:
     assert "Parameters that differ\n  none\n" in printed
     assert re.search(r"\nMetrics that differ\n  none\n  \(\d+ more are the same on both sides\)\n", printed)
     assert "**Parameters that differ**\n\nnone\n" in text(monkeypatch, capsys, "main", "v1", "--format", "markdown")
+
+
+def test_a_parameter_that_json_has_not(project: Project, monkeypatch: Patch, capsys: Out) -> None:
+    path = project.path / "params.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("skill: 0.9", "skill: .nan"), encoding="utf-8")
+    (row,) = document(monkeypatch, capsys, "main")["parameters"]
+    assert row == {"key": "train.skill", "a": 0.9, "b": "NaN", "read_by": ["evaluate"]}
 
 
 # Predictions that are not to be had
@@ -577,6 +584,17 @@ def test_a_revision_that_cannot_be_read(rev: str, line: str, monkeypatch: Patch)
             '{"loss": NaN}',
             "work tree: metrics/evaluate.json: not valid JSON: NaN is no JSON num",
         ),
+        (
+            "metrics/evaluate.json",
+            '{"loss": 1e999}',
+            "work tree: metrics/evaluate.json: not valid JSON: the number 1e999",
+        ),
+        (
+            "metrics/evaluate.json",
+            f'{{"n": {10**400}}}',
+            "work tree: metrics/evaluate.json: not valid JSON: the number 1000",
+        ),
+        ("metrics/evaluate.json", f'{{"n": {"9" * 9999}}}', "work tree: metrics/evaluate.json: not valid JSON: "),
         ("metrics/evaluate.json", "[1, 2]", "work tree: metrics/evaluate.json: holds no mapping of names to metrics"),
         ("metrics/evaluate.json", "[" * 100_000, "work tree: metrics/evaluate.json: not valid JSON: "),
         ("metrics/evaluate.json", '{"a":' * 60 + "1" + "}" * 60, "metrics/evaluate.json: nested too deeply"),
@@ -663,6 +681,7 @@ def test_predictions_are_read() -> None:
         (GOOD.replace("b,b", "c,b"), "x.csv: row 3: label is 'c'; allowed: the classes of its p_ columns"),
         (GOOD.replace("a,b,0.9", "a,,0.9"), "x.csv: row 2: prediction is ''; allowed"),
         (GOOD + "2,a,a,1,1,0,0,0,0\n", "x.csv: not a CSV file of predictions: "),
+        (GOOD.replace("0.1,0.9\n1", "0.1,high\n1"), "x.csv: not a CSV file of predictions: "),
         (GOOD + '2,"a', "x.csv: not a CSV file of predictions: "),
         ("\0\x01PK" * 50, "x.csv: "),
     ],
@@ -682,7 +701,7 @@ def test_outside_a_repository(tmp_path: Path, monkeypatch: Patch) -> None:
     assert refusal(monkeypatch, "main").startswith(line)
     subprocess.run(["git", "init", "-q"], check=True, cwd=tmp_path)
     (tmp_path / ".dvc/config").write_text("", encoding="utf-8")
-    assert refusal(monkeypatch, "main") == f"{line}Empty git repo"
+    assert refusal(monkeypatch, "main") == f"{line}unknown Git revision 'HEAD'"
     (tmp_path / ".dvc/config").write_text("[core", encoding="utf-8")
     assert refusal(monkeypatch, "main").startswith(f"{line}config file error: ")
 
