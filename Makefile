@@ -1,6 +1,6 @@
 # GNU make 3.81 or newer (macOS has 3.81). `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help repro compare verify test check bench format lock
+.PHONY: help repro compare verify doctor test check bench format lock
 
 # Any Python from 3.11 on; only used to make .venv.
 PYTHON ?= python3
@@ -30,6 +30,10 @@ compare: ## what differs from another revision, and is it noise: make compare RE
 verify: ## rebuild HEAD from nothing in a temporary folder: does it end in the committed bytes?
 	@$(RUNTIME)
 	@$(RUN) stages.verify
+
+doctor: ## hash the cache and the outputs again: what is damaged, and what mends it
+	@$(RUNTIME)
+	@$(RUN) stages.doctor
 
 test: ## run the tests (ARGS go to pytest)
 	@$(DEVELOPMENT)

@@ -5,116 +5,17 @@ The tests of this file share one clone and run in their order; each begins with 
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.imports import ROOT
+from tests.clones import Clone
 
-# A small network for one epoch: seconds, and still well above chance.
-SHORT = [
-    "model.name=mlp",
-    "models.cnn.channels=[4, 4, 4, 4, 4]",
-    "models.cnn.hidden=16",
-    "train.epochs=1",
-    "train.augmentation=none",
-    "preprocess.validation_fraction=0.05",
-]
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
-
-
-class Clone:
-    """A checkout of the work tree as it is now, with its own DVC cache."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        python = Path(sys.executable).parent
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_"))},
-            "PATH": f"{python}:{os.environ['PATH']}",
-            "DVC_SITE_CACHE_DIR": str(path.parent / "site-cache"),
-            "GIT_CONFIG_GLOBAL": os.devnull,
-            **{f"GIT_{who}_{what}": "a@b.c" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
-        }
-
-    def run(self, *command: str, check: bool = True) -> str:
-        done = subprocess.run(
-            command, cwd=self.path, env=self.environment, capture_output=True, text=True, check=False, timeout=300
-        )
-        if check and done.returncode:
-            pytest.fail(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
-        return done.stdout + done.stderr
-
-    def dvc(self, *arguments: str, check: bool = True) -> str:
-        return self.run(sys.executable, "-m", "dvc", *arguments, check=check)
-
-    def repro(self) -> list[str]:
-        """Run what is out of date; return the stages that ran."""
-        return re.findall(r"Running stage '(\w+)'", self.dvc("repro"))
-
-    def set(self, key: str, value: str) -> None:
-        """Change one line of params.yaml, as a person would."""
-        *parents, leaf = key.split(".")
-        path = self.path / "params.yaml"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        at = 0
-        for depth, name in enumerate([*parents, leaf]):
-            at = next(i for i in range(at, len(lines)) if re.match(rf"{'  ' * depth}{re.escape(name)}:", lines[i]))
-        lines[at] = re.sub(r":\s*(\[.*\]|[^\s#]*)", f": {value}", lines[at], count=1)
-        path.write_text("".join(lines), encoding="utf-8")
-
-    def metrics(self, name: str) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads((self.path / f"metrics/{name}.json").read_text(encoding="utf-8"))
-        return content
-
-    def commit(self, message: str) -> None:
-        self.run("git", "add", "--all")
-        self.run("git", "commit", "-qm", message)
-
-
-def copy_of_the_work_tree(path: Path) -> Clone:
-    """A new repository with the files that Git has or would add, and none of DVC's results."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    )
-    for name in listed.stdout.decode().split("\0"):
-        if name and (ROOT / name).is_file() and name != "dvc.lock" and not name.startswith("metrics/"):
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, path / name)
-    clone = Clone(path)
-    clone.run("git", "init", "-q", "-b", "main")
-    return clone
-
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """The clone, after a first `dvc repro` of a short run, committed and pushed to the default remote."""
-    clone = copy_of_the_work_tree(tmp_path_factory.mktemp("pipeline") / "clone")
-    for setting in SHORT:
-        clone.set(*setting.split("=", 1))
-    assert clone.repro() == ["download", "preprocess", "train", "evaluate"]
-    clone.commit("short run")
-    clone.dvc("push", "--run-cache")
-    return clone
-
-
-@pytest.fixture(autouse=True)
-def up_to_date(clone: Clone) -> Iterator[None]:
-    """Put the parameters and results back after each test."""
-    yield
-    clone.run("git", "checkout", "-qf", "main")
-    clone.run("git", "reset", "-q", "--hard")
-    clone.dvc("checkout", "--force")
 
 
 def test_it_trains_and_measures(clone: Clone) -> None:

@@ -1,0 +1,28 @@
+"""What several test files share."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.clones import SHORT, Clone, copy_of_the_work_tree
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """The clone, after a first `dvc repro` of a short run, committed and pushed to the default remote."""
+    clone = copy_of_the_work_tree(tmp_path_factory.mktemp("pipeline") / "clone")
+    for setting in SHORT:
+        clone.set(*setting.split("=", 1))
+    assert clone.repro() == ["download", "preprocess", "train", "evaluate"]
+    clone.commit("short run")
+    clone.dvc("push", "--run-cache")
+    return clone
+
+
+@pytest.fixture
+def clone(pipeline: Clone) -> Iterator[Clone]:
+    """The clone, up to date; parameters and results are put back after the test."""
+    yield pipeline
+    pipeline.run("git", "checkout", "-qf", "main")
+    pipeline.run("git", "reset", "-q", "--hard")
+    pipeline.dvc("checkout", "--force")

@@ -1,0 +1,42 @@
+"""The figures in README.md are those of the committed measurements."""
+
+import json
+
+import pytest
+
+from benchmarks import __main__ as bench
+from benchmarks import studies
+from benchmarks.summary import spread
+from tests.imports import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_has_the_table_of_the_benchmarks() -> None:
+    results = json.loads((ROOT / bench.RESULTS).read_text(encoding="utf-8"))
+    assert set(results) == set(bench.PARTS)
+    assert bench.table(results) in README
+
+
+def test_the_readme_has_the_table_of_the_seed_studies() -> None:
+    assert studies.table(studies.load()) in README
+
+
+@pytest.mark.parametrize("name", studies.load())
+def test_a_study_adds_up(name: str) -> None:
+    study = studies.load()[name]
+    accuracies = [run["accuracy"] for run in study["runs"]]
+    assert study["accuracy"]["mean"] == pytest.approx(sum(accuracies) / len(accuracies), abs=1e-6)
+    assert [run["seed"] for run in study["runs"]] == list(range(len(accuracies)))
+
+
+def test_spread() -> None:
+    assert spread([3.0, 1.0, 2.0]) == {
+        "median": 2.0,
+        "mean": 2.0,
+        "standard_deviation": 1.0,
+        "min": 1.0,
+        "max": 3.0,
+        "n": 3,
+    }
+    assert spread([1.5])["standard_deviation"] == 0
