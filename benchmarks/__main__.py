@@ -20,7 +20,7 @@ RESULTS = Path("benchmarks/results.json")
 PARTS = {
     "epoch_mlp": ["epoch", "mlp"],
     "epoch_cnn": ["epoch", "cnn", "--repeats", "2"],
-    "recipes": ["recipes"],
+    "recipes": ["recipes", "--repeats", "1"],
     "throughput": ["throughput"],
     "overhead": ["overhead"],
     "memory": ["memory"],

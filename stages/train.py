@@ -69,6 +69,7 @@ def main() -> None:
         )
     except ValueError as error:
         raise UserError(f"{paths.PARAMS}: models.{chosen.model}: {error}") from None
+    optimizer = OPTIMIZERS[options.optimizer](model.parameters(), **chosen.optimizer_options)
     loop = time.perf_counter()
     with told_to_stop() as stop:
         weights, history = fit(
@@ -78,7 +79,7 @@ def main() -> None:
             (validation_images, validation_labels),
             objective=partial(LOSSES[options.loss], smoothing=options.label_smoothing),
             output=OUTPUTS[options.loss],
-            optimizer=OPTIMIZERS[options.optimizer](model.parameters(), **chosen.optimizer_options),
+            optimizer=optimizer,
             lr_factor=SCHEDULES[options.schedule](steps, **chosen.schedule_options),
             augment=partial(AUGMENTATIONS[options.augmentation], **chosen.augmentation_options),
             precision=options.precision,

@@ -20,7 +20,6 @@ SHORT = [
     "models.cnn.hidden=16",
     "train.epochs=1",
     "train.augmentation=none",
-    "preprocess.validation_fraction=0.05",
 ]
 
 
