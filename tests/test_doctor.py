@@ -58,10 +58,6 @@ def torn_lock(clone: Clone) -> None:
     (clone.path / "dvc.lock").write_bytes(content[: len(content) // 2])
 
 
-def torn_parameters(clone: Clone) -> None:
-    (clone.path / "params.yaml").write_bytes(b"train: [")
-
-
 def leftovers(clone: Clone) -> None:
     (clone.path / "data/model/.model.safetensors.abc.tmp").write_bytes(b"half")
     (clone.path / "runs/resume/a").mkdir(parents=True, exist_ok=True)
@@ -82,10 +78,6 @@ DAMAGE: dict[str, tuple[Callable[[Clone], object], list[str]]] = {
         lambda clone: flip(cached(clone, "data/raw")),
         [".dir: not the bytes of its name\n"],
     ),
-    "a bit in the work tree": (
-        lambda clone: flip(clone.path / "data/processed/train.safetensors"),
-        ["data/processed/train.safetensors: not the bytes that dvc.lock names"],
-    ),
     "a bit in a file of a folder": (in_a_folder, ["data/raw: not the bytes that dvc.lock names"]),
     "a metric changed by hand": (
         lambda clone: (clone.path / "metrics/evaluate.json").write_text("{}", encoding="utf-8"),
@@ -96,7 +88,6 @@ DAMAGE: dict[str, tuple[Callable[[Clone], object], list[str]]] = {
         ["data/model/model.safetensors: missing"],
     ),
     "a torn dvc.lock": (torn_lock, ["dvc.lock: ", "mend: git checkout HEAD -- dvc.lock"]),
-    "torn parameters": (torn_parameters, ["params.yaml:1:", "mend: git checkout HEAD -- params.yaml"]),
     "leftovers": (
         leftovers,
         [".model.safetensors.abc.tmp: a file", "latest.unreadable: a checkpoint", ".dvc/tmp/rwlock: cut off"],

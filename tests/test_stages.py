@@ -54,6 +54,7 @@ class Workbench:
         self.path = path
         self.values: dict[str, Any] = params.load(ROOT / "params.yaml")
         self.values["data"]["mirrors"] = ["mirror"]
+        self.values["preprocess"]["validation_fraction"] = 0.1
         self.values["model"]["name"] = "mlp"
         self.values["models"]["mlp"]["hidden"] = 16
         self.values["train"].update(epochs=4, batch_size=16, threads=1, log_every_steps=10, augmentation="none")
@@ -144,7 +145,7 @@ def test_the_same_inputs_give_the_same_bytes_with_or_without_workers(bench: Work
     bench.values["train"]["augmentation"] = "affine"
     bench.run(*ALL)
     first = bench.content()
-    assert len(first) == 18  # 4 raw, 4 processed, model, predictions, 3 metrics, 5 plots
+    assert len(first) == 20  # 4 raw, 4 processed, model, predictions, 3 metrics, 5 plots, 2 environments
     bench.values["train"]["num_workers"] = 2
     bench.run(*ALL)
     assert bench.content() == first
