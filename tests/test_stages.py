@@ -228,7 +228,9 @@ def test_a_model_of_another_data_set_is_not_measured(bench: Workbench) -> None:
 
 def test_networks_that_do_not_fit_the_images(bench: Workbench) -> None:
     bench.values["model"]["name"] = "cnn"
-    bench.values["models"]["cnn"].update(channels=[4, 4, 4], kernel_sizes=[5, 3, 3], paddings=[0, 0, 0], pool_sizes=[2, 2, 2])
+    bench.values["models"]["cnn"].update(
+        channels=[4, 4, 4], kernel_sizes=[5, 3, 3], paddings=[0, 0, 0], pool_sizes=[2, 2, 2]
+    )
     with pytest.raises(UserError, match="models.cnn: block 2 leaves nothing of images of 4 x 2"):
         bench.run(download, preprocess, train_stage)
 
