@@ -1,0 +1,129 @@
+"""Put away what a killed dvc has left and what the next one would refuse to start from: `python -m stages.mend`.
+
+DVC writes two of its files in place. A kill, or a full disk, in the middle of that leaves a torn dvc.lock or a torn
+.dvc/tmp/rwlock, and `dvc repro` ends in an error until somebody acts. Here the last good dvc.lock, of HEAD, takes the
+torn one's place: what has run since comes back from DVC's run cache, and runs again only where that has not got it.
+A stage that is killed leaves the file that it was writing, under another name, which nobody reads: that goes, too.
+`make repro` runs this first. Not a stage; says a line for each thing it does, and nothing when all is well.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from stages import errors, files, paths
+
+LOCK = Path("dvc.lock")
+TEMPORARY = Path(".dvc/tmp")
+RWLOCK = TEMPORARY / "rwlock"
+ASIDE = paths.RUNS / "dvc.lock.torn"
+
+
+def main() -> None:
+    """Mend the repository in the working directory, unless a dvc is at work in it."""
+    if not damaged():
+        return
+    from dvc.lock import Lock, LockError
+
+    try:  # DVC's own locks, so that nothing that is being written is taken for torn
+        with Lock(str(TEMPORARY / "lock")), Lock(str(TEMPORARY / "rwlock.lock")):
+            paths.RUNS.mkdir(exist_ok=True)
+            mend()
+    except LockError:
+        print("a dvc is at work here already: nothing is mended", flush=True)
+
+
+def damaged() -> bool:
+    """Whether there is something to mend."""
+    locks = (LOCK.exists() and torn(LOCK.read_bytes())) or (RWLOCK.exists() and bool(abandoned(RWLOCK)))
+    return locks or bool(unfinished())
+
+
+def mend() -> None:
+    """Put the torn files away, a line for each."""
+    if LOCK.exists() and torn(LOCK.read_bytes()):
+        files.write_bytes(ASIDE, LOCK.read_bytes())
+        committed = subprocess.run(["git", "show", f"HEAD:./{LOCK}"], capture_output=True, check=False)
+        if committed.returncode:
+            LOCK.unlink()
+            instead = "HEAD has none: begun anew"
+        else:
+            files.write_bytes(LOCK, committed.stdout)
+            instead = "that of HEAD takes its place"
+        print(f"{LOCK} was cut off while it was written: set aside as {ASIDE}; {instead}", flush=True)
+    if RWLOCK.exists() and (reason := abandoned(RWLOCK)):
+        RWLOCK.unlink()
+        print(f"removed {RWLOCK}: {reason}", flush=True)
+    with suppress(Timeout), FileLock(paths.LOCK, timeout=0):  # an orphaned stage may still be writing
+        for path in unfinished():
+            path.unlink()
+            print(f"removed {path}: its stage was killed while it wrote it", flush=True)
+
+
+def unfinished() -> list[Path]:
+    """The temporary files of `files.write_bytes` that are there."""
+    folders = ("data", "metrics", paths.RUNS.as_posix())
+    return [path for folder in folders for path in sorted(Path(folder).rglob(".*.tmp"))]
+
+
+def torn(content: bytes) -> bool:
+    """Whether DVC cannot read this dvc.lock, and no person has to decide about it, as in a merge conflict."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from dvc.utils.serialize import ParseError, parse_yaml
+    from voluptuous import Invalid
+
+    if b"\n<<<<<<< " in content or content.startswith(b"<<<<<<< "):
+        return False
+    try:
+        COMPILED_LOCKFILE_SCHEMA(parse_yaml(content.decode("utf-8"), LOCK))
+    except (ParseError, Invalid, ValueError):  # ValueError: bytes that are no text
+        return True
+    return False
+
+
+def abandoned(path: Path) -> str:
+    """Why nobody can be at work under these locks of outputs, or "" if somebody may be.
+
+    DVC itself forgets the locks of a process that is gone. But process numbers come again, soon so in containers, where
+    they begin at 1 each time: then a stranger seems to hold them.
+    """
+    try:
+        held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        readers = [info for infos in held.get("read", {}).values() for info in infos]
+        numbers = {int(info["pid"]) for info in [*held.get("write", {}).values(), *readers]}
+        written = path.stat().st_mtime
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return "cut off while it was written"
+    started = [began(number) for number in numbers]
+    if not numbers or any(seconds is not None and seconds <= written + 1 for seconds in started):
+        return ""
+    return f"of a dvc that is gone ({', '.join(f'process {number}' for number in sorted(numbers))})"
+
+
+def began(process: int) -> float | None:
+    """When a process started, in seconds since 1970; None if there is no such one, or a zombie that nobody reaps.
+
+    Where the system does not say: 0, so that nothing of a process that may be at work is taken away.
+    """
+    try:
+        with Path("/proc/stat").open(encoding="ascii") as lines:
+            boot = next(int(line.split()[1]) for line in lines if line.startswith("btime "))
+        stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+        state, *fields = stat.rpartition(") ")[2].split()  # from field 3 on: after the name, which may hold anything
+        return None if state in "ZX" else boot + int(fields[18]) / os.sysconf("SC_CLK_TCK")  # field 22
+    except FileNotFoundError:
+        return None if Path("/proc/self/stat").exists() else 0.0
+    except (OSError, ValueError, IndexError, StopIteration):
+        return 0.0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        sys.exit("error: takes no arguments")
+    errors.run(main, alone=False)
