@@ -8,7 +8,6 @@ A stage that is killed leaves the file that it was writing, under another name, 
 """
 
 import json
-import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -91,36 +90,31 @@ def abandoned(path: Path) -> str:
     """Why nobody can be at work under these locks of outputs, or "" if somebody may be.
 
     DVC itself forgets the locks of a process that is gone. But process numbers come again, soon so in containers, where
-    they begin at 1 each time: then a stranger seems to hold them.
+    they begin at 1 each time: then a stranger, or a zombie that nobody reaps, seems to hold them.
     """
     try:
         held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         readers = [info for infos in held.get("read", {}).values() for info in infos]
-        numbers = {int(info["pid"]) for info in [*held.get("write", {}).values(), *readers]}
-        written = path.stat().st_mtime
+        holders = {int(info["pid"]): str(info["cmd"]) for info in [*held.get("write", {}).values(), *readers]}
     except (ValueError, TypeError, KeyError, AttributeError):
         return "cut off while it was written"
-    started = [began(number) for number in numbers]
-    if not numbers or any(seconds is not None and seconds <= written + 1 for seconds in started):
+    if not holders or any(may_be(number, command) for number, command in holders.items()):
         return ""
-    return f"of a dvc that is gone ({', '.join(f'process {number}' for number in sorted(numbers))})"
+    return f"of a dvc that is gone ({', '.join(f'process {number}' for number in sorted(holders))})"
 
 
-def began(process: int) -> float | None:
-    """When a process started, in seconds since 1970; None if there is no such one, or a zombie that nobody reaps.
-
-    Where the system does not say: 0, so that nothing of a process that may be at work is taken away.
-    """
+def may_be(process: int, command: str) -> bool:
+    """Whether a process is there that may be the one of a command, as DVC notes it: sys.argv, joined by spaces."""
+    if not Path("/proc/self/cmdline").exists():  # another system: nothing is taken from a process that may be at work
+        return True
     try:
-        with Path("/proc/stat").open(encoding="ascii") as lines:
-            boot = next(int(line.split()[1]) for line in lines if line.startswith("btime "))
-        stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
-        state, *fields = stat.rpartition(") ")[2].split()  # from field 3 on: after the name, which may hold anything
-        return None if state in "ZX" else boot + int(fields[18]) / os.sysconf("SC_CLK_TCK")  # field 22
-    except FileNotFoundError:
-        return None if Path("/proc/self/stat").exists() else 0.0
-    except (OSError, ValueError, IndexError, StopIteration):
-        return 0.0
+        running = Path(f"/proc/{process}/cmdline").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    last = command.split(" ")[
+        -1
+    ]  # argv[0] is another one there than in the list of processes: of `python -m dvc`, a file
+    return last.endswith("__main__.py") or running.rstrip("\0").replace("\0", " ").endswith(last)
 
 
 if __name__ == "__main__":
