@@ -5,7 +5,6 @@ intact; once its cause is gone, the next `dvc repro` ends in the bytes of an und
 import json
 import re
 import shutil
-import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -158,7 +157,7 @@ def test_a_torn_dvc_lock(lab: Lab) -> None:
     lock = lab.clone.path / "dvc.lock"
     content = lock.read_bytes()
     with faults("torn dvc.lock") as count:
-        for size in (0, 9, content.index(b"  preprocess:") + 16, len(content) // 2):
+        for size in (0, 9, content.index(b"  preprocess:") + 16, content.index(b"md5: ", 3000) + 4):
             lock.write_bytes(content[:size])
             count["torn dvc.lock"] += 1
             told = lab.clone.dvc("repro", check=False)
@@ -220,6 +219,7 @@ def test_locks_of_a_dvc_at_work_are_left_alone(lab: Lab) -> None:
 def test_a_bit_flipped_in_the_cache(lab: Lab) -> None:
     # DVC hands it out without a word, here of the training images and of the model.
     outs = ("data/processed/train.safetensors", "data/model/model.safetensors")
+    lab.clone.dvc("push", "--run-cache")
     with faults("bits flipped") as count:
         for out in outs:
             flip(cached(lab.clone, out))
@@ -248,7 +248,6 @@ def test_a_bit_flipped_in_the_remote(lab: Lab, tmp_path: Path) -> None:
     colleague.dvc("remote", "modify", "--local", "beside", "url", str(remote))
     place = remote / cached(lab.clone, out).relative_to(lab.clone.path / ".dvc/cache")
     good = place.read_bytes()
-    place.chmod(stat.S_IRUSR | stat.S_IWUSR)
     flip(place)
     with faults("bits flipped") as count:
         told = colleague.dvc("pull", check=False)
@@ -256,6 +255,7 @@ def test_a_bit_flipped_in_the_remote(lab: Lab, tmp_path: Path) -> None:
         assert "ERROR" in told, told
         assert not (colleague.path / out).exists()
         assert not cached(colleague, out).exists()
+        place.unlink()
         place.write_bytes(good)
         colleague.dvc("pull", "--run-cache")
         colleague.dvc("repro")
