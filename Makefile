@@ -1,6 +1,6 @@
 # GNU make 3.81 or newer (macOS has 3.81). `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help repro compare verify doctor test check bench format lock
+.PHONY: help repro compare verify doctor test check audit bench format lock
 
 # Any Python from 3.11 on; only used to make .venv.
 PYTHON ?= python3
@@ -13,7 +13,7 @@ RUNTIME := $(PYTHON) tools/venv.py requirements.txt
 DEVELOPMENT := $(RUNTIME) requirements-dev.txt
 # The commands in dvc.yaml say `python`: this puts .venv's first. In the recipes and not exported, as PYTHON has to
 # stay the person's own.
-RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m
+RUN := $(PYTHON) tools/private_state.py && PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\): ## /  make \1|/p' Makefile | awk -F '|' '{ printf "%-15s%s\n", $$1, $$2 }'
@@ -45,6 +45,13 @@ check: ## format, lint and types; changes nothing
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
 	$(RUN) mypy
+
+# --strict: without it, packages that could not be looked up count as free of vulnerabilities. CVE-2025-69872 is about
+# diskcache, DVC's state, being unpickled from a folder that others can write to: tools/private_state.py keeps it private.
+audit: ## look every pinned package up among the known vulnerabilities of PyPI; an error if one cannot be
+	@$(DEVELOPMENT)
+	@$(RUN) pip_audit --strict --require-hashes --disable-pip --progress-spinner off \
+		--ignore-vuln CVE-2025-69872 -r requirements.txt
 
 bench: ## measure speed against a plain loop, about half an hour, on a machine that does nothing else (ARGS: parts)
 	@$(RUNTIME)

@@ -1,9 +1,9 @@
 """Keep DVC's state in a folder that only its owner can write to, whatever folder dvc is called from.
 
-DVC unpickles its state, and keeps it in a world-writable folder under /var/tmp unless core.site_cache_dir says otherwise:
-another user of the machine could plant a file there that runs code (CVE-2025-69872). The committed .dvc/config cannot
-say it, since DVC takes a relative path there as relative to the working directory: .dvc/config.local, which Git ignores,
-says it with this clone's path. Run by `make` before anything else; takes no time, and says nothing.
+DVC unpickles its state, and keeps it in a world-writable folder under /var/tmp unless core.site_cache_dir says
+otherwise: another user of the machine could plant a file there that runs code (CVE-2025-69872). The committed
+.dvc/config cannot say it, as DVC reads a relative path there as relative to the working directory: .dvc/config.local,
+which Git ignores, says it with this clone's path. Run by `make` before anything else; says nothing.
 """
 
 import re
