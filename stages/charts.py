@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from stages.markup import Markup, join, tag
 
 WIDTH, HEIGHT = 380.0, 250.0
-LEFT, RIGHT, TOP, BOTTOM = 50.0, 12.0, 10.0, 42.0  # of the drawing's borders, for the labels of the axes
+LEFT, RIGHT, TOP, BOTTOM = 54.0, 12.0, 10.0, 42.0  # of the drawing's borders, for the labels of the axes
 
 
 class Series(NamedTuple):
@@ -42,8 +42,8 @@ class Axes:
         """The place of a value on the y axis, in the drawing's units."""
         return HEIGHT - BOTTOM - (value - self.low_y) / (self.high_y - self.low_y) * (HEIGHT - TOP - BOTTOM)
 
-    def draw(self, x_label: str, y_label: str, percent: bool = False) -> Markup:
-        """Grid, ticks and labels. percent: the y axis counts in percent."""
+    def draw(self, x_label: str, percent: bool = False) -> Markup:
+        """Grid, ticks and the label of x; what y is stands above the chart. percent: the y axis counts in percent."""
         parts = []
         step = self.y_ticks[1] - self.y_ticks[0]
         for tick in self.y_ticks:
@@ -59,8 +59,6 @@ class Axes:
                 )
         middle = (LEFT + WIDTH - RIGHT) / 2
         parts.append(tag("text", x_label, x=middle, y=HEIGHT - 6, class_="axis mid"))
-        across = (TOP + HEIGHT - BOTTOM) / 2
-        parts.append(tag("text", y_label, transform=f"translate(11 {across:g}) rotate(-90)", class_="axis mid"))
         return join(*parts)
 
 
@@ -79,14 +77,14 @@ def decimals(step: float) -> int:
     return 12
 
 
-def lines(series: Sequence[Series], x_label: str, y_label: str, what: str, percent: bool = False) -> Markup:
+def lines(series: Sequence[Series], x_label: str, what: str, percent: bool = False) -> Markup:
     """Lines over whole numbers, such as epochs, with their legend. what: the chart in words, for who cannot see it."""
     seen = [
         [(x, y) for x, y in zip(one.x, one.y, strict=True) if math.isfinite(x) and math.isfinite(y)] for one in series
     ]
     points = [point for each in seen for point in each]
     axes = Axes(_extent([x for x, _ in points]), _extent([y for _, y in points]), whole_x=True)
-    parts = [axes.draw(x_label, y_label, percent)]
+    parts = [axes.draw(x_label, percent)]
     for one, theirs in zip(series, seen, strict=True):
         places = [(axes.x(x), axes.y(y)) for x, y in theirs]
         parts.append(tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in places), class_=f"line {one.kind}"))
@@ -99,7 +97,7 @@ def reliability(table: pd.DataFrame, what: str) -> Markup:
     """How often predictions of a confidence are right; table: as `stages.scores.reliability` gives it."""
     axes = Axes((0.0, 1.0), (0.0, 1.0))
     share = table["images"] / max(table["images"].sum(), 1)
-    parts = [axes.draw("probability of the predicted class", "share that is right", percent=True)]
+    parts = [axes.draw("probability of the predicted class", percent=True)]
     floor = axes.y(0.0)
     for low, high, part in zip(table["low"], table["high"], share, strict=True):
         box = {"x": axes.x(low) + 0.5, "width": axes.x(high) - axes.x(low) - 1, "height": floor - axes.y(part)}

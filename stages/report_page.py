@@ -3,6 +3,7 @@
 Pure: the same values give the same text. All of it goes through stages.markup, which escapes.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ def page(run: Results, against: Against | None, picture: Picture, notes: Sequenc
     """The whole document. notes: what the reader must know to trust it, a line each."""
     metrics = numbers(run)
     headline, name = heading(metrics), data_and_model(run)
-    sections = [*(comparison_sections(run, against, picture) if against else []), *run_sections(run, picture)]
+    sections = [*(comparison_sections(run, against, picture) if against else []), *run_sections(run, against, picture)]
     sections.append(Section("provenance", "Where it comes from", origin(run, provenance)))
     head = tag(
         "head",
@@ -129,7 +130,7 @@ def lead(metrics: dict[tuple[str, str], float]) -> Markup:
 
     low, high = shown(test, "accuracy_low", "%"), shown(test, "accuracy_high", "%")
     tiles = [
-        ("95 % interval of accuracy", f"{low} to {high}" if low and high else None),
+        ("95 % interval", f"{low[:-2]} to {high}" if low and high else None),
         ("wrong test images", shown(test, "errors")),
         ("test loss", shown(test, "loss", ".4f")),
         ("calibration error", shown(test, "calibration_error", ".4f")),
@@ -148,7 +149,7 @@ def banner(against: Against) -> Markup:
     text = verdict["text"]
     parts = [
         tag("p", tag("span", sign, class_="sign", aria_hidden="true"), verdict_line(document), class_="verdict"),
-        tag("p", prose(text[:1].upper() + text[1:] + ".")),
+        tag("p", prose(f"{text[:1].upper()}{text[1:]}.".replace(" -> ", " → "))),
     ]
     if verdict["low"] is not None:
         points = [100 * verdict[key] for key in ("low", "difference", "high")]
@@ -191,14 +192,13 @@ def comparison_sections(run: Results, against: Against, picture: Picture) -> lis
         ]
         for row in document["parameters"]
     ]
-    parameters = table("Parameters that differ", ["parameter", a, b, "read by"], rows, words=(1, 2, 3))
-    sections = [
-        Section("changes", f"Changed against {a}", parameters if rows else tag("p", "No parameter differs.")),
-        Section("metrics-both", "Metrics of both", metrics_of_both(document, a, b)),
-    ]
+    differ = table("Parameters", ["parameter", a, b, "read by"], rows, words=(1, 2, 3), title=True)
+    parameters = differ if rows else tag("p", "No parameter differs.")
+    both = tag("div", tag("div", parameters), tag("div", metrics_of_both(document, a, b)), class_="pair")
+    sections = [Section("changes", f"What changed against {a}", both)]
     if document["images"] is None:
         return sections
-    counts, tables = document["images"], (against.other.predictions.table, run.predictions.table)
+    counts, old, new = document["images"], against.other.predictions.table, run.predictions.table
     intro = join(
         table(
             f"Test images right and wrong in {a} and {b}",
@@ -208,24 +208,20 @@ def comparison_sections(run: Results, against: Against, picture: Picture) -> lis
                 [f"{a} wrong", tag("b", f"{counts['fixed']:,} fixed"), f"{counts['both_wrong']:,}"],
             ],
         ),
-        tag("p", f"{counts['changed']:,} of {counts['images']:,} predictions changed, right or wrong."),
+        tag("p", f"{counts['changed']:,} of {counts['images']:,} predictions changed. Below, was: {a}, now: {b}."),
     )
     parts = [intro]
-    if tables[0] is not None and tables[1] is not None:
-        codes = [column.cat.codes.to_numpy().astype(np.int64) for column in (tables[0]["label"], *_predicted(*tables))]
-        masks = significance.paired(*codes)
-        for kind, wrong, said in (("broken", tables[1], "broken by"), ("fixed", tables[0], "fixed by")):
+    if old is not None and new is not None:
+        columns = (old["label"], old["prediction"], new["prediction"])
+        masks = significance.paired(*(column.cat.codes.to_numpy().astype(np.int64) for column in columns))
+        for kind, wrong, right in (("broken", new, a), ("fixed", old, b)):
             places = results.surest(wrong, np.flatnonzero(masks[kind]), MOST_PICTURES)
-            title = f"Images {said} {b}"
-            parts.append(tag("h3", title))
-            parts.append(tag("p", how_many(len(places), counts[kind], f"{kind}, the surest mistakes first")))
-            parts.append(gallery(places, picture, lambda at: both_said(at, tables[0], tables[1], a, b), tables[1]))
+            which = f"{kind}: right in {right} alone, the surest mistakes first"
+            parts.append(tag("h3", kind.capitalize()))
+            parts.append(tag("p", how_many(len(places), counts[kind], which)))
+            parts.append(gallery(places, picture, functools.partial(both_said, old=old, new=new), new))
     sections.append(Section("images", "Images fixed and broken", join(*parts)))
     return sections
-
-
-def _predicted(*tables: pd.DataFrame | None) -> Iterable[Any]:
-    return (found["prediction"] for found in tables if found is not None)
 
 
 def metrics_of_both(document: dict[str, Any], a: str, b: str) -> Markup:
@@ -240,30 +236,30 @@ def metrics_of_both(document: dict[str, Any], a: str, b: str) -> Markup:
             ]
         )
     heads = ["metric", a, b, "difference"]
-    differ = table("Metrics that differ", heads, rows[True]) if rows[True] else tag("p", "No metric differs.")
+    differ = table("Metrics", heads, rows[True], title=True) if rows[True] else tag("p", "No metric differs.")
     same = f"{len(rows[False])} that are the same on both sides"
     return join(differ, details(same, table("Metrics that are the same", heads, rows[False])) if rows[False] else "")
 
 
-def both_said(at: int, old: pd.DataFrame | None, new: pd.DataFrame | None, a: str, b: str) -> Markup:
+def both_said(at: int, old: pd.DataFrame, new: pd.DataFrame) -> Markup:
     """What each side took an image for."""
     lines = []
-    for name, found in ((a, old), (b, new)):
-        if found is not None:
-            wrong = found["prediction"].iloc[at] != found["label"].iloc[at]
-            said = f"{short(str(found['prediction'].iloc[at]), 24)}, {found['probability'].iloc[at]:.0%}"
-            lines.append(tag("span", f"{short(name, 18)}: {said}", class_="wrong" if wrong else "right"))
+    for when, found in (("was", old), ("now", new)):
+        row = found.iloc[at]
+        kind = "wrong" if row["prediction"] != row["label"] else "right"
+        said = f"{when} {short(str(row['prediction']), 24)}, {percent(row['probability'], 0)}"
+        lines.append(tag("span", said, class_=kind))
     return join(*lines)
 
 
 # The run
 
 
-def run_sections(run: Results, picture: Picture) -> list[Section]:
+def run_sections(run: Results, against: Against | None, picture: Picture) -> list[Section]:
     """What is known of the run itself."""
     sections = []
     if run.curves is not None:
-        sections.append(Section("training", "Training", training(run.curves)))
+        sections.append(Section("training", "Training", training(run.curves, against)))
     if run.confusion is not None:
         sections.append(Section("confusion", "What was taken for what", confusion(run.confusion)))
     if run.reliability is not None:
@@ -271,31 +267,47 @@ def run_sections(run: Results, picture: Picture) -> list[Section]:
     if run.confusion is not None:
         sections.append(Section("classes", "Class by class", by_class(run.confusion)))
     sections.append(Section("mistakes", "The surest mistakes", mistakes(run, picture)))
-    every = [
-        [f"{Path(file).stem}: {name}", comparison_text.number(value)] for (file, name), value in numbers(run).items()
-    ]
-    sections.append(Section("metrics", "All metrics", table("All metrics", ["metric", "value"], every)))
+    if against is None:  # else they stand beside the other side's
+        rows = [[f"{Path(file).stem}: {name}", comparison_text.number(n)] for (file, name), n in numbers(run).items()]
+        sections.append(Section("metrics", "All metrics", table("All metrics", ["metric", "value"], rows)))
     sections.append(Section("parameters", "Parameters", parameters(run)))
     return sections
 
 
-def training(curves: pd.DataFrame) -> Markup:
-    """Loss and accuracy by epoch."""
-    shown = curves.iloc[:: -(-len(curves) // MOST_EPOCHS)]
-    kinds = {"train_loss": ("training", "two"), "validation_loss": ("validation", "one")}
-    losses = [charts.Series(*kinds[name], list(shown["epoch"]), list(shown[name])) for name in kinds if name in shown]
+def training(curves: pd.DataFrame, against: Against | None) -> Markup:
+    """Loss and accuracy by epoch, and the other side's on validation."""
+    shown = thinned(curves)
+    sides = [("", shown, {"train_loss": "two", "validation_loss": "one", "validation_accuracy": "one"})]
+    if against is not None and against.other.curves is not None:
+        name = f", {short(against.other.revision.name, 24)}"
+        sides.append(
+            (name, thinned(against.other.curves), {"validation_loss": "other", "validation_accuracy": "other"})
+        )
+
+    def series(column: str, name: str) -> list[charts.Series]:
+        return [
+            charts.Series(f"{name}{whose}", kinds[column], list(table["epoch"]), list(table[column]))
+            for whose, table, kinds in sides
+            if column in kinds and column in table
+        ]
+
     drawn = []
-    if losses:
+    if losses := [*series("train_loss", "training"), *series("validation_loss", "validation")]:
         what = f"Loss by epoch; the last: {', '.join(f'{one.name} {one.y[-1]:.4f}' for one in losses)}"
-        drawn.append(figure("Loss", charts.lines(losses, "epoch", "loss", what)))
-    if "validation_accuracy" in shown:
-        one = charts.Series("validation", "one", list(shown["epoch"]), list(shown["validation_accuracy"]))
-        what = f"Validation accuracy by epoch; the last: {percent(one.y[-1])}"
-        drawn.append(figure("Accuracy", charts.lines([one], "epoch", "share that is right", what, percent=True)))
+        drawn.append(figure("Loss", charts.lines(losses, "epoch", what)))
+    if accuracies := series("validation_accuracy", "validation"):
+        what = f"Accuracy by epoch; the last: {', '.join(f'{one.name} {percent(one.y[-1])}' for one in accuracies)}"
+        drawn.append(figure("Share that is right", charts.lines(accuracies, "epoch", what, percent=True)))
     rows = [[f"{row['epoch']:g}", *(f"{value:.6g}" for value in row.iloc[1:])] for _, row in shown.iterrows()]
     heads = [str(name).replace("_", " ") for name in shown.columns]
     numbers = details("The numbers", table("Training, epoch by epoch", heads, rows[:MOST_ROWS]))
     return join(tag("div", *drawn, class_="pair"), numbers)
+
+
+def thinned(curves: pd.DataFrame) -> pd.DataFrame:
+    """As many epochs as a chart can show, the last of them among these."""
+    step = -(-len(curves) // MOST_EPOCHS)
+    return curves.iloc[(len(curves) - 1) % step :: step]
 
 
 def confusion(found: Confusion) -> Markup:
@@ -308,7 +320,7 @@ def confusion(found: Confusion) -> Markup:
         kind = "upright" if max(map(len, names)) <= 3 else "slanted"
         top = tag(
             "tr",
-            tag("td", tag("span", "true ↓ predicted →", class_="small"), class_="corner"),
+            tag("td", class_="corner"),
             *(tag("th", tag("span", name), scope="col") for name in names),
         )
         body = [
@@ -319,7 +331,7 @@ def confusion(found: Confusion) -> Markup:
             )
             for row, name in enumerate(names)
         ]
-        caption = tag("caption", "A row a true class, a column a prediction; an empty cell is no image.")
+        caption = tag("caption", "A row: images of a class. A column: what they were taken for. Empty: none.")
         parts.append(scroll("Confusion matrix", tag("table", caption, top, *body, class_=f"matrix {kind}")))
     order = np.argsort(-wrong.ravel(), kind="stable")[:MOST_PAIRS]
     pairs = [(int(place) // len(names), int(place) % len(names)) for place in order if wrong.ravel()[place]]
@@ -348,8 +360,8 @@ def reliability(found: pd.DataFrame) -> Markup:
     sure = "less" if float(((found["accuracy"] - found["confidence"]) * found["images"]).sum()) > 0 else "more"
     text = (
         f"A point above the dashed line is right more often than it says. Over all images the network is {sure} sure "
-        f"than it is right; probability and accuracy differ by {100 * error:.2f} points on average (expected calibration "
-        "error). Most bins hold few images: the whisker says how little their accuracy means."
+        f"than it is right; probability and accuracy differ by {100 * error:.2f} points on average (expected "
+        "calibration error). Most bins hold few images: the whisker says how little their accuracy means."
     )
     what = f"Reliability diagram of {len(found)} bins; calibration error {error:.4f}"
     rows = [
@@ -364,7 +376,8 @@ def reliability(found: pd.DataFrame) -> Markup:
     ]
     heads = ["probability", "images", "mean probability", "accuracy", "95 % interval"]
     numbers = details("The numbers", table("Reliability, bin by bin", heads, rows[:MOST_ROWS]))
-    return tag("div", charts.reliability(found, what), tag("div", tag("p", text), numbers), class_="pair")
+    chart = figure("Share that is right", charts.reliability(found, what))
+    return tag("div", chart, tag("div", tag("p", text), numbers), class_="pair")
 
 
 def by_class(found: Confusion) -> Markup:
@@ -406,8 +419,9 @@ def mistakes(run: Results, picture: Picture) -> Markup:
     places = results.surest(found, wrong, MOST_PICTURES)
 
     def said(at: int) -> Markup:
-        text = f"{short(str(found['prediction'].iloc[at]), 24)}, {found['probability'].iloc[at]:.1%}"
-        return tag("span", f"taken for {text}", class_="wrong")
+        row = found.iloc[at]
+        taken = tag("span", f"taken for {short(str(row['prediction']), 24)}", class_="wrong")
+        return join(taken, tag("span", f"at {percent(row['probability'], 1)}"))
 
     return join(
         tag("p", how_many(len(places), len(wrong), "mistakes, the surest first")), gallery(places, picture, said, found)
@@ -416,16 +430,18 @@ def mistakes(run: Results, picture: Picture) -> Markup:
 
 def parameters(run: Results) -> Markup:
     """What the stages read, a table a block: not the blocks of what was not chosen."""
-    values, text = run.revision.ran_with, "As the stages read them; blocks of choices not taken are left out."
+    asked, read = run.revision.params or {}, run.revision.ran_with
+    values = {key: read[key] for key in [*asked, *read] if key in read}  # in the order of params.yaml
+    text = "As the stages read them; blocks of choices not taken are left out."
     if not values:
-        values, text = run.revision.params or {}, "As they stand: dvc.lock does not say what the stages read."
+        values, text = asked, "As they stand: dvc.lock does not say what the stages read."
     if not values:
         return tag("p", "No parameters are known.", class_="absent")
     blocks: dict[str, list[list[Child]]] = {}
     for key, value in values.items():
         block, _, leaf = key.rpartition(".")
         blocks.setdefault(block, []).append([tag("code", leaf), tag("code", comparison_text.value(value))])
-    tables = [table(block, ["key", "value"], rows, words=(1,), title=True) for block, rows in blocks.items()]
+    tables = [table(block, ["key", "value"], rows, words=(1,), title=True, bare=True) for block, rows in blocks.items()]
     return join(tag("p", text), tag("div", *tables, class_="blocks"))
 
 
@@ -439,15 +455,18 @@ def origin(run: Results, provenance: Provenance) -> Markup:
         ["changed since", shown or "nothing: the files in Git are those of the commit"],
         ["dvc.lock, SHA-256", tag("code", provenance.lock_sha256 or "not there")],
     ]
-    parts = [table("Git and DVC", ["what", "value"], facts, words=(1,), title=True)]
+    parts = [table("Git and DVC", ["what", "value"], facts, words=(1,), title=True, bare=True)]
     if run.environment:
-        keys = dict.fromkeys(key for found in run.environment.values() for key in found)
+        found = run.environment
+        first = next(iter(found.values()))
+        if all(each == first for each in found.values()):
+            found = {" and ".join(found): first}
         rows = [
-            [key.replace("_", " "), *(comparison_text.value(found.get(key)) for found in run.environment.values())]
-            for key in keys
+            [key.replace("_", " "), *(str(each.get(key, MISSING)) for each in found.values())]
+            for key in dict.fromkeys(key for each in found.values() for key in each)
         ]
-        words = tuple(range(1, len(run.environment) + 1))
-        parts.append(table("Environment", ["where it ran", *run.environment], rows, words=words, title=True))
+        words = tuple(range(1, len(found) + 1))
+        parts.append(table("Environment", ["stage", *found], rows, words=words, title=True))
     outs = [
         [
             tag("code", path),
@@ -470,10 +489,12 @@ def table(
     rows: Iterable[Sequence[Child]],
     words: Sequence[int] = (),
     title: bool = False,
+    bare: bool = False,
 ) -> Markup:
     """A table in a box that scrolls if it must.
 
-    words: the columns that are set to the left, as the first is. title: show the caption, else only to who hears it.
+    words: the columns that are set to the left, as the first is. title: show the caption, else it is only heard.
+    bare: do not show the heads of the columns.
     """
 
     def side(at: int) -> str | None:
@@ -488,7 +509,9 @@ def table(
         for row in map(enumerate, rows)
     ]
     caption_tag = tag("caption", caption, class_=None if title else "unseen")
-    return scroll(caption, tag("table", caption_tag, tag("thead", head), tag("tbody", *body)))
+    return scroll(
+        caption, tag("table", caption_tag, tag("thead", head, class_="unseen" if bare else None), tag("tbody", *body))
+    )
 
 
 def scroll(name: str, content: Markup) -> Markup:
@@ -517,7 +540,9 @@ def gallery(
         label = short(str(found["label"].iloc[at]), 24)
         source = picture(at)
         image = tag("img", src=source, alt=f"Test image {at}, labelled {label}") if source is not None else ""
-        caption = tag("figcaption", tag("b", label), said(at), tag("span", f"image {at:,}", class_="small"))
+        caption = tag(
+            "figcaption", tag("span", "label ", tag("b", label)), said(at), tag("span", f"image {at:,}", class_="small")
+        )
         items.append(tag("li", tag("figure", image, caption)))
     return tag("ul", *items, class_="gallery")
 

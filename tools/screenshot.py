@@ -1,13 +1,12 @@
 """A picture of a page in headless Chromium: `python tools/screenshot.py report.html docs/report.png`.
 
-Light, 1400 pixels wide, the top of the page; fewer colours than the browser gives, for a smaller file. Options: --width,
---height (0: the whole page), --dark. Needs Debian's chromium and chromium-driver.
+Light, 1400 pixels wide, the top of the page; in fewer colours than the browser's, for a smaller file. Options:
+--width, --height (0: the whole page), --dark. Needs Debian's chromium and chromium-driver.
 """
 
 import argparse
 import base64
 import io
-import os
 import shutil
 import sys
 import tempfile
@@ -84,7 +83,7 @@ def main() -> None:
             chrome.quit()
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_bytes(content)
-    print(f"{asked.out}: {os.path.getsize(asked.out) / 1000:.0f} kB")
+    print(f"{asked.out}: {len(content) / 1000:.0f} kB")
 
 
 if __name__ == "__main__":
