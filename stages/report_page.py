@@ -4,6 +4,7 @@ Pure: the same values give the same text. All of it goes through stages.markup, 
 """
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,10 +147,10 @@ def banner(against: Against) -> Markup:
     document = against.document
     verdict = document["verdict"]
     kind, sign = WORDS.get(verdict["word"], ("none", "?"))
-    text = verdict["text"]
+    text = re.sub("^accuracy ", "Accuracy ", verdict["text"])  # another one may begin with a name, which stays
     parts = [
         tag("p", tag("span", sign, class_="sign", aria_hidden="true"), verdict_line(document), class_="verdict"),
-        tag("p", prose(f"{text[:1].upper()}{text[1:]}.".replace(" -> ", " → "))),
+        tag("p", prose(f"{text}.".replace(" -> ", " → "))),
     ]
     if verdict["low"] is not None:
         points = [100 * verdict[key] for key in ("low", "difference", "high")]
