@@ -7,7 +7,7 @@ import html
 
 
 class Markup(str):
-    """Text that is HTML already: made by `tag` and `join` alone."""
+    """Text that is HTML already: made by `tag`, `escape` and `join`, or a file of ours."""
 
     __slots__ = ()
 
