@@ -148,10 +148,8 @@ def banner(against: Against) -> Markup:
     verdict = document["verdict"]
     kind, sign = WORDS.get(verdict["word"], ("none", "?"))
     text = re.sub("^accuracy ", "Accuracy ", verdict["text"])  # another one may begin with a name, which stays
-    parts = [
-        tag("p", tag("span", sign, class_="sign", aria_hidden="true"), verdict_line(document), class_="verdict"),
-        tag("p", prose(f"{text}.".replace(" -> ", " → "))),
-    ]
+    line = tag("p", tag("span", sign, class_="sign", aria_hidden="true"), verdict_line(document), class_="verdict")
+    parts = [tag("div", line, tag("p", prose(f"{text}.".replace(" -> ", " → "))))]
     if verdict["low"] is not None:
         points = [100 * verdict[key] for key in ("low", "difference", "high")]
         what = f"Difference of accuracy {points[1]:+.2f} points, interval {points[0]:+.2f} to {points[2]:+.2f}"

@@ -24,7 +24,7 @@ def picture(chrome: webdriver.Chrome, width: int, height: int) -> bytes:
     shot = chrome.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})
     image = Image.open(io.BytesIO(base64.b64decode(shot["data"])), formats=["PNG"]).convert("RGB")
     buffer = io.BytesIO()
-    image.quantize(128, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+    image.quantize(256, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
     return buffer.getvalue()
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--width", type=int, default=1400)
-    parser.add_argument("--height", type=int, default=1500)
+    parser.add_argument("--height", type=int, default=1700)
     parser.add_argument("--dark", action="store_true")
     asked = parser.parse_args()
     chromium, driver = find("chromium"), find("chromedriver")

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from selenium import webdriver
 
-from stages import comparison, paths, pictures, report, report_page, results, revisions, scores
+from stages import compare, comparison, paths, pictures, report, report_page, results, revisions, scores
 from stages.errors import UserError
 from stages.markup import Markup, escape, join, prose, tag
 from stages.predictions import Found
@@ -197,9 +197,10 @@ def test_it_says_what_the_files_say(compared: Clone) -> None:
     assert image["alt"] == f"Test image {first['index']}, labelled {first['label']}"
 
 
-def test_it_says_what_changed(compared: Clone) -> None:
+def test_it_says_what_changed(compared: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
     page = harmless((compared.path / "against.html").read_text(encoding="utf-8"))
-    told = json.loads(compared.run(sys.executable, "-m", "stages.compare", EVIL, "--format", "json"))
+    monkeypatch.chdir(compared.path)
+    told = compare.two_revisions(EVIL, None, 0.05)
     assert told["verdict"]["word"] == "better"
     text = told["verdict"]["text"].replace(" -> ", " → ")
     assert f"{text[:1].upper()}{text[1:]}." in page.text
@@ -278,14 +279,18 @@ def test_a_folder_that_is_none_is_one_line(compared: Clone) -> None:
     assert make(compared, "--out", "params.yaml/x.html", check=False) == "error: params.yaml: File exists\n"
 
 
-def test_no_run_yet(tmp_path: Path, compared: Clone) -> None:
+def test_no_run_yet(tmp_path: Path, compared: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(compared.path)
+    monkeypatch.setattr(sys, "argv", ["report"])
     moved = compared.path / "metrics"
     moved.rename(tmp_path / "metrics")
     try:
-        told = make(compared, check=False)
+        with pytest.raises(UserError) as error:
+            report.main()
     finally:
         (tmp_path / "metrics").rename(moved)
-    assert told == "error: work tree: no metrics/*.json there; run `dvc repro` there, and commit what it writes\n"
+    line = "work tree: no metrics/*.json there; run `dvc repro` there, and commit what it writes"
+    assert str(error.value) == line
 
 
 # Names that would be markup, any number of classes: pages of runs that are made here
