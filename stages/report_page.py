@@ -64,7 +64,7 @@ def page(run: Results, against: Against | None, picture: Picture, notes: Sequenc
     metrics = numbers(run)
     headline, name = heading(metrics), data_and_model(run)
     sections = [*(comparison_sections(run, against, picture) if against else []), *run_sections(run, against, picture)]
-    sections.append(Section("provenance", "Where it comes from", origin(run, provenance)))
+    sections.append(Section("provenance", "Provenance", origin(run, provenance)))
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -260,12 +260,12 @@ def run_sections(run: Results, against: Against | None, picture: Picture) -> lis
     if run.curves is not None:
         sections.append(Section("training", "Training", training(run.curves, against)))
     if run.confusion is not None:
-        sections.append(Section("confusion", "What was taken for what", confusion(run.confusion)))
+        sections.append(Section("confusion", "Confusion matrix", confusion(run.confusion)))
     if run.reliability is not None:
-        sections.append(Section("reliability", "How sure, and how right", reliability(run.reliability)))
+        sections.append(Section("reliability", "Reliability", reliability(run.reliability)))
     if run.confusion is not None:
-        sections.append(Section("classes", "Class by class", by_class(run.confusion)))
-    sections.append(Section("mistakes", "The surest mistakes", mistakes(run, picture)))
+        sections.append(Section("classes", "Precision and recall", by_class(run.confusion)))
+    sections.append(Section("mistakes", "Worst mistakes", mistakes(run, picture)))
     if against is None:  # else they stand beside the other side's
         rows = [[f"{Path(file).stem}: {name}", comparison_text.number(n)] for (file, name), n in numbers(run).items()]
         sections.append(Section("metrics", "All metrics", table("All metrics", ["metric", "value"], rows)))

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--width", type=int, default=1400)
-    parser.add_argument("--height", type=int, default=1700)
+    parser.add_argument("--height", type=int, default=1760)
     parser.add_argument("--dark", action="store_true")
     asked = parser.parse_args()
     chromium, driver = find("chromium"), find("chromedriver")

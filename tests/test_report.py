@@ -253,7 +253,7 @@ def test_what_is_missing_is_said(compared: Clone, tmp_path: Path) -> None:
         "Fisher's exact test",
     ):
         assert line in text
-    assert "Class by class" not in text
+    assert "Precision and recall" not in text
 
 
 @pytest.mark.parametrize(
