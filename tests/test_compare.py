@@ -67,6 +67,9 @@ PARAMS: dict[str, Any] = {
 }
 
 
+# DVC leaves its session with an HTTP remote open; in which test Python finds that out is chance.
+pytestmark = pytest.mark.filterwarnings("ignore:Unclosed client session:ResourceWarning")
+
 Patch = pytest.MonkeyPatch
 Out = pytest.CaptureFixture[str]
 
