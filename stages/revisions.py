@@ -103,13 +103,14 @@ def resolve(repo: Any, name: str) -> str:
         raise UserError(f"revision {name!r} is a file or a folder, not a commit") from None
 
 
-def read(repo: Any, name: str | None, params_path: str, metrics_pattern: str) -> Revision:
+def read(repo: Any, name: str | None, params_path: str, metrics_pattern: str, label: str | None = None) -> Revision:
     """Read what Git has of a revision; None: the work tree. Raises UserError.
 
     params_path: the file of parameters. metrics_pattern: a glob of the files of metrics, such as metrics/*.json.
+    label: what the revision is called, if not by its name.
     """
     commit = resolve(repo, name) if name is not None else None
-    label = name if name is not None else WORK_TREE
+    label = label or (name if name is not None else WORK_TREE)
     files = _files(repo, commit)
     notes = []
 
