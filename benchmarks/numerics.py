@@ -1,6 +1,6 @@
 """What portable numerics cost: the loop of one epoch of the default recipe, with them and with `fast`, in turn.
 
-    PYTHONPATH=. .venv/bin/python -m benchmarks.numerics
+PYTHONPATH=. .venv/bin/python -m benchmarks.numerics
 """
 
 import json

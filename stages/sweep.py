@@ -186,7 +186,7 @@ def frame(document: dict[str, Any]) -> pd.DataFrame:
     """A row a setting, as text."""
     rows = []
     for setting in document["settings"]:
-        row = {key: comparison_text._value(value) for key, value in setting["parameters"].items()}
+        row = {key: comparison_text.value(value) for key, value in setting["parameters"].items()}
         row |= {"seeds": str(len(setting["seeds"])), "mean": shown(setting["mean"], document["metric"])}
         row["deviation"] = shown(setting["deviation"], document["metric"], unit=False)
         rows.append({**row, "against the best": setting["verdict"] or comparison_text.MISSING})

@@ -25,7 +25,7 @@ def draw(document: dict[str, Any]) -> bytes:
     others = [key for key in varied if key != x]
     lines: dict[str, list[dict[str, Any]]] = {}
     for setting in settings:
-        label = ", ".join(f"{key} {comparison_text._value(setting['parameters'][key])}" for key in others)
+        label = ", ".join(f"{key} {comparison_text.value(setting['parameters'][key])}" for key in others)
         lines.setdefault(label, []).append(setting)
     if len(lines) > len(COLOURS):
         raise UserError(
@@ -42,7 +42,7 @@ def draw(document: dict[str, Any]) -> bytes:
             shift = APART * (at - (len(lines) - 1) / 2)
             dots, means = [], []
             for setting in lines[label]:
-                place = ticks[comparison_text._value(setting["parameters"][x]) if x else ""] + shift
+                place = ticks[comparison_text.value(setting["parameters"][x]) if x else ""] + shift
                 scale = 100 if share else 1
                 dots += [(place, scale * value) for value in setting["values"]]
                 means.append((place, scale * setting["mean"]))
@@ -65,13 +65,13 @@ def _numeric(values: list[Any]) -> bool:
 def _places(values: list[Any]) -> dict[str, float]:
     """Where each different value stands on an axis from 0 to 1: numbers to scale, anything else evenly."""
     if not _numeric(values):
-        names = sorted({comparison_text._value(value) for value in values}, key=_natural)
+        names = sorted({comparison_text.value(value) for value in values}, key=_natural)
         return {name: at / max(len(names) - 1, 1) for at, name in enumerate(names)}
     numbers = sorted(set(values))
     by_ratio = numbers[0] > 0 and numbers[-1] / numbers[0] >= LOGARITHMIC
     raw = [math.log(number) if by_ratio else float(number) for number in numbers]
     width = raw[-1] - raw[0] or 1.0
-    return {comparison_text._value(number): (at - raw[0]) / width for number, at in zip(numbers, raw, strict=True)}
+    return {comparison_text.value(number): (at - raw[0]) / width for number, at in zip(numbers, raw, strict=True)}
 
 
 def _natural(label: str) -> list[tuple[float, str]]:
