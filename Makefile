@@ -21,7 +21,6 @@ help: ## list the targets
 repro: ## run what is not up to date: download, preprocess, train, evaluate (ARGS go to dvc repro)
 	@$(RUNTIME)
 	@$(RUN) stages.params
-	@$(RUN) stages.after_kill
 	@$(RUN) dvc repro $(ARGS)
 
 compare: ## what differs from another revision, and is it noise: make compare REV=main (ARGS=--format=markdown, …)

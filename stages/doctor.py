@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages import after_kill, params, paths, revisions
+from stages import params, paths, revisions
 from stages.errors import UserError
 from stages.revisions import Lock, LockedFile
 
@@ -174,9 +174,12 @@ def leftovers(root: Path) -> Iterator[Finding]:
                 yield Finding(f"{shown}: a file that was being written when its program was killed", f"rm -f '{shown}'")
             if path.name.endswith(".unreadable"):
                 yield Finding(f"{shown}: a checkpoint that was set aside", f"rm -f '{shown}'")
-    for path in after_kill.unfinished(root):
-        shown = path.relative_to(root)
-        yield Finding(f"{shown}: unfinished by a dvc that was killed; the next may fail", "python -m stages.after_kill")
+    locks = root / ".dvc" / "tmp" / "rwlock"
+    if locks.is_file():
+        try:
+            json.loads(locks.read_text(encoding="utf-8") or "{}")
+        except ValueError:
+            yield Finding(".dvc/tmp/rwlock: cut off; dvc refuses to run", "rm -f .dvc/tmp/rwlock")
 
 
 def run() -> int:
