@@ -21,6 +21,7 @@ help: ## list the targets
 repro: ## run what is not up to date: download, preprocess, train, evaluate (ARGS go to dvc repro)
 	@$(RUNTIME)
 	@$(RUN) stages.params
+	@$(RUN) stages.mend
 	@$(RUN) dvc repro $(ARGS)
 
 compare: ## what differs from another revision, and is it noise: make compare REV=main (ARGS=--format=markdown, …)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages import params, paths, revisions
+from stages import mend, params, paths, revisions
 from stages.errors import UserError
 from stages.revisions import Lock, LockedFile
 
@@ -174,12 +174,12 @@ def leftovers(root: Path) -> Iterator[Finding]:
                 yield Finding(f"{shown}: a file that was being written when its program was killed", f"rm -f '{shown}'")
             if path.name.endswith(".unreadable"):
                 yield Finding(f"{shown}: a checkpoint that was set aside", f"rm -f '{shown}'")
-    locks = root / ".dvc" / "tmp" / "rwlock"
-    if locks.is_file():
-        try:
-            json.loads(locks.read_text(encoding="utf-8") or "{}")
-        except ValueError:
-            yield Finding(".dvc/tmp/rwlock: cut off; dvc refuses to run", "rm -f .dvc/tmp/rwlock")
+    for path in mend.unfinished_entries(root):
+        what = f"{path.relative_to(root)}: an entry of the run cache that a killed dvc had not finished"
+        yield Finding(f"{what}; the next may fail", "python -m stages.mend")
+    locks = root / mend.RWLOCK
+    if locks.is_file() and (reason := mend.abandoned(locks)):
+        yield Finding(f"{mend.RWLOCK}: {reason}; dvc may refuse to run", "rm -f .dvc/tmp/rwlock")
 
 
 def run() -> int:

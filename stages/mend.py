@@ -1,0 +1,136 @@
+"""Put away what a killed dvc has left and what the next one would refuse to start from: `python -m stages.mend`.
+
+DVC writes two of its files in place. A kill, or a full disk, in the middle of that leaves a torn dvc.lock or a torn
+.dvc/tmp/rwlock, and `dvc repro` ends in an error until somebody acts. Here the last good dvc.lock, of HEAD, takes the
+torn one's place: what has run since comes back from DVC's run cache, and runs again only where that has not got it.
+An entry of the run cache, DVC 3.67 writes under a temporary name in a folder of its own, and renames it: killed before
+that, it leaves a folder without an entry, which fails every later `dvc repro` that looks there ("join() argument must be
+str, bytes, or os.PathLike object, not 'NoneType'"). Such a folder goes. A stage that is killed leaves the file that it
+was writing, under another name, which nobody reads: that goes, too.
+`make repro` runs this first. Not a stage; says a line for each thing it does, and nothing when all is well.
+"""
+
+import json
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from stages import errors, files, paths
+
+LOCK = Path("dvc.lock")
+TEMPORARY = Path(".dvc/tmp")
+RWLOCK = TEMPORARY / "rwlock"
+RUN_CACHE = Path(".dvc/cache/runs")
+ASIDE = paths.RUNS / "dvc.lock.torn"
+
+
+def main() -> None:
+    """Mend the repository in the working directory, unless a dvc is at work in it."""
+    if not damaged():
+        return
+    from dvc.lock import Lock, LockError
+
+    try:  # DVC's own locks, so that nothing that is being written is taken for torn
+        with Lock(str(TEMPORARY / "lock")), Lock(str(TEMPORARY / "rwlock.lock")):
+            paths.RUNS.mkdir(exist_ok=True)
+            mend()
+    except LockError:
+        print("a dvc is at work here already: nothing is mended", flush=True)
+
+
+def damaged() -> bool:
+    """Whether there is something to mend."""
+    locks = (LOCK.exists() and torn(LOCK.read_bytes())) or (RWLOCK.exists() and bool(abandoned(RWLOCK)))
+    return locks or bool(unfinished()) or bool(unfinished_entries(Path()))
+
+
+def mend() -> None:
+    """Put the torn files away, a line for each."""
+    if LOCK.exists() and torn(LOCK.read_bytes()):
+        files.write_bytes(ASIDE, LOCK.read_bytes())
+        committed = subprocess.run(["git", "show", f"HEAD:./{LOCK}"], capture_output=True, check=False)
+        if committed.returncode:
+            LOCK.unlink()
+            instead = "HEAD has none: begun anew"
+        else:
+            files.write_bytes(LOCK, committed.stdout)
+            instead = "that of HEAD takes its place"
+        print(f"{LOCK} was cut off while it was written: set aside as {ASIDE}; {instead}", flush=True)
+    if RWLOCK.exists() and (reason := abandoned(RWLOCK)):
+        RWLOCK.unlink()
+        print(f"removed {RWLOCK}: {reason}", flush=True)
+    for path in unfinished_entries(Path()):
+        path.rmdir() if path.is_dir() else path.unlink()
+        print(f"removed {path}: an entry of the run cache that a killed dvc had not finished", flush=True)
+    with suppress(Timeout), FileLock(paths.LOCK, timeout=0):  # an orphaned stage may still be writing
+        for path in unfinished():
+            path.unlink()
+            print(f"removed {path}: its stage was killed while it wrote it", flush=True)
+
+
+def unfinished() -> list[Path]:
+    """The temporary files of `files.write_bytes` that are there."""
+    folders = ("data", "metrics", paths.RUNS.as_posix())
+    return [path for folder in folders for path in sorted(Path(folder).rglob(".*.tmp"))]
+
+
+def unfinished_entries(root: Path) -> list[Path]:
+    """Of the run cache of a repository: the files that are no entry, then the folders that without them hold none."""
+    entries = [path for path in sorted((root / RUN_CACHE).glob("*/*/*")) if path.name.endswith(".tmp")]
+    folders = [path for path in sorted((root / RUN_CACHE).glob("*/*")) if path.is_dir()]
+    return entries + [folder for folder in folders if set(folder.iterdir()) <= set(entries)]
+
+
+def torn(content: bytes) -> bool:
+    """Whether DVC cannot read this dvc.lock, and no person has to decide about it, as in a merge conflict."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from dvc.utils.serialize import ParseError, parse_yaml
+    from voluptuous import Invalid
+
+    if b"\n<<<<<<< " in content or content.startswith(b"<<<<<<< "):
+        return False
+    try:
+        COMPILED_LOCKFILE_SCHEMA(parse_yaml(content.decode("utf-8"), LOCK))
+    except (ParseError, Invalid, ValueError):  # ValueError: bytes that are no text
+        return True
+    return False
+
+
+def abandoned(path: Path) -> str:
+    """Why nobody can be at work under these locks of outputs, or "" if somebody may be.
+
+    DVC itself forgets the locks of a process that is gone. But process numbers come again, soon so in containers, where
+    they begin at 1 each time: then a stranger, or a zombie that nobody reaps, seems to hold them.
+    """
+    try:
+        held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        readers = [info for infos in held.get("read", {}).values() for info in infos]
+        holders = {int(info["pid"]): str(info["cmd"]) for info in [*held.get("write", {}).values(), *readers]}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return "cut off while it was written"
+    if not holders or any(may_be(number, command) for number, command in holders.items()):
+        return ""
+    return f"of a dvc that is gone ({', '.join(f'process {number}' for number in sorted(holders))})"
+
+
+def may_be(process: int, command: str) -> bool:
+    """Whether a process is there that may be the one of a command, as DVC notes it: sys.argv, joined by spaces."""
+    if not Path("/proc/self/cmdline").exists():  # another system: nothing is taken from a process that may be at work
+        return True
+    try:
+        running = Path(f"/proc/{process}/cmdline").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    # argv[0] is another one there than in the list of processes: of `python -m dvc`, a file
+    last = command.split(" ")[-1]
+    return last.endswith("__main__.py") or running.rstrip("\0").replace("\0", " ").endswith(last)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        sys.exit("error: takes no arguments")
+    errors.run(main, alone=False)

@@ -1,0 +1,133 @@
+"""SIGKILL at any moment of any stage, of the stage's process, of dvc, or of both; then `dvc repro`: the same bytes.
+
+`make test` kills 15 times; FAULTS_KILLS=100 make test ARGS=tests/faults is the nightly run, and FAULTS_SEED=… draws
+other moments. Moments are drawn over the seconds that each stage took in the undisturbed run, hashing and caching by
+dvc included; a dvc that finds a stage of its predecessor still at work is part of it.
+"""
+
+import os
+import queue
+import random
+import re
+import shutil
+import time
+from collections.abc import Callable
+
+import pytest
+
+from stages import mend
+from tests.faults.lab import STAGES, VICTIMS, Lab
+from tests.faults.ledger import KILLS_OF, faults
+
+KILLS = int(os.environ.get("FAULTS_KILLS", "15"))
+SEED = int(os.environ.get("FAULTS_SEED", "0"))
+A_STAGE = 4  # kills of each stage in a pipeline run, before it is left alone to finish
+# DVC's words for a file of its own that is torn, and for an entry of the run cache that it had not finished.
+REFUSED = ("dvc.lock' is invalid", "dvc.lock' validation failed", "RWLock-file", "join() argument must be")
+
+
+def one_run(lab: Lab, moments: random.Random, wanted: Callable[[str], bool]) -> tuple[str, str] | None:
+    """A `dvc repro` that is killed at a random moment of a stage that is `wanted`: the stage, and who was killed.
+
+    None if it came to its end.
+    """
+    run, stage, began, due = lab.start(), "", 0.0, None
+    while True:
+        try:
+            line = run.line(None if due is None else max(0, due - time.monotonic()))
+        except queue.Empty:
+            if run.process.poll() is None:
+                return stage, run.kill(moments.choice(VICTIMS))
+            due = None  # it ended just now: read the rest
+            continue
+        if line is None:
+            break
+        if begun := run.stage_of(line):
+            now = time.monotonic()
+            if stage:  # it has come to its end: on a machine that is less busy now it takes less
+                lab.seconds[stage] = min(lab.seconds[stage], now - began)
+            stage, began = begun, now
+            due = now + moments.uniform(0, lab.seconds[stage]) if wanted(stage) else None
+    status, told = run.process.wait(), run.told()
+    if status and any(words in told for words in REFUSED):
+        mended = lab.clone.run(*lab.MEND)
+        assert re.search("cut off while it was written|had not finished", mended), told
+        print(mended)
+        return one_run(lab, moments, wanted)
+    assert status == 0, told
+    return None
+
+
+def test_killed_at_random_moments_it_ends_in_the_same_bytes(lab: Lab) -> None:
+    moments = random.Random(SEED)
+    with faults("kills") as count:
+        while count["kills"] < KILLS:
+            lab.forget()
+            killed, most = 0, min(len(STAGES) * A_STAGE, KILLS - count["kills"])
+
+            def wanted(stage: str) -> bool:
+                # A stage's share; what one leaves over, killed when it was as good as done, the next ones get.
+                return killed < most * (STAGES.index(stage) + 1) / len(STAGES)  # noqa: B023 - called in this pass
+
+            while (hit := one_run(lab, moments, wanted)) is not None:
+                stage, victim = hit
+                killed += 1
+                count["kills"] += 1
+                KILLS_OF[stage] += 1
+                print(f"kill {count['kills']}: {victim} in {stage}")
+            assert lab.digest() == lab.digests
+    if KILLS >= 100:
+        assert all(KILLS_OF[stage] >= KILLS // 10 for stage in STAGES), KILLS_OF
+    lab.clone.run(*lab.MEND)
+    assert "nothing to mend" in lab.doctor()
+
+
+def test_dvc_killed_while_it_writes_the_run_cache(lab: Lab) -> None:
+    lab.clone.set("evaluate.calibration_bins", "9")
+    entries = lab.clone.path / ".dvc/cache/runs"
+    before = set(entries.glob("*/*"))
+    lab.clone.dvc("repro")
+    (folder,) = set(entries.glob("*/*")) - before
+    for left in ([], [".abc.tmp"]):  # killed before it wrote the entry, and before it renamed it
+        shutil.rmtree(folder)
+        folder.mkdir()
+        for name in left:
+            (folder / name).write_text("cmd: pyth", encoding="utf-8")
+        shutil.copy2(lab.clone.path / "dvc.lock", lab.clone.path.parent / "dvc.lock")
+        lab.clone.run("git", "checkout", "-q", "HEAD", "--", "dvc.lock")
+        with faults("kills within the run cache") as count:
+            count["kills within the run cache"] += 1
+            if not left:
+                assert "join() argument must be" in lab.clone.dvc("repro", check=False)
+            assert "had not finished" in lab.clone.run(*lab.MEND)
+            assert lab.clone.repro() == ["evaluate"]
+            assert (lab.clone.path / "dvc.lock").read_bytes() == (lab.clone.path.parent / "dvc.lock").read_bytes()
+
+
+@pytest.mark.parametrize("update", [1, 2, 4])
+def test_dvc_killed_while_it_writes_dvc_lock(update: int, lab: Lab) -> None:
+    # All stages come from the run cache, so that dvc does little but write dvc.lock, four times.
+    lock = lab.clone.path / "dvc.lock"
+    committed = lock.read_bytes()
+    with faults("kills within dvc.lock") as count:
+        lock.write_text("schema: '2.0'\nstages: {}\n")
+        lab.clone.run("git", "commit", "-qm", "no results yet", "dvc.lock")
+        run, torn, before = lab.start(), 0, lock.stat().st_size
+        while torn < update:
+            assert run.process.poll() is None, run.told()
+            if (size := lock.stat().st_size) < before:
+                torn += 1
+            before = size
+        run.kill("dvc")
+        count["kills within dvc.lock"] += 1
+        assert mend.torn(lock.read_bytes())
+        refused = lab.clone.dvc("repro", check=False)
+        assert "'./dvc.lock' " in refused
+        assert "Traceback" not in refused
+        assert [line.split(":")[0] for line in lab.doctor().splitlines()[:1]] == ["dvc.lock"]
+        told = lab.clone.run(*lab.MEND)
+        assert "dvc.lock was cut off while it was written: set aside as runs/dvc.lock.torn; that of HEAD takes" in told
+        assert lab.clone.repro() == []  # all of it is in the run cache
+        assert lock.read_bytes() == committed
+        lab.clone.run("git", "reset", "-q", "--hard", "HEAD~1")
+        assert lab.digest() == lab.digests

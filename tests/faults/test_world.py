@@ -1,0 +1,262 @@
+"""Faults of the world around a run: each ends in one clear line and a status that is not 0, with what was made before
+intact; once its cause is gone, the next `dvc repro` ends in the bytes of an undisturbed run.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.clones import Clone
+from tests.faults import mounts
+from tests.faults.lab import PROC, STAGES, Lab
+from tests.faults.ledger import faults
+from tests.test_doctor import cached, flip
+
+MOUNTS = mounts.possible()
+GENEROUS = 500_000_000  # bytes
+# What a stage finds free on the disk, too little for what it writes: 55 MB, 55 MB, 1.6 MB, 1.1 MB.
+FREE = {"download": 20_000_000, "preprocess": 20_000_000, "train": 500_000, "evaluate": 300_000}
+
+
+@contextmanager
+def limited_files(lab: Lab) -> Iterator[Callable[[int], None]]:
+    """Without the right to mount: files of no more than so many bytes can be written, by RLIMIT_FSIZE."""
+
+    def leave_free(size: int) -> None:
+        lab.limit_bytes = size
+
+    try:
+        yield leave_free
+    finally:
+        lab.limit_bytes = None
+
+
+def test_a_full_disk_in_each_stage(lab: Lab) -> None:
+    where, words = lab.clone.path / "data", "No space left on device" if MOUNTS else "File too large"
+    with (
+        faults("full disks") as count,
+        mounts.small_disk(where) if MOUNTS else limited_files(lab) as leave_free,
+    ):
+        lab.forget()
+        for stage in STAGES:
+            leave_free(FREE[stage])
+            run = lab.start()
+            assert run.wait() != 0
+            count["full disks"] += 1
+            told = run.told()
+            assert re.findall(r"Running stage '(\w+)'", told)[-1] == stage
+            assert re.search(rf"^error: data/\S+: {words}$|^error: {words}$", told, re.M), told
+            assert "Traceback" not in told
+            # Nothing half-written, and what the stages before have made is as it was.
+            assert not list(where.rglob(".*.tmp"))
+            assert lab.locked() == list(STAGES[: STAGES.index(stage)])
+            digests = {name: sha256 for name, sha256 in lab.digest().items() if name != "dvc.lock"}
+            assert digests.items() <= lab.digests.items()
+            leave_free(GENEROUS)
+            lab.clone.dvc("repro", stage)
+        assert lab.digest() == lab.digests
+
+
+@pytest.mark.skipif(not MOUNTS, reason="mounts a small file system, which root may")
+@pytest.mark.parametrize(("free", "what"), [(0, "dvc.lock"), (0, "a stage"), (200_000, "a stage")])
+def test_a_full_disk_under_everything(free: int, what: str, lab: Lab, tmp_path: Path) -> None:
+    # The work tree, DVC's cache, its state and dvc.lock are all on it.
+    shutil.copytree(lab.clone.path, tmp_path / "disk/clone", symlinks=True)
+    with faults("full disks") as count, mounts.small_disk(tmp_path / "disk") as leave_free:
+        other = Lab(Clone(tmp_path / "disk/clone"))
+        if what == "dvc.lock":  # the stages come from the run cache, and what is left to do is to write it
+            (other.clone.path / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+        else:
+            other.clone.set("evaluate.calibration_bins", "7")
+        leave_free(free)
+        run = other.start()
+        assert run.wait() != 0
+        count["full disks"] += 1
+        assert "Traceback" not in run.told()
+        assert re.search(r"(?i)no space left|disk is full|disk I/O error", run.told()), run.told()
+        leave_free(GENEROUS)
+        other.clone.run(*other.MEND)
+        other.clone.dvc("repro")
+        if what == "a stage":
+            assert other.digest() != lab.digests
+            other.clone.set("evaluate.calibration_bins", "15")
+            other.clone.dvc("repro")
+        assert other.digest() == lab.digests
+        assert "nothing to mend" in other.doctor()
+
+
+def test_a_read_only_data_directory(lab: Lab) -> None:
+    before = lab.digest()
+    lab.clone.set("evaluate.calibration_bins", "7")
+    with faults("read-only directories") as count:
+        with mounts.read_only(lab.clone.path / "data") if MOUNTS else without_permission(lab.clone.path / "data"):
+            told = lab.clone.dvc("repro", check=False)
+            count["read-only directories"] += 1
+            assert re.search(r"^ERROR: .*(Read-only file system|Permission denied)", told, re.M), told
+            assert "Traceback" not in told
+            for stage in ("download", "preprocess"):  # by hand, without dvc
+                done = subprocess.run(
+                    [sys.executable, "-m", f"stages.{stage}"],
+                    cwd=lab.clone.path,
+                    env=lab.clone.environment,
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
+                count["read-only directories"] += 1
+                assert done.returncode == 1
+                assert re.fullmatch(r"error: .*: (Read-only file system|Permission denied)\n", done.stderr)
+            shutil.rmtree(lab.clone.path / "runs")
+        assert lab.digest() == before
+        lab.clone.set("evaluate.calibration_bins", "15")
+        assert lab.clone.repro() == []
+        assert lab.digest() == lab.digests
+
+
+@contextmanager
+def without_permission(folder: Path) -> Iterator[None]:
+    """As mounts.read_only, for a user whom permissions bind."""
+    folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    for path in folders:
+        path.chmod(0o555)
+    try:
+        yield
+    finally:
+        for path in folders:
+            path.chmod(0o755)
+
+
+def test_two_at_once(lab: Lab) -> None:
+    # Up to the training: what has run is in neither dvc.lock nor the run cache.
+    lock = lab.clone.path / "dvc.lock"
+    content = lock.read_text(encoding="utf-8")
+    lock.write_text(content[: content.index("  train:\n")], encoding="utf-8")
+    assert lab.locked() == ["download", "preprocess"]
+    shutil.rmtree(lab.clone.path / ".dvc/cache/runs")
+    with faults("second dvc repro at once") as count:
+        both = [lab.start(), lab.start()]
+        statuses = [run.wait() for run in both]
+        count["second dvc repro at once"] += 1
+        assert 0 in statuses
+        for run, status in zip(both, statuses, strict=True):
+            assert "Traceback" not in run.told()
+            assert not status or re.search(r"^ERROR: .*(busy|Unable to acquire lock)", run.told(), re.M), run.told()
+        lab.clone.run(*lab.MEND)
+        lab.clone.dvc("repro")
+        assert lab.digest() == lab.digests
+
+
+def test_a_torn_dvc_lock(lab: Lab) -> None:
+    lock = lab.clone.path / "dvc.lock"
+    content = lock.read_bytes()
+    with faults("torn dvc.lock") as count:
+        for size in (0, 9, content.index(b"  preprocess:") + 16, content.index(b"md5: ", 3000) + 4):
+            lock.write_bytes(content[:size])
+            count["torn dvc.lock"] += 1
+            told = lab.clone.dvc("repro", check=False)
+            assert "'./dvc.lock' " in told, told
+            assert "Traceback" not in told
+            assert "dvc.lock was cut off" in lab.clone.run(*lab.MEND)
+            assert lock.read_bytes() == content
+        # Cut between two lines, it can be a whole one that knows less.
+        lock.write_bytes(content[: content.index(b"    outs:\n")])
+        count["torn dvc.lock"] += 1
+        assert lab.clone.run(*lab.MEND) == ""
+        assert lab.clone.repro() == []  # all of it comes from the run cache
+        assert lab.digest() == lab.digests
+
+
+def test_a_merge_conflict_in_dvc_lock_is_left_to_the_person(lab: Lab) -> None:
+    lock = lab.clone.path / "dvc.lock"
+    conflict = b"<<<<<<< HEAD\n" + lock.read_bytes() + b"=======\n>>>>>>> other\n"
+    lock.write_bytes(conflict)
+    assert lab.clone.run(*lab.MEND) == ""
+    assert lock.read_bytes() == conflict
+
+
+def strange(lab: Lab) -> str:
+    """A lock of the process 1, which is another program now: what a container finds that was killed before."""
+    path = str(lab.clone.path / "data/model/model.safetensors")
+    return json.dumps({"write": {path: {"pid": 1, "cmd": "dvc repro"}}, "read": {}})
+
+
+@pytest.mark.skipif(not PROC, reason="which program a process is stands in /proc")
+def test_locks_of_a_dvc_that_is_gone(lab: Lab) -> None:
+    rwlock = lab.clone.path / ".dvc/tmp/rwlock"
+    lab.clone.set("train.log_every_steps", "99")  # so that the model is to be written
+    with faults("locks left behind") as count:
+        for content, expected in (
+            (strange(lab), "removed .dvc/tmp/rwlock: of a dvc that is gone (process 1)"),
+            ('{"write": {"/a', "removed .dvc/tmp/rwlock: cut off while it was written"),
+        ):
+            rwlock.write_text(content)
+            count["locks left behind"] += 1
+            told = lab.clone.dvc("repro", check=False)
+            assert re.search(r"^ERROR: failed to reproduce .*(busy|Unable to read RWLock-file)", told, re.M), told
+            assert expected in lab.clone.run(*lab.MEND)
+        lab.clone.set("train.log_every_steps", "100")
+        assert lab.clone.repro() == []
+        assert lab.digest() == lab.digests
+
+
+def test_locks_of_a_dvc_at_work_are_left_alone(lab: Lab) -> None:
+    rwlock = lab.clone.path / ".dvc/tmp/rwlock"
+    with subprocess.Popen([sys.executable, "-c", "input()", "repro"], stdin=subprocess.PIPE) as other:
+        rwlock.write_text(strange(lab).replace('"pid": 1,', f'"pid": {other.pid},'))
+        assert lab.clone.run(*lab.MEND) == ""
+        assert rwlock.exists()
+        other.kill()
+    assert "of a dvc that is gone" in lab.clone.run(*lab.MEND)
+
+
+def test_a_bit_flipped_in_the_cache(lab: Lab) -> None:
+    # DVC hands it out without a word, here of the training images and of the model.
+    outs = ("data/processed/train.safetensors", "data/model/model.safetensors")
+    lab.clone.dvc("push", "--run-cache")
+    with faults("bits flipped") as count:
+        for out in outs:
+            flip(cached(lab.clone, out))
+            count["bits flipped"] += 1
+            (lab.clone.path / out).unlink()
+        lab.clone.dvc("checkout")
+        told = lab.doctor()
+        for out in outs:
+            assert lab.digest()[out] != lab.digests[out]
+            assert f"{cached(lab.clone, out).relative_to(lab.clone.path)}: not the bytes of its name\n" in told
+            assert f"{out}: not the bytes that dvc.lock names" in told
+        for line in told.splitlines():
+            if line.startswith("    mend: "):
+                lab.clone.run("sh", "-c", line.removeprefix("    mend: ").partition(", or ")[0])
+        lab.clone.dvc("repro")
+        assert lab.digest() == lab.digests
+        assert "nothing to mend" in lab.doctor()
+
+
+def test_a_bit_flipped_in_the_remote(lab: Lab, tmp_path: Path) -> None:
+    lab.clone.dvc("push", "--run-cache")
+    out = "data/model/model.safetensors"
+    colleague = Clone(tmp_path / "colleague")
+    lab.clone.run("git", "clone", "-q", str(lab.clone.path), str(colleague.path))
+    remote = lab.clone.path.parent / "dvc-remote"
+    colleague.dvc("remote", "modify", "--local", "beside", "url", str(remote))
+    place = remote / cached(lab.clone, out).relative_to(lab.clone.path / ".dvc/cache")
+    good = place.read_bytes()
+    flip(place)
+    with faults("bits flipped") as count:
+        told = colleague.dvc("pull", check=False)
+        count["bits flipped"] += 1
+        assert "ERROR" in told, told
+        assert not (colleague.path / out).exists()
+        assert not cached(colleague, out).exists()
+        place.unlink()
+        place.write_bytes(good)
+        colleague.dvc("pull", "--run-cache")
+        colleague.dvc("repro")
+        assert Lab(colleague).digest() == lab.digests
