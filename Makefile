@@ -1,6 +1,6 @@
 # GNU make 3.81 or newer (macOS has 3.81). `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help repro compare verify doctor test check audit bench format lock
+.PHONY: help repro compare report plots verify doctor test check audit bench format lock
 
 # Any Python from 3.11 on; only used to make .venv.
 PYTHON ?= python3
@@ -27,6 +27,15 @@ repro: ## run what is not up to date: download, preprocess, train, evaluate (ARG
 compare: ## what differs from another revision, and is it noise: make compare REV=main (ARGS=--format=markdown, …)
 	@$(RUNTIME)
 	@$(RUN) stages.compare "$(REV)" $(ARGS)
+
+report: ## the run as one page, report.html, and what changed: make report REV=main (ARGS=--out=FILE.html)
+	@$(RUNTIME)
+	@$(RUN) stages.report $(if $(REV),--against "$(REV)") $(ARGS)
+
+plots: ## the pages of `dvc plots` without a network: make plots [REV=main], then open dvc_plots/index.html
+	@$(DEVELOPMENT)
+	@$(RUN) stages.offline_plots
+	@$(RUN) dvc plots $(if $(REV),diff "$(REV)",show) $(ARGS)
 
 verify: ## rebuild HEAD from nothing in a temporary folder: does it end in the committed bytes?
 	@$(RUNTIME)

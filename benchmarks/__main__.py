@@ -22,6 +22,7 @@ PARTS = {
     "epoch_cnn": ["epoch", "cnn", "--repeats", "2"],
     "recipes": ["recipes", "--repeats", "1"],
     "throughput": ["throughput"],
+    "numerics": ["numerics"],
     "overhead": ["overhead"],
     "memory": ["memory"],
 }
@@ -76,6 +77,8 @@ def table(results: dict[str, Any]) -> str:
         for name in ("training", "evaluation"):
             share = part[f"{name}_share_of_the_matrix_product"]
             add(f"{name}, default network", f"{part[f'{name}_images_a_second']:,} images/s, {share:.0%} of that")
+    if part := results.get("numerics"):
+        add("loop of the default recipe, portable numerics / fast", f"{part['ratio']['median']:.2f}", part["ratio"])
     if part := results.get("overhead"):
         add("`dvc repro` from preprocess to metrics, beside the loop", f"{part['seconds_beside_the_loop']:.1f} s")
         add(

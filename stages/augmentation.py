@@ -38,13 +38,14 @@ def affine(
     shear_degrees: float,
     elastic_pixels: float,
     elastic_grid: int,
+    flip: bool,
 ) -> Tensor:
     """Rotate, shear, scale and move each image about its centre, and bend it, with bilinear interpolation.
 
     degrees, shear_degrees: at most so much either way. translate: at most this share of the height and width.
     scale: a factor within 1 - scale … 1 + scale. These are drawn evenly. elastic_pixels: standard deviation of the
     displacement drawn at each point of a grid of elastic_grid x elastic_grid, smooth between them (after Simard et
-    al. 2003); 0: none. Returns float32 in 0 … 255.
+    al. 2003); 0: none. flip: mirror half of the images, left to right. Returns float32 in 0 … 255.
     """
     count, _, height, width = images.shape
     angle, shear, down, right, size = torch.rand(5, count) * 2 - 1  # each (N,), in -1 … 1
@@ -59,6 +60,8 @@ def affine(
         ],
         dim=1,
     )  # (N, 2, 3): from a place in the result to the place in the source
+    if flip:
+        theta[:, :, 0] *= torch.randint(0, 2, (count, 1)) * 2 - 1
     grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)  # (N, H, W, 2), x before y
     if elastic_pixels > 0:
         unit = torch.tensor([2 / width, 2 / height])[:, None, None]  # a pixel, in grid coordinates

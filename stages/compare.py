@@ -79,21 +79,10 @@ def two_revisions(a: str, b: str | None, level: float) -> dict[str, Any]:
     metrics = f"{paths.TEST_METRICS.parent.as_posix()}/*.json"
     with revisions.repository() as repo:
         old, new = (revisions.read(repo, name, paths.PARAMS.as_posix(), metrics) for name in (a, b))
-        tables, notes = [], []
-        for side in (old, new):
-            try:
-                out = side.outs.get(paths.PREDICTIONS.as_posix())
-                if out is None:
-                    raise UserError(f"{revisions.LOCK} there does not name {paths.PREDICTIONS}; run `dvc repro` there")
-                content, found = revisions.fetch(repo, out)
-                notes += [f"{side.name}: {note}" for note in found]
-                tables.append(predictions.parse(content, f"{paths.PREDICTIONS}"))
-            except UserError as error:
-                notes.append(f"{side.name}: no predictions, so no comparison image by image: {error}")
-    both = (tables[0], tables[1]) if len(tables) == 2 else None
-    document = comparison.revisions(old, new, both, paths.TEST_METRICS.as_posix(), paths.TEST.as_posix(), level)
-    document["notes"] += notes
-    return document
+        found = [predictions.of(repo, side, paths.PREDICTIONS.as_posix()) for side in (old, new)]
+    return comparison.revisions(
+        old, new, (found[0], found[1]), paths.TEST_METRICS.as_posix(), paths.TEST.as_posix(), level
+    )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from stages import significance
+from stages.predictions import Found
 from stages.revisions import Revision, flatten
 from stages.study_file import Study
 
@@ -33,17 +34,19 @@ POWER = 0.8  # the share of studies that should find a difference, in the number
 def revisions(
     a: Revision,
     b: Revision,
-    tables: tuple[pd.DataFrame, pd.DataFrame] | None,
+    found: tuple[Found, Found],
     test_metrics: str,
     test_set: str,
     level: float,
 ) -> dict[str, Any]:
     """Compare two revisions.
 
-    tables: the predictions of both, as stages.predictions gives them; None if either has none to be had.
+    found: the predictions of both, as `stages.predictions.of` gives them.
     test_metrics: the file of metrics with the counts `errors` and `images`. test_set: the output with the test set.
     """
     notes = [*a.notes, *b.notes]
+    table_a, table_b = found[0].table, found[1].table
+    tables = (table_a, table_b) if table_a is not None and table_b is not None else None
     metrics = metric_rows(a.metrics, b.metrics)
     images = None
     if tables is not None and (why := not_paired(a.name, b.name, *tables)) is not None:
@@ -63,6 +66,10 @@ def revisions(
         verdict = not_comparable(why)
     else:
         verdict = unpaired(a, b, test_metrics, level)
+    for side, theirs in zip((a, b), found, strict=True):
+        notes += [f"{side.name}: {note}" for note in theirs.notes]
+        if theirs.table is None:
+            notes.append(f"{side.name}: no predictions, so no comparison image by image: {theirs.why}")
     return {
         "a": {"name": a.name, "commit": a.commit},
         "b": {"name": b.name, "commit": b.commit},

@@ -18,12 +18,12 @@ Titled = tuple[str, pd.DataFrame, list[str]]  # a title, a table, and lines belo
 
 def table(document: dict[str, Any]) -> str:
     """Plain tables; the verdict comes last, where a terminal ends."""
-    blocks = [f"A: {_side(document['a'])}\nB: {_side(document['b'])}"]
+    blocks = [f"A: {side(document['a'])}\nB: {side(document['b'])}"]
     for title, frame, lines in _tables(document, str):
         blocks.append("\n".join([title, *(f"  {line}" for line in [*_rows(frame), *lines])]))
     if document["notes"]:
         blocks.append("\n".join(f"note: {note}" for note in document["notes"]))
-    blocks.append(textwrap.fill(f"{_heading(document, str)}: {document['verdict']['text']}", WIDTH))
+    blocks.append(textwrap.fill(f"{heading(document, str)}: {document['verdict']['text']}", WIDTH))
     return "\n\n".join(_printable(block) for block in blocks) + "\n"
 
 
@@ -42,18 +42,19 @@ def markdown(document: dict[str, Any]) -> str:
     """GitHub's Markdown; the verdict comes first. Names and values are code: they cannot become markup or mentions."""
     verdict = document["verdict"]
     text = verdict["text"]
-    blocks = [f"### {_heading(document, _code)}", f"{_text(text[:1].upper() + text[1:])}."]
+    blocks = [f"### {heading(document, _code)}", f"{_text(text[:1].upper() + text[1:])}."]
     blocks += [f"> {_text(note)}" for note in document["notes"]]
     for title, frame, lines in _tables(document, _code):
         sides = ["left" if name in LEFT else "right" for name in frame]
         rows = frame.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, colalign=sides)
         blocks.append("\n\n".join([f"**{title}**", rows if len(frame) else "none", *lines]))
     method = f" Method: {verdict['method']}." if verdict["method"] else ""
-    blocks.append(f"A: {_code(_side(document['a']))}, B: {_code(_side(document['b']))}.{method}")
+    blocks.append(f"A: {_code(side(document['a']))}, B: {_code(side(document['b']))}.{method}")
     return "\n\n".join(blocks) + "\n"
 
 
-def _heading(document: dict[str, Any], shown: Shown) -> str:
+def heading(document: dict[str, Any], shown: Shown) -> str:
+    """The verdict in a few words."""
     a, b, word = shown(document["a"]["name"]), shown(document["b"]["name"]), document["verdict"]["word"]
     return f"{b} is {word} than {a}" if word in ("better", "worse") else f"{b} against {a}: {word}"
 
@@ -68,8 +69,8 @@ def _tables(document: dict[str, Any], shown: Shown) -> list[Titled]:
 def _parameters(rows: list[dict[str, Any]], shown: Shown) -> Titled:
     columns = {
         "key": [shown(row["key"]) for row in rows],
-        "A": [shown(_value(row["a"])) if "a" in row else MISSING for row in rows],
-        "B": [shown(_value(row["b"])) if "b" in row else MISSING for row in rows],
+        "A": [shown(value(row["a"])) if "a" in row else MISSING for row in rows],
+        "B": [shown(value(row["b"])) if "b" in row else MISSING for row in rows],
         "read by": [", ".join(map(shown, row["read_by"])) or "no stage" for row in rows],
     }
     return "Parameters that differ", pd.DataFrame(columns), []
@@ -80,9 +81,9 @@ def _metrics(every: list[dict[str, Any]], shown: Shown) -> Titled:
     same = len(every) - len(rows)
     columns = {
         "metric": [shown(f"{PurePath(row['file']).stem}: {row['metric']}") for row in rows],
-        "A": [_number(row["a"]) for row in rows],
-        "B": [_number(row["b"]) for row in rows],
-        "B - A": [_number(row["difference"], sign="+") for row in rows],
+        "A": [number(row["a"]) for row in rows],
+        "B": [number(row["b"]) for row in rows],
+        "B - A": [number(row["difference"], sign="+") for row in rows],
     }
     return "Metrics that differ", pd.DataFrame(columns), [f"({same} more are the same on both sides)"] if same else []
 
@@ -115,21 +116,25 @@ def _studies(rows: list[dict[str, Any]], shown: Shown) -> Titled:
     return "Accuracy over seeds", pd.DataFrame(columns), []
 
 
-def _side(side: dict[str, Any]) -> str:
-    return f"{side['name']} ({side['commit'][:7]})" if side["commit"] else str(side["name"])
+def side(document: dict[str, Any]) -> str:
+    """`a` or `b` of a document, by name and commit."""
+    name = str(document["name"])
+    return f"{name} ({document['commit'][:7]})" if document["commit"] else name
 
 
-def _value(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+def value(given: Any) -> str:
+    """The value of a parameter, short."""
+    text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False, default=str)
     return text if len(text) <= 40 else text[:39] + "…"
 
 
-def _number(value: float | None, sign: str = "") -> str:
-    if value is None:
+def number(given: float | None, sign: str = "") -> str:
+    """A metric, or a difference of two (sign: +)."""
+    if given is None:
         return MISSING
-    if isinstance(value, int):
-        return f"{value:{sign},}"
-    return f"{value:{sign}.6g}" if abs(value) < 1e-4 else f"{value:{sign}.6f}".rstrip("0").removesuffix(".")
+    if isinstance(given, int):
+        return f"{given:{sign},}"
+    return f"{given:{sign}.6g}" if abs(given) < 1e-4 else f"{given:{sign}.6f}".rstrip("0").removesuffix(".")
 
 
 def _printable(text: str) -> str:

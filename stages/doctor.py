@@ -174,6 +174,9 @@ def leftovers(root: Path) -> Iterator[Finding]:
                 yield Finding(f"{shown}: a file that was being written when its program was killed", f"rm -f '{shown}'")
             if path.name.endswith(".unreadable"):
                 yield Finding(f"{shown}: a checkpoint that was set aside", f"rm -f '{shown}'")
+    for path in mend.unfinished_entries(root):
+        what = f"{path.relative_to(root)}: an entry of the run cache that a killed dvc had not finished"
+        yield Finding(f"{what}; the next may fail", "python -m stages.mend")
     locks = root / mend.RWLOCK
     if locks.is_file() and (reason := mend.abandoned(locks)):
         yield Finding(f"{mend.RWLOCK}: {reason}; dvc may refuse to run", "rm -f .dvc/tmp/rwlock")

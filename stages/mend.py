@@ -3,7 +3,10 @@
 DVC writes two of its files in place. A kill, or a full disk, in the middle of that leaves a torn dvc.lock or a torn
 .dvc/tmp/rwlock, and `dvc repro` ends in an error until somebody acts. Here the last good dvc.lock, of HEAD, takes the
 torn one's place: what has run since comes back from DVC's run cache, and runs again only where that has not got it.
-A stage that is killed leaves the file that it was writing, under another name, which nobody reads: that goes, too.
+An entry of the run cache, DVC 3.67 writes under a temporary name in a folder of its own, and renames it: killed before
+that, it leaves a folder without an entry, which fails every later `dvc repro` that looks there ("join() argument must be
+str, bytes, or os.PathLike object, not 'NoneType'"). Such a folder goes. A stage that is killed leaves the file that it
+was writing, under another name, which nobody reads: that goes, too.
 `make repro` runs this first. Not a stage; says a line for each thing it does, and nothing when all is well.
 """
 
@@ -21,6 +24,7 @@ from stages import errors, files, paths
 LOCK = Path("dvc.lock")
 TEMPORARY = Path(".dvc/tmp")
 RWLOCK = TEMPORARY / "rwlock"
+RUN_CACHE = Path(".dvc/cache/runs")
 ASIDE = paths.RUNS / "dvc.lock.torn"
 
 
@@ -41,7 +45,7 @@ def main() -> None:
 def damaged() -> bool:
     """Whether there is something to mend."""
     locks = (LOCK.exists() and torn(LOCK.read_bytes())) or (RWLOCK.exists() and bool(abandoned(RWLOCK)))
-    return locks or bool(unfinished())
+    return locks or bool(unfinished()) or bool(unfinished_entries(Path()))
 
 
 def mend() -> None:
@@ -59,6 +63,9 @@ def mend() -> None:
     if RWLOCK.exists() and (reason := abandoned(RWLOCK)):
         RWLOCK.unlink()
         print(f"removed {RWLOCK}: {reason}", flush=True)
+    for path in unfinished_entries(Path()):
+        path.rmdir() if path.is_dir() else path.unlink()
+        print(f"removed {path}: an entry of the run cache that a killed dvc had not finished", flush=True)
     with suppress(Timeout), FileLock(paths.LOCK, timeout=0):  # an orphaned stage may still be writing
         for path in unfinished():
             path.unlink()
@@ -69,6 +76,13 @@ def unfinished() -> list[Path]:
     """The temporary files of `files.write_bytes` that are there."""
     folders = ("data", "metrics", paths.RUNS.as_posix())
     return [path for folder in folders for path in sorted(Path(folder).rglob(".*.tmp"))]
+
+
+def unfinished_entries(root: Path) -> list[Path]:
+    """Of the run cache of a repository: the files that are no entry, then the folders that without them hold none."""
+    entries = [path for path in sorted((root / RUN_CACHE).glob("*/*/*")) if path.name.endswith(".tmp")]
+    folders = [path for path in sorted((root / RUN_CACHE).glob("*/*")) if path.is_dir()]
+    return entries + [folder for folder in folders if set(folder.iterdir()) <= set(entries)]
 
 
 def torn(content: bytes) -> bool:
@@ -111,9 +125,8 @@ def may_be(process: int, command: str) -> bool:
         running = Path(f"/proc/{process}/cmdline").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
-    last = command.split(" ")[
-        -1
-    ]  # argv[0] is another one there than in the list of processes: of `python -m dvc`, a file
+    # argv[0] is another one there than in the list of processes: of `python -m dvc`, a file
+    last = command.split(" ")[-1]
     return last.endswith("__main__.py") or running.rstrip("\0").replace("\0", " ").endswith(last)
 
 

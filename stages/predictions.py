@@ -2,18 +2,43 @@
 
 import io
 import re
+from typing import Any, NamedTuple
 
 import pandas as pd
 
+from stages import revisions
 from stages.errors import UserError
+from stages.revisions import Revision
 
 FIRST = ["index", "label", "prediction", "probability"]  # then a column p_<class> for each class
 
 
-def parse(content: bytes, name: str) -> pd.DataFrame:
-    """A table of label and prediction, both categories of the same classes; a row an image, in the test set's order.
+class Found(NamedTuple):
+    """The predictions of a revision, as `parse` gives them; None, and why, if they are not to be had."""
 
-    name: the file, for messages. Raises UserError if the content is anything but what evaluate writes.
+    table: pd.DataFrame | None
+    why: str
+    notes: list[str]  # on copies that were passed over
+
+
+def of(repo: Any, side: Revision, path: str) -> Found:
+    """Look for the predictions of a revision in the work tree, the cache and the remote."""
+    notes: list[str] = []
+    try:
+        out = side.outs.get(path)
+        if out is None:
+            raise UserError(f"{revisions.LOCK} there does not name {path}; run `dvc repro` there")
+        content, notes = revisions.fetch(repo, out)
+        return Found(parse(content, path), "", notes)
+    except UserError as error:
+        return Found(None, str(error), notes)
+
+
+def parse(content: bytes, name: str) -> pd.DataFrame:
+    """A table of label, prediction and its probability; a row an image, in the test set's order.
+
+    Label and prediction are categories of the same classes. name: the file, for messages. Raises UserError if the
+    content is anything but what evaluate writes.
     """
     try:
         columns = list(pd.read_csv(io.BytesIO(content), nrows=0, encoding="utf-8").columns)
@@ -42,7 +67,7 @@ def parse(content: bytes, name: str) -> pd.DataFrame:
                 f"{name}: {where}: {column} is {unknown.iloc[0][:40]!r}; allowed: the classes of its p_ columns"
             )
     kind = pd.CategoricalDtype(classes)
-    return table[["label", "prediction"]].astype(kind)
+    return table[FIRST[1:]].astype({"label": kind, "prediction": kind})
 
 
 def _first_line(error: BaseException) -> str:

@@ -57,6 +57,7 @@ class Revision:
     read_by: dict[str, list[str]]  # dotted key -> the stages that read it, by dvc.lock
     metrics: dict[str, dict[str, Any]]  # file -> its content
     outs: dict[str, LockedFile]  # path -> output, by dvc.lock
+    ran_with: dict[str, Any] = field(default_factory=dict)  # dotted key -> the value that a stage read, by dvc.lock
     notes: list[str] = field(default_factory=list)  # what the user must know to trust the rest, a line each
 
 
@@ -102,18 +103,19 @@ def resolve(repo: Any, name: str) -> str:
         raise UserError(f"revision {name!r} is a file or a folder, not a commit") from None
 
 
-def read(repo: Any, name: str | None, params_path: str, metrics_pattern: str) -> Revision:
+def read(repo: Any, name: str | None, params_path: str, metrics_pattern: str, label: str | None = None) -> Revision:
     """Read what Git has of a revision; None: the work tree. Raises UserError.
 
     params_path: the file of parameters. metrics_pattern: a glob of the files of metrics, such as metrics/*.json.
+    label: what the revision is called, if not by its name.
     """
     commit = resolve(repo, name) if name is not None else None
-    label = name if name is not None else WORK_TREE
-    files = repo.scm.get_fs(commit) if commit else DirFileSystem(repo.root_dir, fsspec.filesystem("file"))
+    label = label or (name if name is not None else WORK_TREE)
+    files = _files(repo, commit)
     notes = []
 
     metrics = {
-        path: _json(_bytes(files, path, label), f"{label}: {path}") for path in sorted(files.glob(metrics_pattern))
+        path: parse_json(_bytes(files, path, label), f"{label}: {path}") for path in sorted(files.glob(metrics_pattern))
     }
     if not metrics:
         raise UserError(f"{label}: no {metrics_pattern} there; run `dvc repro` there, and commit what it writes")
@@ -128,9 +130,11 @@ def read(repo: Any, name: str | None, params_path: str, metrics_pattern: str) ->
         lock = Lock()
         notes.append(f"{error}: what the run read and wrote is not known")
     read_by: dict[str, list[str]] = {}
+    ran_with: dict[str, Any] = {}
     for stage, locked in lock.stages.items():
-        for key in flatten(locked.params.get(params_path, {}), f"{label}: {LOCK}"):
+        for key, value in flatten(locked.params.get(params_path, {}), f"{label}: {LOCK}").items():
             read_by.setdefault(key, []).append(stage)
+            ran_with[key] = value
     # Git ignores what DVC keeps; in a commit it is not there at all.
     changed = stale(files, lock, params_path, values, (lambda _: False) if commit else repo.scm.is_ignored)
     if changed:
@@ -141,7 +145,13 @@ def read(repo: Any, name: str | None, params_path: str, metrics_pattern: str) ->
     outs = {out.path: out for locked in lock.stages.values() for out in locked.outs}
     written = {path: place for place, path in enumerate(outs)}  # the pipeline's order
     metrics = dict(sorted(metrics.items(), key=lambda item: written.get(item[0], len(written))))
-    return Revision(label, commit, values, read_by, metrics, outs, notes)
+    return Revision(label, commit, values, read_by, metrics, outs, ran_with, notes)
+
+
+def kept(repo: Any, side: Revision, path: str) -> bytes | None:
+    """The bytes of a file that Git keeps, as a revision has it; None if it has none. Raises UserError if it is huge."""
+    files = _files(repo, side.commit)
+    return _bytes(files, path, side.name) if files.isfile(path) else None
 
 
 def stale(files: Any, lock: Lock, params_path: str, values: dict[str, Any] | None, ignored: Any) -> list[str]:
@@ -244,6 +254,11 @@ def one_line(error: BaseException) -> str:
     return re.sub(r"://[^@/\s]+@", "://***@", text)[:200]
 
 
+def _files(repo: Any, commit: str | None) -> Any:
+    """A file system of a commit, or of the work tree (None), with paths from the repository's root."""
+    return repo.scm.get_fs(commit) if commit else DirFileSystem(repo.root_dir, fsspec.filesystem("file"))
+
+
 def _bytes(files: Any, path: str, label: str) -> bytes:
     content: bytes = files.cat_file(path)
     if len(content) > MAX_BYTES:
@@ -262,7 +277,9 @@ def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()  # DVC's choice
 
 
-def _json(content: bytes, name: str) -> dict[str, Any]:
+def parse_json(content: bytes, name: str) -> dict[str, Any]:
+    """A mapping of names to metrics or the like. name: the file, for messages. Raises UserError."""
+
     def number(text: str) -> float:
         value = float(text) if set(text) & set(".eE") else int(text)
         if abs(value) > 1e15:  # past what a float counts by ones; 1e999 would be infinity

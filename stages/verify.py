@@ -13,12 +13,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load
 
 from stages import paths, predictions, revisions
 from stages.errors import UserError
@@ -39,7 +38,7 @@ def main() -> int:
         git(root, "clone", "--quiet", str(root), str(clone))
         git(clone, "checkout", "--quiet", commit)
         print(f"rebuilding {commit[:12]} from nothing, in {clone}", flush=True)
-        rebuild(clone)
+        rebuild(clone, "cache", ["--force", "--no-run-cache"])  # in .dvc: a cache that holds nothing
         rebuilt = lock((clone / revisions.LOCK).read_bytes(), "the rebuilt run")
         seconds = time.perf_counter() - start
 
@@ -76,28 +75,34 @@ def lock(content: bytes, name: str) -> Lock:
     return found
 
 
-def rebuild(clone: Path) -> None:
-    """Run every stage of a clone, with a cache of its own that holds nothing. Raises UserError if a stage fails."""
-    (clone / ".dvc" / "config.local").write_text("[cache]\n    dir = cache\n", encoding="utf-8")  # whatever a user set
+def rebuild(clone: Path, cache: str, options: Sequence[str]) -> None:
+    """Run the stages of a clone, with `dvc repro` and its options, in this cache. Raises UserError if a stage fails."""
+    config = clone / ".dvc" / "config.local"
+    config.write_text(f"[cache]\n    dir = {json.dumps(cache)}\n", encoding="utf-8")  # whatever a user set
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_"))}
     environment |= {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}",
         "DVC_SITE_CACHE_DIR": str(clone.parent / "site-cache"),
     }
     environment.pop("PYTHONPATH", None)  # the clone's own code
-    command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache"]
-    process = subprocess.Popen(command, cwd=clone, env=environment, start_new_session=True)
+    if dvc(clone, ["repro", *options], environment):
+        raise UserError("the rebuild failed; what it says is above")
+
+
+def dvc(folder: Path, arguments: Sequence[str], environment: dict[str, str]) -> int:
+    """Run a command of DVC; returns its exit status. Told to stop, it ends DVC and the stage that runs."""
+    command = [sys.executable, "-m", "dvc", *arguments]
+    process = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True)
     try:
-        status = process.wait()
+        return process.wait()
     except BaseException:  # Ctrl-C, SIGTERM: the stage must not go on in a folder that is about to be deleted
         os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(GRACE_SECONDS)
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # all of them have ended
+                os.killpg(process.pid, signal.SIGKILL)
         raise
-    if status:
-        raise UserError("the rebuild failed; what it says is above")
 
 
 def compared(committed: Lock, rebuilt: Lock) -> list[tuple[str, str, bool]]:
@@ -153,6 +158,9 @@ def metrics(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 def weights(before: bytes, after: bytes) -> str:
     """The largest difference of a weight between two model files."""
+    import torch  # its import takes longer than the rest of a comparison that finds no other model
+    from safetensors.torch import load
+
     sides = [load(before), load(after)]
     if {name: tensor.shape for name, tensor in sides[0].items()} != {
         name: tensor.shape for name, tensor in sides[1].items()

@@ -63,6 +63,8 @@ def leftovers(clone: Clone) -> None:
     (clone.path / "runs/resume/a").mkdir(parents=True, exist_ok=True)
     (clone.path / "runs/resume/a/latest.unreadable").write_bytes(b"half")
     (clone.path / ".dvc/tmp/rwlock").write_text('{"a', encoding="utf-8")
+    (clone.path / ".dvc/cache/runs/ab/abcd").mkdir(parents=True)
+    (clone.path / ".dvc/cache/runs/ab/abcd/.x.tmp").write_bytes(b"")
 
 
 DAMAGE: dict[str, tuple[Callable[[Clone], object], list[str]]] = {
@@ -90,7 +92,13 @@ DAMAGE: dict[str, tuple[Callable[[Clone], object], list[str]]] = {
     "a torn dvc.lock": (torn_lock, ["dvc.lock: ", "mend: git checkout HEAD -- dvc.lock"]),
     "leftovers": (
         leftovers,
-        [".model.safetensors.abc.tmp: a file", "latest.unreadable: a checkpoint", ".dvc/tmp/rwlock: cut off"],
+        [
+            ".model.safetensors.abc.tmp: a file",
+            "latest.unreadable: a checkpoint",
+            ".dvc/tmp/rwlock: cut off",
+            ".dvc/cache/runs/ab/abcd/.x.tmp: an entry",
+            ".dvc/cache/runs/ab/abcd: an entry",
+        ],
     ),
 }
 

@@ -26,7 +26,7 @@ device.set_up("cpu", int(sys.argv[2]), sys.argv[1], "train.device")
 torch.manual_seed(0)
 model = models.build(chosen.model, chosen.model_options, (1, 28, 28), 10, [0.13], [0.31])
 images = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8)
-images = affine(images, 10, 0.1, 0.1, 5, 1.0, 5)
+images = affine(images, 10, 0.1, 0.1, 5, 1.0, 5, False)
 optimizer = torch.optim.Adam(model.parameters(), fused=True)
 for _ in range(3):
     loss = torch.nn.functional.cross_entropy(model(images), torch.arange(64) % 10)

@@ -1,6 +1,7 @@
 """DVC's state is private, whoever calls dvc from wherever; and no secret is in what Git keeps of its configuration."""
 
 import configparser
+import runpy
 import shutil
 import stat
 import subprocess
@@ -11,8 +12,9 @@ import pytest
 
 from tests.clones import Clone
 from tests.imports import ROOT
-from tools.private_state import FOLDER, configured
 
+SCRIPT = runpy.run_path(str(ROOT / "tools/private_state.py"))  # tools is no package
+FOLDER: Path = SCRIPT["FOLDER"]
 SHARED = Path("/var/tmp/dvc")  # noqa: S108 - where DVC keeps its state unless it is told otherwise
 SECRETS = ("password", "secret", "token", "key", "credential", "user", "sas", "connection_string")
 # Options of DVC's remotes that are safe to publish, though their names hold one of these words.
@@ -58,8 +60,8 @@ LINE = '    site_cache_dir = "/a, b/.dvc/tmp/private"'
     ],
 )
 def test_what_a_user_has_configured_stays(before: str, after: str) -> None:
-    assert configured(before, Path("/a, b/.dvc/tmp/private")) == after
-    assert configured(after, Path("/a, b/.dvc/tmp/private")) == after
+    assert SCRIPT["configured"](before, Path("/a, b/.dvc/tmp/private")) == after
+    assert SCRIPT["configured"](after, Path("/a, b/.dvc/tmp/private")) == after
 
 
 def test_dvc_reads_the_path_as_it_is_meant(clone: Clone, tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ class Affine(Section):
     shear_degrees: float = Field(ge=0, lt=90)
     elastic_pixels: float = Field(ge=0, le=1000)
     elastic_grid: int = Field(ge=2, le=1000)
+    flip: bool
 
 
 OPTIMIZERS: dict[str, type[Sgd] | type[Adam] | type[RmsProp]] = {

@@ -1,0 +1,182 @@
+"""DVC's experiments with the real stages: a queue with two workers, what is shared, and a sweep as a table and a plot.
+
+The tests of this file share their experiments, and run in their order.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from stages import paths
+from tests.clones import Clone
+
+ALONE = ["train.threads=1", "evaluate.threads=1", "models.mlp.hidden=64"]  # what each run of the sweep has
+RATES = ["0.001", "0.01"]
+
+
+@pytest.fixture(scope="module")
+def swept(pipeline: Clone) -> Iterator[Clone]:
+    """The clone, after two workers have emptied a queue of experiments, lr-1 to lr-4: two rates by two seeds."""
+    before = state(pipeline)
+    sets = [option for setting in ALONE for option in ("-S", setting)]
+    sweep = ["-S", f"optimizers.adam.lr={','.join(RATES)}", "-S", "train.seed=range(2)"]
+    pipeline.dvc("exp", "run", "--queue", "-n", "lr", *sets, *sweep)
+    try:
+        pipeline.dvc("queue", "start", "--jobs", "2")
+        deadline = time.monotonic() + 600
+        while "Queued" in (told := pipeline.dvc("queue", "status")) or "Running" in told:
+            assert time.monotonic() < deadline, told
+            time.sleep(1)
+        assert told.count("Success") == 4, told + pipeline.dvc("queue", "logs", "lr-1", check=False)
+    finally:
+        stop_workers(pipeline)
+    assert state(pipeline) == before
+    yield pipeline
+    pipeline.dvc("exp", "remove", "--all-commits")
+
+
+def state(clone: Clone) -> tuple[str, str, dict[str, str]]:
+    """What Git says of the work tree, and a digest of each file in it, those that Git ignores included."""
+    ours = {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in clone.path.rglob("*")
+        if path.is_file() and not {".git", ".dvc", "__pycache__"} & set(path.relative_to(clone.path).parts)
+    }
+    return clone.run("git", "rev-parse", "HEAD"), clone.run("git", "status", "--porcelain"), ours
+
+
+def stop_workers(clone: Clone) -> None:
+    """End the workers of the queue, which would wait ten seconds for more, and what they run."""
+    clone.dvc("queue", "stop", "--kill", check=False)
+    for file in (clone.path / ".dvc/tmp/exps/celery").glob("dvc-exp-worker-*.json"):
+        pid = json.loads(file.read_text(encoding="utf-8"))["pid"]
+        deadline = time.monotonic() + 20
+        while running(pid):
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+
+
+def running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def outputs(lock: str) -> dict[str, str]:
+    """The MD5 of each output, by dvc.lock."""
+    stages: dict[str, Any] = yaml.safe_load(lock)["stages"]
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
+
+
+def commit(clone: Clone, name: str) -> str:
+    """The commit of an experiment."""
+    refs = clone.run("git", "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps").splitlines()
+    (found,) = [ref.split()[0] for ref in refs if ref.endswith(f"/{name}")]
+    return found
+
+
+def test_two_workers_end_in_the_bytes_of_a_run_alone(swept: Clone, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/dvc-remote").symlink_to(swept.path.parent / "dvc-remote")
+    swept.run("git", "clone", "-q", str(swept.path), str(tmp_path / "work/alone"))
+    alone = Clone(tmp_path / "work/alone")
+    alone.dvc("pull")
+    for setting in (*ALONE, f"optimizers.adam.lr={RATES[1]}", "train.seed=1"):
+        alone.set(*setting.split("=", 1))
+    assert alone.repro() == ["train", "evaluate"]
+    expected = outputs((alone.path / "dvc.lock").read_text(encoding="utf-8"))
+    found = {name: outputs(swept.run("git", "show", f"{commit(swept, name)}:dvc.lock")) for name in ("lr-3", "lr-4")}
+    assert found["lr-4"] == expected
+    assert found["lr-3"][paths.MODEL.as_posix()] != expected[paths.MODEL.as_posix()]
+    assert len(expected) == 15
+
+
+def test_workers_leave_nothing_and_download_nothing(swept: Clone) -> None:
+    assert not [path for path in (swept.path / ".dvc/tmp/exps").iterdir() if path.name.startswith("tmp")]
+    for name in ("lr-1", "lr-4"):
+        told = swept.dvc("queue", "logs", name)
+        assert "Stage 'download' didn't change, skipping" in told
+        assert "waiting for a stage" not in told  # each has a folder, and so a lock, of its own
+        assert "device: cpu, 1 thread\n" in told
+
+
+def test_what_is_shown_fits_a_page(swept: Clone) -> None:
+    keep = r"(?!Exp|acc|loss|\w+\.)|macro|images"  # the one in README.md
+    shown = swept.dvc("exp", "show", "--only-changed", "--hide-workspace", "--drop", keep, "--md")
+    header = [cell.strip() for cell in shown.splitlines()[0].strip("|").split("|")]
+    assert header[:5] == ["Experiment", "accuracy", "accuracy_low", "accuracy_high", "loss"]
+    changed = {"train.seed", "train.threads", "evaluate.threads", "models.mlp.hidden", "optimizers.adam.lr"}
+    assert set(header[5:]) == changed
+    assert shown.count("[lr-") == 4
+
+
+def sweep(clone: Clone, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stages.sweep", *arguments]
+    return subprocess.run(command, cwd=clone.path, env=clone.environment, capture_output=True, text=True, check=False)
+
+
+def test_a_sweep_is_a_table_of_validation_and_a_plot(swept: Clone, tmp_path: Path) -> None:
+    done = sweep(swept, "lr-*", "--format", "json", "--plot", str(tmp_path / "sweep.png"))
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert (document["varied"], document["notes"]) == (["optimizers.adam.lr"], [])
+    by_rate = {str(row["parameters"]["optimizers.adam.lr"]): row for row in document["settings"]}
+    assert set(by_rate) == set(RATES)
+    for at, rate in enumerate(RATES):
+        runs = [commit(swept, f"lr-{2 * at + seed + 1}") for seed in (0, 1)]
+        metrics = [json.loads(swept.run("git", "show", f"{run}:metrics/train.json")) for run in runs]
+        assert by_rate[rate]["seeds"] == [0, 1]
+        assert by_rate[rate]["values"] == [values["validation_accuracy"] for values in metrics]
+        assert by_rate[rate]["mean"] == pytest.approx(sum(by_rate[rate]["values"]) / 2)
+    with Image.open(BytesIO((tmp_path / "sweep.png").read_bytes()), formats=["PNG"]) as picture:
+        assert picture.size == (700, 420)
+    unknown = sweep(swept, "nobody-*")
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    there = "there are: lr-1, lr-2, lr-3, lr-4"
+    assert unknown.stderr == f"error: no experiment of {document['commit'][:7]} is named 'nobody-*'; {there}\n"
+
+
+def test_an_experiment_is_shared_applied_and_becomes_a_branch(swept: Clone, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    swept.run("git", "clone", "-q", "--bare", str(swept.path), str(shared / "origin.git"))
+    swept.run("git", "remote", "add", "shared", str(shared / "origin.git"))
+    try:
+        swept.dvc("exp", "push", "shared", "lr-4")  # the commit there, its data to the directory beside the clone
+        assert swept.dvc("exp", "list", "--name-only", "shared").split() == ["lr-4"]
+    finally:
+        swept.run("git", "remote", "remove", "shared")
+
+    (shared / "dvc-remote").symlink_to(swept.path.parent / "dvc-remote")
+    swept.run("git", "clone", "-q", str(shared / "origin.git"), str(shared / "colleague"))
+    colleague = Clone(shared / "colleague")
+    colleague.dvc("pull")
+    colleague.dvc("exp", "pull", "origin", "lr-4")
+    colleague.dvc("exp", "apply", "lr-4")
+    assert colleague.repro() == []
+    expected = json.loads(swept.run("git", "show", f"{commit(swept, 'lr-4')}:metrics/evaluate.json"))
+    assert colleague.metrics("evaluate") == expected
+    colleague.run("git", "checkout", "-qf", "main")
+    colleague.dvc("exp", "branch", "lr-4", "faster")
+    assert colleague.run("git", "show", "faster:metrics/evaluate.json") == swept.run(
+        "git", "show", f"{commit(swept, 'lr-4')}:metrics/evaluate.json"
+    )
+    colleague.dvc("exp", "remove", "lr-4")
+    assert "lr-4" not in colleague.dvc("exp", "list")
+    assert colleague.run("git", "branch", "--list", "faster").strip() == "faster"
+    colleague.dvc("exp", "remove", "--git-remote", "origin", "lr-4")
+    assert colleague.dvc("exp", "list", "--name-only", "origin").strip() == ""

@@ -1,0 +1,138 @@
+"""What a sweep makes of runs: settings, statistics, notes, a picture; tests/test_experiments.py has real ones."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stages import paths, sweep, sweep_figure
+from stages.errors import UserError
+from stages.revisions import LockedFile, Revision
+
+TRAIN = paths.TRAIN_METRICS.as_posix()
+
+
+def run(name: str, accuracy: float | None, validation: str = "0" * 32, **params: Any) -> Revision:
+    """A run that measured this; parameters with __ for the dot."""
+    values = {"train.seed": 0, **{key.replace("__", "."): value for key, value in params.items()}}
+    metrics: dict[str, Any] = {} if accuracy is None else {"validation_accuracy": accuracy, "validation_loss": 1.0}
+    read_by = {key: ["train"] for key in values if key != "models.unread"}
+    outs = {path: LockedFile(path=path, md5=validation) for path in [paths.VALIDATION.as_posix()]}
+    return Revision(name, "0" * 40, values, read_by, {TRAIN: metrics}, outs)
+
+
+def summary(runs: list[Revision], metric: str = "validation_accuracy") -> dict[str, Any]:
+    return sweep.summary(runs, metric, 0.05)
+
+
+GRID = [
+    run(f"{lr}-{size}-{seed}", 0.9 + 10 * lr + 0.001 * seed, optimizers__lr=lr, train__size=size, train__seed=seed)
+    for lr in (0.001, 0.004)
+    for size in ([1, 2], [3])
+    for seed in (1, 0)
+]
+
+
+def test_seeds_are_no_setting_and_the_best_comes_first() -> None:
+    found = summary(GRID)
+    assert found["varied"] == ["optimizers.lr", "train.size"]
+    assert [row["parameters"]["optimizers.lr"] for row in found["settings"]] == [0.004, 0.004, 0.001, 0.001]
+    assert [row["parameters"]["train.size"] for row in found["settings"]] == [[1, 2], [3], [1, 2], [3]]
+    for row in found["settings"]:
+        assert row["seeds"] == [0, 1]
+        assert row["mean"] == pytest.approx(0.9 + 10 * row["parameters"]["optimizers.lr"] + 0.0005)
+        assert row["deviation"] == pytest.approx(0.001 / math.sqrt(2))
+    assert found["deviation"] == pytest.approx(0.001 / math.sqrt(2))
+    assert [row["verdict"] for row in found["settings"]] == ["best", "within noise", "worse", "worse"]
+    assert found["notes"] == []
+
+
+def test_of_losses_the_lowest_is_best() -> None:
+    runs = [run("a", 0.9, optimizers__lr=1), run("b", 0.8, optimizers__lr=2)]
+    assert [row["mean"] for row in summary(runs)["settings"]] == [0.9, 0.8]
+    runs[0].metrics[TRAIN]["validation_loss"] = 3.0
+    assert [row["mean"] for row in summary(runs, "validation_loss")["settings"]] == [1.0, 3.0]
+
+
+def test_what_no_stage_reads_is_no_difference() -> None:
+    found = summary([run("a", 0.9, models__unread=1), run("b", 0.8, models__unread=2, train__seed=1)])
+    assert found["varied"] == []
+    assert [row["values"] for row in found["settings"]] == [[0.9, 0.8]]
+
+
+def test_a_run_is_counted_once() -> None:
+    found = summary([run("a", 0.9), run("again", 0.9), run("b", 0.8, train__seed=1)])
+    assert found["settings"][0]["values"] == [0.9, 0.8]
+    assert found["notes"] == ["again: left out: the same parameters and seed as another experiment"]
+
+
+def test_one_seed_has_no_verdict_and_missing_ones_are_told() -> None:
+    found = summary([run("a", 0.9, optimizers__lr=1), run("b", 0.8, optimizers__lr=2)])
+    assert (found["deviation"], [row["verdict"] for row in found["settings"]]) == (None, [None, None])
+    assert "one seed a setting does not tell noise from effect" in sweep.legend({**found, "commit": "0" * 40})
+    found = summary(GRID[:-1])
+    assert found["notes"] == ["not every setting has as many seeds: 1 to 2"]
+
+
+def test_other_validation_images_are_told() -> None:
+    (note,) = summary([run("a", 0.9), run("b", 0.8, validation="1" * 32, train__seed=1)])["notes"]
+    assert note.startswith("the validation parts are 2 different ones")
+
+
+def test_a_run_without_validation_is_one_line() -> None:
+    with pytest.raises(UserError, match="^b: metrics/train.json has no validation_accuracy; run it with a preprocess"):
+        summary([run("a", 0.9), run("b", None, train__seed=1)])
+
+
+@pytest.mark.parametrize(
+    ("groups", "verdicts"),
+    [
+        ([[0.9, 0.9]], ["best"]),
+        ([[0.9, 0.9], [0.9, 0.9], [0.8, 0.8]], ["best", "within noise", "worse"]),
+        ([[0.9], [0.8, 0.7]], [None, None]),
+    ],
+)
+def test_verdicts_at_the_edges(groups: list[list[float]], verdicts: list[str | None]) -> None:
+    assert sweep.verdicts(groups, 0.05) == verdicts
+
+
+def test_equal_settings_are_seldom_called_worse() -> None:
+    random = np.random.default_rng(0)
+    trials = 40  # the distribution of Tukey's range takes its time
+    alarms = 0
+    for _ in range(trials):
+        groups = sorted((random.normal(size=3).tolist() for _ in range(4)), key=np.mean, reverse=True)
+        alarms += "worse" in sweep.verdicts(groups, 0.05)
+    assert alarms <= 0.05 * trials + 3 * math.sqrt(trials * 0.05 * 0.95)  # the best against the rest is fewer than all
+
+
+def test_the_table_and_its_markdown() -> None:
+    document = {"commit": "0" * 40, **summary(GRID)}
+    lines = sweep.text(document).splitlines()
+    assert lines[0].split() == ["optimizers.lr", "train.size", "seeds", "mean", "deviation", "against", "the", "best"]
+    assert lines[1].split() == ["0.004", "[1,", "2]", "2", "94.050", "%", "0.071", "best"]
+    assert lines[-1] == (
+        "validation accuracy, mean over train.seed, 8 runs of 0000000; deviation over seeds 0.071; "
+        "Tukey's HSD, level 0.05"
+    )
+    rows = sweep.markdown(document).splitlines()
+    assert rows[0].startswith("|   `optimizers.lr` |")
+    assert "`[1, 2]`" in rows[2]
+
+
+@pytest.mark.parametrize("runs", [GRID, GRID[:1], [run(c, 0.9, model__name=c) for c in "ab"]])
+def test_a_plot_of_any_shape(runs: list[Revision]) -> None:
+    assert sweep_figure.draw(summary(runs)).startswith(b"\x89PNG")
+
+
+def test_more_lines_than_can_be_told_apart() -> None:
+    runs = [run(f"{x}{y}", 0.9, optimizers__lr=x, train__size=y) for x in range(9) for y in range(8)]
+    with pytest.raises(UserError, match="--plot draws 7 lines at most, and these experiments have 8 settings of"):
+        sweep_figure.draw(summary(runs))
+
+
+def test_places_on_the_axis() -> None:
+    assert sweep_figure._places([1, 2, 4]) == {"1": 0.0, "2": 0.5, "4": 1.0}  # by their logarithm
+    assert sweep_figure._places([0, 1, 4]) == {"0": 0.0, "1": 0.25, "4": 1.0}
+    assert list(sweep_figure._places(["b2", "b10", "b1"])) == ["b1", "b2", "b10"]
