@@ -4,9 +4,9 @@ DVC writes two of its files in place. A kill, or a full disk, in the middle of t
 .dvc/tmp/rwlock, and `dvc repro` ends in an error until somebody acts. Here the last good dvc.lock, of HEAD, takes the
 torn one's place: what has run since comes back from DVC's run cache, and runs again only where that has not got it.
 An entry of the run cache, DVC 3.67 writes under a temporary name in a folder of its own, and renames it: killed before
-that, it leaves a folder without an entry, which fails every later `dvc repro` that looks there ("join() argument must be
-str, bytes, or os.PathLike object, not 'NoneType'"). Such a folder goes. A stage that is killed leaves the file that it
-was writing, under another name, which nobody reads: that goes, too.
+that, it leaves a folder without an entry, which fails every later `dvc repro` that looks there ("join() argument must
+be str, bytes, or os.PathLike object, not 'NoneType'"). Such a folder goes. A stage that is killed leaves the file that
+it was writing, under another name, which nobody reads: that goes, too.
 `make repro` runs this first. Not a stage; says a line for each thing it does, and nothing when all is well.
 """
 

@@ -3,6 +3,7 @@ intact; once its cause is gone, the next `dvc repro` ends in the bytes of an und
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -26,24 +27,28 @@ FREE = {"download": 20_000_000, "preprocess": 20_000_000, "train": 500_000, "eva
 
 
 @contextmanager
-def limited_files(lab: Lab) -> Iterator[Callable[[int], None]]:
-    """Without the right to mount: files of no more than so many bytes can be written, by RLIMIT_FSIZE."""
+def full_disk(folder: Path, lab: Lab) -> Iterator[Callable[[int], None]]:
+    """A disk of its own at `folder`; gives a function that leaves so many bytes on it.
 
-    def leave_free(size: int) -> None:
+    Without the right to mount, as in most containers, no file that the lab's runs write can be longer than that.
+    """
+    if MOUNTS:
+        with mounts.small_disk(folder) as leave_free:
+            yield leave_free
+        return
+
+    def limit_files(size: int) -> None:
         lab.limit_bytes = size
 
     try:
-        yield leave_free
+        yield limit_files
     finally:
         lab.limit_bytes = None
 
 
 def test_a_full_disk_in_each_stage(lab: Lab) -> None:
     where, words = lab.clone.path / "data", "No space left on device" if MOUNTS else "File too large"
-    with (
-        faults("full disks") as count,
-        mounts.small_disk(where) if MOUNTS else limited_files(lab) as leave_free,
-    ):
+    with faults("full disks") as count, full_disk(where, lab) as leave_free:
         lab.forget()
         for stage in STAGES:
             leave_free(FREE[stage])
@@ -64,13 +69,12 @@ def test_a_full_disk_in_each_stage(lab: Lab) -> None:
         assert lab.digest() == lab.digests
 
 
-@pytest.mark.skipif(not MOUNTS, reason="mounts a small file system, which root may")
 @pytest.mark.parametrize(("free", "what"), [(0, "dvc.lock"), (0, "a stage"), (200_000, "a stage")])
 def test_a_full_disk_under_everything(free: int, what: str, lab: Lab, tmp_path: Path) -> None:
     # The work tree, DVC's cache, its state and dvc.lock are all on it.
     shutil.copytree(lab.clone.path, tmp_path / "disk/clone", symlinks=True)
-    with faults("full disks") as count, mounts.small_disk(tmp_path / "disk") as leave_free:
-        other = Lab(Clone(tmp_path / "disk/clone"))
+    other = Lab(Clone(tmp_path / "disk/clone"))
+    with faults("full disks") as count, full_disk(tmp_path / "disk", other) as leave_free:
         if what == "dvc.lock":  # the stages come from the run cache, and what is left to do is to write it
             (other.clone.path / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
         else:
@@ -80,7 +84,7 @@ def test_a_full_disk_under_everything(free: int, what: str, lab: Lab, tmp_path: 
         assert run.wait() != 0
         count["full disks"] += 1
         assert "Traceback" not in run.told()
-        assert re.search(r"(?i)no space left|disk is full|disk I/O error", run.told()), run.told()
+        assert re.search(r"(?i)no space left|disk is full|disk I/O error|file too large", run.told()), run.told()
         leave_free(GENEROUS)
         other.clone.run(*other.MEND)
         other.clone.dvc("repro")
@@ -93,17 +97,12 @@ def test_a_full_disk_under_everything(free: int, what: str, lab: Lab, tmp_path: 
 
 
 def test_a_read_only_data_directory(lab: Lab) -> None:
-    before = lab.digest()
     lab.clone.set("evaluate.calibration_bins", "7")
     with faults("read-only directories") as count:
-        with mounts.read_only(lab.clone.path / "data") if MOUNTS else without_permission(lab.clone.path / "data"):
-            told = lab.clone.dvc("repro", check=False)
-            count["read-only directories"] += 1
-            assert re.search(r"^ERROR: .*(Read-only file system|Permission denied)", told, re.M), told
-            assert "Traceback" not in told
-            for stage in ("download", "preprocess"):  # by hand, without dvc
+        with read_only(lab.clone.path / "data") as bound:
+            for module, words in (("dvc", ["repro"]), ("stages.download", []), ("stages.preprocess", [])):
                 done = subprocess.run(
-                    [sys.executable, "-m", f"stages.{stage}"],
+                    [*bound, sys.executable, "-m", module, *words],
                     cwd=lab.clone.path,
                     env=lab.clone.environment,
                     capture_output=True,
@@ -111,23 +110,30 @@ def test_a_read_only_data_directory(lab: Lab) -> None:
                     check=False,
                 )
                 count["read-only directories"] += 1
-                assert done.returncode == 1
-                assert re.fullmatch(r"error: .*: (Read-only file system|Permission denied)\n", done.stderr)
+                assert done.returncode not in (0, None)
+                told = done.stdout + done.stderr
+                assert re.search(r"(?i)^error: .*(Read-only file system|Permission denied)", told, re.M), told
+                assert "Traceback" not in told
+                assert module == "dvc" or len(done.stderr.splitlines()) == 1
             shutil.rmtree(lab.clone.path / "runs")
-        assert lab.digest() == before
+        assert lab.digest() == lab.digests
         lab.clone.set("evaluate.calibration_bins", "15")
         assert lab.clone.repro() == []
         assert lab.digest() == lab.digests
 
 
 @contextmanager
-def without_permission(folder: Path) -> Iterator[None]:
-    """As mounts.read_only, for a user whom permissions bind."""
+def read_only(folder: Path) -> Iterator[list[str]]:
+    """Nothing can be written to `folder` by a command that begins with the words that are given."""
+    if MOUNTS:
+        with mounts.read_only(folder):
+            yield []
+        return
     folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
     for path in folders:
         path.chmod(0o555)
-    try:
-        yield
+    try:  # permissions bind root, too, once it has given up the right to override them
+        yield ["setpriv", "--bounding-set=-dac_override"] if os.geteuid() == 0 else []
     finally:
         for path in folders:
             path.chmod(0o755)
