@@ -46,7 +46,7 @@ check: ## format, lint and types; changes nothing
 	$(RUN) mypy
 
 bench: ## measure speed against a plain loop, about half an hour, on a machine that does nothing else (ARGS: parts)
-	@$(RUNTIME)
+	@$(DEVELOPMENT)
 	@$(RUN) stages.params
 	@$(RUN) dvc repro
 	@$(RUN) benchmarks $(ARGS)

@@ -7,6 +7,7 @@ import contextlib
 import getpass
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,8 +20,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.clones import Clone
+from tests.imports import ROOT
 from tests.programs import need
 
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SECTION = README.split("\n## Share\n")[1].split("\n## ")[0]
+RECIPES: dict[str, list[str]] = {
+    name: block.splitlines() for name, block in re.findall(r"\n\*\*(\w+)\*\*.*?\n```sh\n(.*?)```", SECTION, re.DOTALL)
+}
 HOST = "127.0.0.1"
 START_SECONDS = 30
 CHUNK = 1 << 16
@@ -65,20 +73,22 @@ class Proxy:
         while True:
             try:
                 client, _ = listener.accept()
-            except OSError:
+            except OSError:  # closed
                 return
-            try:
-                server = socket.create_connection((HOST, self._upstream))
-            except OSError:
-                client.close()
-                continue
+            threading.Thread(target=self._join, args=(client,), daemon=True).start()
+
+    def _join(self, client: socket.socket) -> None:
+        """Pass on what a client and the server say, until both have ended or one has failed."""
+        with client, contextlib.suppress(OSError), socket.create_connection((HOST, self._upstream)) as server:
             for side in (client, server):
                 side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else SSH waits 40 ms for each answer
-            for pair in ((client, server), (server, client)):
-                threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+            back = threading.Thread(target=self._pass_on, args=(server, client), daemon=True)
+            back.start()
+            self._pass_on(client, server)
+            back.join()
 
     def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
-        try:
+        with contextlib.suppress(OSError):
             while data := source.recv(CHUNK):
                 with self._lock:
                     if self._left is not None:
@@ -91,12 +101,9 @@ class Proxy:
             else:
                 target.shutdown(socket.SHUT_WR)  # the other direction may go on
                 return
-        except OSError:
-            pass
         for side in (source, target):
             with contextlib.suppress(OSError):
                 side.shutdown(socket.SHUT_RDWR)
-            side.close()
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,22 @@ class Remote:
         """The files in the storage and their sizes."""
         files = (path for path in self.storage.rglob("*") if path.is_file())
         return {str(path.relative_to(self.storage)): path.stat().st_size for path in files}
+
+
+def paste(clone: Clone, remote: Remote, lines: list[str]) -> None:
+    """Paste lines of a recipe into a shell, with the words of this remote; what they export stays."""
+    script = "\n".join(lines)
+    for word, here in remote.words.items():
+        script = script.replace(word, here)
+    environment = clone.path.parent / "environment"
+    clone.run("bash", "-ec", f"{script}\nenv -0 > {environment}")
+    exported = (entry.split("=", 1) for entry in environment.read_text(encoding="utf-8").split("\0") if entry)
+    clone.environment.update({name: value for name, value in exported if name.startswith("AWS_")})
+
+
+def of_a_reader(lines: list[str]) -> list[str]:
+    """The lines of a recipe that each person says anew: the others are in .dvc/config, which is committed."""
+    return [line for line in lines if "modify --local" in line or line.startswith("export")]
 
 
 def free_port() -> int:
