@@ -63,7 +63,7 @@ audit: ## look every pinned package up among the known vulnerabilities of PyPI; 
 		--ignore-vuln CVE-2025-69872 -r requirements.txt
 
 bench: ## measure speed against a plain loop, about half an hour, on a machine that does nothing else (ARGS: parts)
-	@$(RUNTIME)
+	@$(DEVELOPMENT)
 	@$(RUN) stages.params
 	@$(RUN) dvc repro
 	@$(RUN) benchmarks $(ARGS)

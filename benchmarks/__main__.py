@@ -25,6 +25,7 @@ PARTS = {
     "numerics": ["numerics"],
     "overhead": ["overhead"],
     "memory": ["memory"],
+    "remotes": ["remotes"],
 }
 
 
@@ -88,6 +89,14 @@ def table(results: dict[str, Any]) -> str:
         add(
             f"peak memory, {row['images_mb']} MB of images",
             f"train {row['train_mb']}, evaluate {row['evaluate_mb']} MB",
+        )
+    for kind, part in results.get("remotes", {}).get("remotes", {}).items():
+        push, pull = part["push_seconds"], part["pull_seconds"]
+        size = f"{part['stored_bytes'] / 1e6:.0f} MB"
+        add(
+            f"{kind} remote on the same machine: push, pull of {size}",
+            f"{push['median']:.1f}, {pull['median']:.1f} s",
+            pull,
         )
     return "\n".join(row for row, _ in rows)
 
