@@ -10,8 +10,8 @@ NAMES = {
     "fast": "`recipes/fast.txt`: one epoch",
     "best": "`recipes/best.txt`: a wider network, 24 epochs",
     "tutorial": "`recipes/tutorial.txt`: 784-512-10, SGD",
-    "fashion": "the default on Fashion-MNIST",
-    "fashion-best": "`recipes/best.txt` on Fashion-MNIST",
+    "fashion": "`recipes/fashion.txt`: the default network on Fashion-MNIST, 10 epochs",
+    "fashion-best": "`recipes/fashion-best.txt`: a wider one, 24 epochs",
 }
 
 
