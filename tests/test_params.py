@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from stages import params
 from stages.errors import UserError
 from stages.params.__main__ import SCHEMAS, main
+from stages.params.__main__ import check as check_all
 from tests import forging
 
 ROOT = Path(__file__).parent.parent
@@ -108,6 +109,15 @@ def test_rules_between_sections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "there is nothing to stop on; allowed: 0, or a fraction" in check(values, tmp_path, monkeypatch)
 
 
+@pytest.mark.parametrize(
+    ("key", "shown"), [(1, "1: a key that is not text but int"), (True, "True: a key that is not")]
+)
+def test_keys_that_are_no_text(key: object, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = check({**DEFAULTS, "train": {**DEFAULTS["train"], key: 3}}, tmp_path, monkeypatch)
+    assert text.startswith(f"params.yaml: train.{shown}")
+    assert len(text.splitlines()) == 1
+
+
 def leaves(key: str) -> list[str]:
     return [f"{key}.{name}" for name in SCHEMAS[key].model_fields]
 
@@ -198,9 +208,8 @@ def test_no_bytes_end_in_a_traceback(tmp_path_factory: pytest.TempPathFactory, c
     path.write_bytes(content)
     message = "no mistake"
     try:
-        values = params.load(path)
-        for key, schema in SCHEMAS.items():
-            params.section(values, key, schema)
+        lines = check_all(params.load(path))
+        assert all(line.startswith("params.yaml: ") for line in lines)
     except UserError as error:
         message = str(error)
     assert len(message.splitlines()) == 1
