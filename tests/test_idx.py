@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from stages import idx
+from tests.forging import mutated_bytes
 
 
 @settings(max_examples=300)
@@ -26,6 +27,19 @@ def test_the_layout_that_is_published() -> None:
 @settings(max_examples=500)
 @given(st.binary(max_size=64) | st.binary(max_size=40).map(lambda tail: b"\x00\x00\x08\x01" + tail))
 def test_no_bytes_do_anything_but_decode_or_raise_a_line(content: bytes) -> None:
+    try:
+        array = idx.decode(content)
+    except ValueError as error:
+        message = str(error)
+    else:
+        message = "decoded"
+        assert idx.encode(array) == content
+    assert len(message.splitlines()) == 1
+
+
+@settings(max_examples=300)
+@given(mutated_bytes(idx.encode(np.arange(24, dtype=np.uint8).reshape(2, 3, 4))))
+def test_a_spoilt_file_decodes_or_is_refused_in_a_line(content: bytes) -> None:
     try:
         array = idx.decode(content)
     except ValueError as error:

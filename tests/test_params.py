@@ -1,5 +1,6 @@
 """Every wrong parameter ends in one line that says what, where and how to mend it."""
 
+import contextlib
 import copy
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from stages import params
 from stages.errors import UserError
 from stages.params.__main__ import SCHEMAS, main
+from stages.params.__main__ import check as check_all
+from tests import forging
 
 ROOT = Path(__file__).parent.parent
 DEFAULTS = params.load(ROOT / "params.yaml")
@@ -106,6 +109,15 @@ def test_rules_between_sections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "there is nothing to stop on; allowed: 0, or a fraction" in check(values, tmp_path, monkeypatch)
 
 
+@pytest.mark.parametrize(
+    ("key", "shown"), [(1, "1: a key that is not text but int"), (True, "True: a key that is not")]
+)
+def test_keys_that_are_no_text(key: object, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = check({**DEFAULTS, "train": {**DEFAULTS["train"], key: 3}}, tmp_path, monkeypatch)
+    assert text.startswith(f"params.yaml: train.{shown}")
+    assert len(text.splitlines()) == 1
+
+
 def leaves(key: str) -> list[str]:
     return [f"{key}.{name}" for name in SCHEMAS[key].model_fields]
 
@@ -196,12 +208,80 @@ def test_no_bytes_end_in_a_traceback(tmp_path_factory: pytest.TempPathFactory, c
     path.write_bytes(content)
     message = "no mistake"
     try:
-        values = params.load(path)
-        for key, schema in SCHEMAS.items():
-            params.section(values, key, schema)
+        lines = check_all(params.load(path))
+        assert all(line.startswith("params.yaml: ") for line in lines)
     except UserError as error:
         message = str(error)
     assert len(message.splitlines()) == 1
+
+
+# What a person, a tool or an enemy may have written where an option stands.
+ANYTHING = st.recursive(
+    forging.JSON | st.dates() | st.binary(max_size=8) | st.integers().map(lambda number: number * 10**20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | st.integers(), inner, max_size=3),
+    max_leaves=8,
+)
+PLACES = [*SCHEMAS, *(leaf for key in SCHEMAS for leaf in leaves(key))]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(PLACES), ANYTHING, min_size=1, max_size=3) | ANYTHING)
+def test_no_structure_ends_in_a_traceback(tmp_path_factory: pytest.TempPathFactory, drawn: Any) -> None:
+    values = drawn
+    if isinstance(drawn, dict) and all(place in PLACES for place in drawn):
+        values = copy.deepcopy(DEFAULTS)
+        for place, value in drawn.items():
+            *parents, last = place.split(".")
+            here: Any = values
+            for parent in parents:
+                here = here.setdefault(parent, {}) if isinstance(here, dict) else {}
+            if isinstance(here, dict):
+                here[last] = value
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "params.yaml").write_text(yaml.dump(values), encoding="utf-8")
+    text = ""
+    with contextlib.chdir(folder):
+        try:
+            main()
+        except UserError as error:
+            text = str(error)
+    assert all(line.startswith("params.yaml") for line in text.splitlines())
+    assert len(text) < 100_000
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32", "latin-1", "cp1252", "utf-7", "cp037"]),
+    st.text(max_size=20),
+    st.data(),
+)
+def test_no_encoding_ends_in_a_traceback(
+    tmp_path_factory: pytest.TempPathFactory, encoding: str, comment: str, data: st.DataObject
+) -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8") + f"# é\u00ff {comment}\n"
+    content = text.encode(encoding, errors="replace")
+    if data.draw(st.booleans()):
+        at = data.draw(st.integers(0, len(content)))
+        content = (
+            content[:at] + data.draw(st.sampled_from([b"\0", b"\xff", b"\x85", b"\t", b"&a [*a, *a]"])) + content[at:]
+        )
+    path = tmp_path_factory.getbasetemp() / "encoded.yaml"
+    path.write_bytes(content)
+    message = "no mistake"
+    try:
+        params.load(path)
+    except UserError as error:
+        message = str(error)
+    assert len(message.splitlines()) == 1
+
+
+def test_aliases_that_explode_are_refused_at_once(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20)]  # 9 to the power of 20 items
+    path = tmp_path / "params.yaml"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(UserError, match=r"aliases \(\*name\) are not allowed"):
+        params.load(path)
 
 
 def test_as_a_program(tmp_path: Path) -> None:

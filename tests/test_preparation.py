@@ -13,6 +13,7 @@ from stages.data_card import DataCard
 from stages.errors import UserError
 from stages.normalization import NORMALIZATIONS
 from stages.split import stratified
+from tests import forging
 
 
 @settings(max_examples=200)
@@ -96,6 +97,25 @@ def test_a_file_that_is_no_packed_split(content: bytes, expected: str, tmp_path:
     path.write_bytes(content)
     with pytest.raises(UserError, match=expected):
         packed.read(path, (1, 3, 4), 2)
+
+
+WHOLE = save({"images": IMAGES, "labels": LABELS})
+
+
+@settings(max_examples=300, deadline=None)
+@given(forging.forged_safetensors(WHOLE) | forging.mutated_bytes(WHOLE))
+def test_no_forged_split_ends_in_a_traceback(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "train.safetensors"
+    path.write_bytes(content)
+    try:
+        images, labels = packed.read(path, (1, 3, 4), 2)
+    except UserError as error:
+        message = str(error)
+    else:
+        message = str(path)
+        assert images.shape == (len(labels), 1, 3, 4)
+        assert set(labels.tolist()) <= {0, 1}
+    assert str(path) in message
 
 
 CARD = DataCard(classes=["a", "b"], image_shape=[1, 3, 4], mean=[1 / 3], std=[0.25])

@@ -20,6 +20,7 @@ from stages.batches import EpochBatches, PackedImages, loader
 from stages.errors import UserError
 from stages.model_file import Spec
 from stages.params.model import Name
+from tests import forging
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "mlp": {"hidden": 16, "depth": 2, "dropout": 0.1},
@@ -161,6 +162,22 @@ def test_no_change_of_bytes_ends_in_a_traceback(tmp_path_factory: pytest.TempPat
         model_file.read(path)
     except UserError as error:
         message = str(error)
+    assert str(path) in message
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_no_forged_header_ends_in_a_traceback(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    content = data.draw(forging.forged_safetensors(forged()) | forging.mutated_bytes(forged()))
+    path = tmp_path_factory.getbasetemp() / "model.safetensors"
+    path.write_bytes(content)
+    try:
+        model, spec = model_file.read(path)
+    except UserError as error:
+        message = str(error)
+    else:  # nothing that matters was changed: it is a model that can be used
+        message = str(path)
+        assert model(torch.zeros(1, *spec.image_shape, dtype=torch.uint8)).shape == (1, len(spec.classes))
     assert str(path) in message
 
 

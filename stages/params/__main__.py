@@ -29,17 +29,32 @@ SCHEMAS: dict[str, type[Section]] = {
 
 def main() -> None:
     """Raise UserError with a line for each mistake in params.yaml."""
-    values = params.load(paths.PARAMS)
+    if lines := check(params.load(paths.PARAMS)):
+        raise UserError("\n".join(lines))
+
+
+def check(values: dict[str, Any]) -> list[str]:
+    """A line for each mistake."""
+    if lines := no_text(values):
+        return lines  # to which the schemas have no answer
     lines = unknown(values)
     for key, schema in SCHEMAS.items():
         try:
             params.section(values, key, schema)
         except UserError as error:
             lines.append(str(error))
-    if not lines:
-        lines = contradictions(values)
-    if lines:
-        raise UserError("\n".join(lines))
+    return lines or contradictions(values)
+
+
+def no_text(values: dict[Any, Any], place: str = "") -> list[str]:
+    """A line for each key, at any depth, that YAML reads as something else than text, such as `1:` or `true:`."""
+    lines = []
+    for key, value in values.items():
+        if not isinstance(key, str):
+            lines.append(f"{paths.PARAMS}: {place}{key}: a key that is not text but {type(key).__name__}")
+        if isinstance(value, dict):
+            lines += no_text(value, f"{place}{key}.")
+    return lines
 
 
 def unknown(values: dict[str, Any]) -> list[str]:

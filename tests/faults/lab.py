@@ -142,7 +142,7 @@ class Lab:
         return {
             str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest()
             for file in files
-            if file.is_file() and file.name != ".gitignore"
+            if file.is_file() and file.name != ".gitignore" and file.suffix != ".tmp"  # which a kill leaves, for `mend`
         }
 
     def locked(self) -> list[str]:

@@ -47,7 +47,9 @@ def one_run(lab: Lab, moments: random.Random, wanted: Callable[[str], bool]) -> 
             if stage:  # it has come to its end: on a machine that is less busy now it takes less
                 lab.seconds[stage] = min(lab.seconds[stage], now - began)
             stage, began = begun, now
-            due = now + moments.uniform(0, lab.seconds[stage]) if wanted(stage) else None
+            # The first one in a stage comes in its first half: on a machine that is less busy now, it comes at all.
+            most = lab.seconds[stage] if KILLS_OF[stage] else lab.seconds[stage] / 2
+            due = now + moments.uniform(0, most) if wanted(stage) else None
     status, told = run.process.wait(), run.told()
     if status and any(words in told for words in REFUSED):
         mended = lab.clone.run(*lab.MEND)

@@ -175,7 +175,7 @@ def test_a_torn_dvc_lock(lab: Lab) -> None:
         lock.write_bytes(content[: content.index(b"    outs:\n")])
         count["torn dvc.lock"] += 1
         assert lab.clone.run(*lab.MEND) == ""
-        assert lab.clone.repro() == []  # all of it comes from the run cache
+        lab.clone.dvc("repro")
         assert lab.digest() == lab.digests
 
 

@@ -1,0 +1,61 @@
+"""What is fuzzed: the decoders of what others wrote. Each may refuse in a line, and do nothing else but decode."""
+
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from stages import idx, model_file, packed, params
+from stages.errors import UserError
+from stages.params.__main__ import check
+
+CORPUS = Path(__file__).parent / "corpus"  # a folder a target, of inputs that reach far: kept, and begun from
+_FOLDER = tempfile.TemporaryDirectory(prefix="fuzz-")
+
+
+def _one_line(error: Exception) -> None:
+    if len(str(error).splitlines()) != 1:
+        raise AssertionError(f"not one line: {error!r}")
+
+
+def decode_idx(content: bytes) -> None:
+    """An IDX file: what is decoded is encoded to the same bytes."""
+    try:
+        array = idx.decode(content)
+    except ValueError as error:
+        _one_line(error)
+    else:
+        if idx.encode(array) != content:
+            raise AssertionError("decodes to another array than it encodes")
+
+
+def read_model(content: bytes) -> None:
+    """A model file, and a packed split, which are both safetensors."""
+    path = Path(_FOLDER.name) / "file.safetensors"
+    path.write_bytes(content)
+    for read in (model_file.read, lambda path: packed.read(path, (1, 1, 1), 2)):
+        with suppress(UserError):
+            read(path)
+
+
+def read_params(content: bytes) -> None:
+    """A params.yaml, checked against every schema, as `make repro` does first."""
+    path = Path(_FOLDER.name) / "params.yaml"
+    path.write_bytes(content)
+    try:
+        values = params.load(path)
+    except UserError as error:
+        _one_line(error)
+        return
+    for line in check(values):
+        if not line.startswith("params.yaml: "):
+            raise AssertionError(f"names no file: {line}")
+
+
+def planted(content: bytes) -> None:
+    """A decoder with a mistake, which shows that a mistake is reported."""
+    if content.startswith(b"mistake"):
+        raise ZeroDivisionError("planted")
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {"idx": decode_idx, "model": read_model, "params": read_params}
