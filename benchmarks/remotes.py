@@ -65,7 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         source = Path(temporary) / "source"
         subprocess.run(["git", "clone", "--quiet", ".", str(source)], check=True)
-        shutil.copytree(".dvc/cache/files", source / ".dvc/cache/files", copy_function=os.link)
+        shutil.copytree(".dvc/cache/files", source / ".dvc/cache/files")
         for kind in SERVERS:
             runs = []
             for number in range(REPEATS):
