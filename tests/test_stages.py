@@ -110,7 +110,9 @@ def test_from_a_mirror_to_the_metrics(bench: Workbench) -> None:
     assert table["index"].tolist() == list(range(TEST_IMAGES))
     assert (table["label"] == table["prediction"]).mean() == pytest.approx(metrics["accuracy"])
     read = predictions.parse(paths.PREDICTIONS.read_bytes(), "predictions")  # as `compare` does
-    assert read.astype(str).equals(table[["label", "prediction"]].astype(str))
+    columns = ["label", "prediction"]
+    assert read[columns].astype(str).equals(table[columns].astype(str))
+    assert np.allclose(read["probability"], table["probability"])
     probabilities = table[[f"p_{name}" for name in CLASSES]]
     assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     assert np.allclose(probabilities.max(axis=1), table["probability"])
