@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from stages.errors import printable
+
 MISSING = "-"
 LEFT = ("key", "metric", "study", "read by", "")  # columns of words; the others are set to the right
 WIDTH = 100  # of wrapped lines on a terminal
@@ -24,7 +26,7 @@ def table(document: dict[str, Any]) -> str:
     if document["notes"]:
         blocks.append("\n".join(f"note: {note}" for note in document["notes"]))
     blocks.append(textwrap.fill(f"{heading(document, str)}: {document['verdict']['text']}", WIDTH))
-    return "\n\n".join(_printable(block) for block in blocks) + "\n"
+    return "\n\n".join(printable(block) for block in blocks) + "\n"
 
 
 def _rows(frame: pd.DataFrame) -> list[str]:
@@ -137,19 +139,14 @@ def number(given: float | None, sign: str = "") -> str:
     return f"{given:{sign}.6g}" if abs(given) < 1e-4 else f"{given:{sign}.6f}".rstrip("0").removesuffix(".")
 
 
-def _printable(text: str) -> str:
-    """Without the control characters that a name could send to a terminal."""
-    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
-
-
 def _code(text: str) -> str:
     """Text as code in Markdown, in a cell of a table too."""
-    return "`" + _printable(text).replace("\n", " ").replace("`", "'").replace("|", "\\|") + "`"
+    return "`" + printable(text).replace("\n", " ").replace("`", "'").replace("|", "\\|") + "`"
 
 
 def _text(text: str) -> str:
     """A sentence in Markdown, in which what would be markup is not; code between backticks is set as code."""
-    parts = _printable(text).replace("\n", " ").split("`")
+    parts = printable(text).replace("\n", " ").split("`")
     if len(parts) % 2 == 0:  # a backtick too many
         parts = ["'".join(parts)]
     escaped = "".join

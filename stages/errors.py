@@ -36,7 +36,7 @@ def run(stage: Callable[[], None], alone: bool = True) -> None:
         with _alone() if alone else nullcontext():
             stage()
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable(str(error))}")
     except OSError as error:  # disk full, no permission, not a directory
         place = f"{error.filename}: " if error.filename else ""
         sys.exit(f"error: {place}{error.strerror or error}")
@@ -46,6 +46,11 @@ def run(stage: Callable[[], None], alone: bool = True) -> None:
     except KeyboardInterrupt:
         print("interrupted: nothing is kept of this stage; `dvc repro` begins it again", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def printable(text: str) -> str:
+    """Without the control characters that a name in a file could send to a terminal."""
+    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import stats
 
 from stages import compare, comparison_text, errors, files, paths, revisions
-from stages.errors import UserError
+from stages.errors import UserError, printable
 from stages.revisions import Revision
 
 SEED = "train.seed"
@@ -169,7 +169,7 @@ def text(document: dict[str, Any]) -> str:
     if document["notes"]:
         blocks.append("\n".join(f"note: {note}" for note in document["notes"]))
     blocks.append(legend(document))
-    return comparison_text._printable("\n\n".join(blocks)) + "\n"
+    return printable("\n\n".join(blocks)) + "\n"
 
 
 def markdown(document: dict[str, Any]) -> str:

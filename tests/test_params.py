@@ -284,6 +284,11 @@ def test_aliases_that_explode_are_refused_at_once(tmp_path: Path) -> None:
         params.load(path)
 
 
+def test_a_stage_by_itself_names_a_key_that_is_no_text() -> None:
+    with pytest.raises(UserError, match=r"params.yaml: data.0: unknown key; allowed: name, mirrors"):
+        params.section({"data": {**DEFAULTS["data"], 0: 1}}, "data", SCHEMAS["data"])
+
+
 def test_as_a_program(tmp_path: Path) -> None:
     values = changed("train.epochs", -3)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")

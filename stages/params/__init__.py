@@ -126,16 +126,16 @@ def _line(key: str, schema: type[Section], mistake: dict[str, Any]) -> str:
     if not mistake["loc"]:  # a rule about several options
         return f"{key}: {mistake['ctx']['error']}"
     name = str(mistake["loc"][0])
-    if mistake["type"] == "extra_forbidden":
-        return f"{key}.{name}: unknown key{nearest(name, list(schema.model_fields))}; allowed: {_keys(schema)}"
+    if mistake["type"] in ("extra_forbidden", "invalid_key"):  # a key that is not there, or no text
+        return f"{key}.{shown(name)}: unknown key{nearest(name, list(schema.model_fields))}; allowed: {_keys(schema)}"
     allowed = _allowed(schema.model_json_schema()["properties"][name])
     if mistake["type"] == "missing":
         return f"{key}.{name} is missing; allowed: {allowed}"
     place = ".".join(str(part) for part in mistake["loc"])
     value = mistake["input"]
-    shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+    text = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
     enum = schema.model_json_schema()["properties"][name].get("enum", [])
-    return f"{key}.{place} is {shown}; allowed: {allowed}{nearest(str(value), enum)}"
+    return f"{key}.{place} is {text}; allowed: {allowed}{nearest(str(value), enum)}"
 
 
 def _allowed(field: dict[str, Any]) -> str:
@@ -161,6 +161,11 @@ def _allowed(field: dict[str, Any]) -> str:
 
 def _keys(schema: type[Section]) -> str:
     return ", ".join(schema.model_fields) or "nothing ({})"
+
+
+def shown(key: object) -> str:
+    """A key as it stands in a line of text, which it may not break."""
+    return str(key) if str(key).isprintable() else repr(key)
 
 
 def nearest(name: str, known: list[str]) -> str:

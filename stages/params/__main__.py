@@ -51,9 +51,9 @@ def no_text(values: dict[Any, Any], place: str = "") -> list[str]:
     lines = []
     for key, value in values.items():
         if not isinstance(key, str):
-            lines.append(f"{paths.PARAMS}: {place}{key}: a key that is not text but {type(key).__name__}")
+            lines.append(f"{paths.PARAMS}: {place}{params.shown(key)}: a key that is not text but {type(key).__name__}")
         if isinstance(value, dict):
-            lines += no_text(value, f"{place}{key}.")
+            lines += no_text(value, f"{place}{params.shown(key)}.")
     return lines
 
 
@@ -62,7 +62,8 @@ def unknown(values: dict[str, Any]) -> list[str]:
     blocks = {key.partition(".")[0] for key in SCHEMAS if "." in key}
     top = list(dict.fromkeys(key.partition(".")[0] for key in SCHEMAS))
     lines = [
-        f"{paths.PARAMS}: {key}: unknown section{params.nearest(str(key), top)}; allowed: {', '.join(top)}"
+        f"{paths.PARAMS}: {params.shown(key)}: unknown section{params.nearest(str(key), top)}; "
+        f"allowed: {', '.join(top)}"
         for key in values
         if key not in top
     ]
@@ -70,7 +71,8 @@ def unknown(values: dict[str, Any]) -> list[str]:
         known = [key.partition(".")[2] for key in SCHEMAS if key.startswith(f"{block}.")]
         here = values.get(block)
         lines += [
-            f"{paths.PARAMS}: {block}.{key}: unknown{params.nearest(str(key), known)}; allowed: {', '.join(known)}"
+            f"{paths.PARAMS}: {block}.{params.shown(key)}: unknown{params.nearest(str(key), known)}; "
+            f"allowed: {', '.join(known)}"
             for key in (here if isinstance(here, dict) else {})
             if key not in known
         ]
