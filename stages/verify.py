@@ -42,9 +42,9 @@ def main() -> int:
         rebuilt = lock((clone / revisions.LOCK).read_bytes(), "the rebuilt run")
         seconds = time.perf_counter() - start
 
-        print(f"\n{'stage':<12}{'artifact':<36}bytes")
+        print(f"\n{'stage':<12}{'artifact':<38}bytes")
         for stage, path, same in (rows := compared(committed, rebuilt)):
-            print(f"{stage:<12}{path:<36}{'identical' if same else 'DIFFERENT'}")
+            print(f"{stage:<12}{path:<38}{'identical' if same else 'DIFFERENT'}")
         print()
         for line in environments(root, clone, commit):
             print(line)
