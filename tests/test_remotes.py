@@ -279,7 +279,8 @@ def test_wrong_credentials(team: Team) -> None:
     assert team.remote.wrong
     option, value = team.remote.wrong
     config = team.bob.path / ".dvc/config.local"
-    before, environment = config.read_bytes(), dict(team.bob.environment)
+    before = config.read_bytes() if config.exists() else b""
+    environment = dict(team.bob.environment)
     if option.startswith("AWS_"):
         team.bob.environment[option] = value
     else:
