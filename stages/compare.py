@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stages import comparison, comparison_text, paths, predictions, revisions, significance, study_file
+from stages import command, comparison, comparison_text, paths, predictions, revisions, significance, study_file
 from stages.errors import UserError
 
 FORMATS = ("table", "markdown", "json")
@@ -86,12 +86,4 @@ def two_revisions(a: str, b: str | None, level: float) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    # Not errors.run: that is for stages. It waits for one that is at work, and its exit status, 1, means "worse" here.
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}".replace(": :", ":"), file=sys.stderr)
-        sys.exit(2)
+    command.run(main)

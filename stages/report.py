@@ -8,14 +8,13 @@ The same run gives the same bytes. Exit status 2 if there is nothing to show.
 import argparse
 import functools
 import hashlib
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stages import comparison, data_card, files, packed, paths, pictures, report_page, results, revisions
+from stages import command, comparison, data_card, files, packed, paths, pictures, report_page, results, revisions
 from stages.errors import UserError
 from stages.report_page import Against, Provenance
 from stages.results import Results
@@ -113,11 +112,4 @@ def provenance(repo: Any) -> Provenance:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}".replace(": :", ":"), file=sys.stderr)
-        sys.exit(2)
+    command.run(main)

@@ -23,7 +23,7 @@ import pytest
 from stages import compare, comparison, predictions
 from stages.errors import UserError
 from tests import servers
-from tests.toy import PIPELINE, TOY, Project
+from tests.toy import TOY, Project, begun
 
 # DVC leaves its session with an HTTP remote open; in which test Python finds that out is chance.
 pytestmark = pytest.mark.filterwarnings("ignore:Unclosed client session:ResourceWarning")
@@ -36,14 +36,7 @@ Out = pytest.CaptureFixture[str]
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """main, tagged v1; branches worse (less skill), seed-1, fewer (images); an experiment, better; all pushed."""
     path = tmp_path_factory.mktemp("compare") / "project"
-    path.mkdir()
-    project = Project(path)
-    project.run("git", "init", "-q", "-b", "main")
-    project.dvc("init", "-q")
-    project.dvc("remote", "add", "-q", "--default", "beside", str(path.parent / "remote"))
-    project.dvc("config", "core.analytics", "false")
-    for name, content in (("toy.py", TOY), ("dvc.yaml", PIPELINE), (".gitignore", "__pycache__/\n")):
-        project.write(name, content)
+    project = begun(path, ignored="__pycache__/\n")
     (path / "data/processed").mkdir(parents=True)
     project.set()
     project.run("git", "add", "--all")

@@ -18,7 +18,7 @@ from stages import pull_request
 from stages.errors import UserError
 from tests.clones import Clone
 from tests.imports import ROOT
-from tests.toy import PIPELINE, TOY, Project
+from tests.toy import Project, begun
 
 HOSTILE = "$(touch${IFS}x);'a'&`touch${IFS}x`"  # a branch name that Git allows, and a shell would run
 
@@ -30,14 +30,7 @@ def author(tmp_path_factory: pytest.TempPathFactory) -> Project:
     main; off it seed-1 (noise), worse (less skill), stale (worse, and not reproduced), forgot (metrics not committed).
     """
     path = tmp_path_factory.mktemp("pull-request") / "author"
-    path.mkdir()
-    project = Project(path)
-    project.run("git", "init", "-q", "-b", "main")
-    project.dvc("init", "-q")
-    project.dvc("remote", "add", "-q", "--default", "beside", str(path.parent / "remote"))
-    project.dvc("config", "core.analytics", "false")
-    for name, content in (("toy.py", TOY), ("dvc.yaml", PIPELINE), (".gitignore", "__pycache__/\n/report.md\n")):
-        project.write(name, content)
+    project = begun(path, ignored="__pycache__/\n/report.md\n")
     (path / "stages").symlink_to(ROOT / "stages")
     (path / "data/processed").mkdir(parents=True)
     project.set()

@@ -102,3 +102,16 @@ class Project:
         lock = yaml.safe_load(self.run("git", "show", f"{rev}:dvc.lock"))
         md5 = lock["stages"]["evaluate"]["outs"][0]["md5"]
         return self.path / f".dvc/cache/files/md5/{md5[:2]}/{md5[2:]}"
+
+
+def begun(path: Path, ignored: str) -> Project:
+    """A new repository at `path` with the toy pipeline, not run yet, and a remote beside it. ignored: .gitignore."""
+    path.mkdir()
+    project = Project(path)
+    project.run("git", "init", "-q", "-b", "main")
+    project.dvc("init", "-q")
+    project.dvc("remote", "add", "-q", "--default", "beside", str(path.parent / "remote"))
+    project.dvc("config", "core.analytics", "false")
+    for name, content in (("toy.py", TOY), ("dvc.yaml", PIPELINE), (".gitignore", ignored)):
+        project.write(name, content)
+    return project
