@@ -5,6 +5,8 @@ Names of classes, branches and parameters are chosen by people, and some of them
 
 import html
 
+from stages.errors import printable
+
 
 class Markup(str):
     """Text that is HTML already: made by `tag`, `escape` and `join`, or a file of ours."""
@@ -20,8 +22,7 @@ def escape(text: Child) -> Markup:
     """Text as HTML. What is not printable, such as a mark that turns the direction of reading, becomes a ?."""
     if isinstance(text, Markup):
         return text
-    shown = "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in str(text))
-    return Markup(html.escape(shown))
+    return Markup(html.escape(printable(str(text))))
 
 
 def join(*children: Child, between: str = "") -> Markup:

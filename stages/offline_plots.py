@@ -5,11 +5,10 @@ vl-convert-python has the same scripts in it; here they become the template that
 .dvc/config.local, which Git ignores, names it. From then on plain `dvc plots …` uses it in this clone. Not a stage.
 """
 
-import sys
 from importlib import import_module
 from pathlib import Path
 
-from stages import files, revisions
+from stages import errors, files, revisions
 from stages.errors import UserError
 
 TEMPLATE = "tmp/plots.html"  # in .dvc, where Git and DVC ignore it; made again by the next call
@@ -65,9 +64,4 @@ def template() -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {error.filename or ''}: {error.strerror or error}")
+    errors.run(main, alone=False)  # beside a stage at work it harms nothing
