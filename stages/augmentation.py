@@ -1,7 +1,7 @@
 """Random changes to training images, a different one for each image, on a whole batch at once.
 
 Each function takes uint8 images (N, C, H, W) on any device and returns images of the same shape, with black (0)
-where nothing was. The draws come from torch's CPU generator, which the loop seeds for every step: they are the same
+where nothing was. The draws come from a generator of the CPU, which the loop seeds for every step: they are the same
 on every device.
 """
 
@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def none(images: Tensor) -> Tensor:
+def none(images: Tensor, generator: torch.Generator) -> Tensor:
     """The images as they are."""
     return images
 
 
-def shift(images: Tensor, pixels: int) -> Tensor:
+def shift(images: Tensor, generator: torch.Generator, pixels: int) -> Tensor:
     """Move each image by whole pixels, -pixels … pixels in each direction, drawn evenly. Returns uint8."""
     count, _, height, width = images.shape
     padded = F.pad(images, (pixels, pixels, pixels, pixels))  # (N, C, H + 2 pixels, W + 2 pixels)
-    starts = torch.randint(0, 2 * pixels + 1, (2, count, 1)).to(images.device)
+    starts = torch.randint(0, 2 * pixels + 1, (2, count, 1), generator=generator).to(images.device)
     rows = starts[0] + torch.arange(height, device=images.device)  # (N, H)
     columns = starts[1] + torch.arange(width, device=images.device)  # (N, W)
     each = torch.arange(count, device=images.device)[:, None, None]
@@ -32,6 +32,7 @@ def shift(images: Tensor, pixels: int) -> Tensor:
 
 def affine(
     images: Tensor,
+    generator: torch.Generator,
     degrees: float,
     translate: float,
     scale: float,
@@ -48,7 +49,7 @@ def affine(
     al. 2003); 0: none. flip: mirror half of the images, left to right. Returns float32 in 0 … 255.
     """
     count, _, height, width = images.shape
-    angle, shear, down, right, size = torch.rand(5, count) * 2 - 1  # each (N,), in -1 … 1
+    angle, shear, down, right, size = torch.rand(5, count, generator=generator) * 2 - 1  # each (N,), in -1 … 1
     angle, shear = angle * math.radians(degrees), torch.tan(shear * math.radians(shear_degrees))
     size = 1 / (1 + size * scale)
     cos, sin = torch.cos(angle) * size, torch.sin(angle) * size
@@ -61,11 +62,11 @@ def affine(
         dim=1,
     )  # (N, 2, 3): from a place in the result to the place in the source
     if flip:
-        theta[:, :, 0] *= torch.randint(0, 2, (count, 1)) * 2 - 1
+        theta[:, :, 0] *= torch.randint(0, 2, (count, 1), generator=generator) * 2 - 1
     grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)  # (N, H, W, 2), x before y
     if elastic_pixels > 0:
         unit = torch.tensor([2 / width, 2 / height])[:, None, None]  # a pixel, in grid coordinates
-        bend = torch.randn(count, 2, elastic_grid, elastic_grid) * elastic_pixels * unit
+        bend = torch.randn(count, 2, elastic_grid, elastic_grid, generator=generator) * elastic_pixels * unit
         bend = _between(elastic_grid, height) @ bend @ _between(elastic_grid, width).T  # (N, 2, H, W)
         grid = grid + bend.to(images.device).permute(0, 2, 3, 1)  # (N, H, W, 2)
     return F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)

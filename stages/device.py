@@ -7,13 +7,19 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from stages.errors import UserError
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of glibc's malloc.h, in bytes
+
+Map = Callable[..., Iterable[Any]]  # as the built-in map, but it may run several calls at once
+
 RESIDENT_SHARE = 0.5  # of a GPU's free memory that images may take; the rest is for weights and activations
 
 
@@ -65,30 +71,50 @@ def describe(kind: str, there: Mapping[str, int], threads: int) -> str:
 def set_up(wanted: str, threads: int, numerics: str, key: str) -> torch.device:
     """Choose the device, make torch repeatable on it, print what was chosen. Comes before the first tensor operation.
 
-    threads: of the CPU; 0: all cores. numerics: as `fix_numerics` takes it. Raises UserError as `choose`,
-    `one_process` and `fix_numerics` do.
+    Each operation has one thread of the CPU, since another number would end in other last bits; `in_parallel` runs
+    several operations at once. threads: as `in_parallel` takes it. numerics: as `fix_numerics` takes it. Raises
+    UserError as `choose`, `one_process` and `fix_numerics` do.
     """
     one_process(os.environ)
     fix_numerics(numerics, platform.machine(), f"{key.partition('.')[0]}.numerics")
     keep_freed_memory()
     there = found()
     kind = choose(wanted, there, key)
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    torch.set_num_threads(1)
     if kind != "cpu":  # what the stages use repeats itself on a CPU, and the call imports 1.3 s of the compiler
         # cuBLAS repeats its results only with a fixed workspace; it reads this when it first starts.
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.use_deterministic_algorithms(True, warn_only=kind == "mps")  # MPS has no deterministic form of some
         torch.backends.cudnn.benchmark = False  # would choose its algorithms by the clock
-    print(describe(kind, there, torch.get_num_threads()), flush=True)
+    print(describe(kind, there, threads or cores()), flush=True)
     return torch.device(kind)
+
+
+def cores() -> int:
+    """Cores that this process may run on; a container or a batch system may have given it fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def in_parallel(device: torch.device, threads: int) -> Iterator[Map]:
+    """Give a `map` that runs the calls of a CPU on so many threads at once (0: one a core); those of a GPU in turn."""
+    threads = threads or cores()
+    if device.type != "cpu" or threads == 1:
+        yield map
+        return
+    # The number of threads of an operation is a setting of each thread.
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield pool.map
 
 
 def fix_numerics(numerics: str, architecture: str, key: str) -> None:
     """With "portable", hold torch's CPU libraries to AVX2, which every x86-64 processor of the last ten years has.
 
     Each of them looks for the widest instructions of the processor, and a sum of other widths ends in other last bits.
-    They read the environment when they are first called, which is why nothing may have been computed before. "fast":
-    leave them as they are. architecture: platform.machine(). key: of params.yaml, for the error.
+    MKL (matrix products; exp, log, sin of tensors) has to stay below: it takes AVX2 on Intel's processors alone, and
+    says nothing where it does not. COMPATIBLE is the one branch that it has on all (oneMKL developer guide, "Specifying
+    Code Branches"). They read the environment when they are first called, which is why nothing may have been computed
+    before. "fast": leave them as they are. architecture: platform.machine(). key: of params.yaml, for the error.
     Raises UserError where the processor has no AVX2, RuntimeError when called too late.
     """
     if numerics == "fast":
@@ -96,7 +122,7 @@ def fix_numerics(numerics: str, architecture: str, key: str) -> None:
     if architecture not in ("x86_64", "AMD64"):
         print(f"{key}: portable is for x86-64; on {architecture} results repeat on this kind of processor", flush=True)
         return
-    os.environ |= {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
+    os.environ |= {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
     has = torch.backends.cpu.get_cpu_capability()  # of ATen, which reads its variable only now
     if has == "DEFAULT":
         raise UserError(f"{key} is portable, which needs a processor with AVX2; this one has none: set fast")
@@ -116,18 +142,6 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # musl has none
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def seed(device: torch.device, value: int) -> None:
-    """Seed the generators that a step on this device draws from: the CPU's, and the device's own.
-
-    As torch.manual_seed, but that looks at every kind of device there could be: 0.14 ms, a tenth of a small step.
-    """
-    torch.default_generator.manual_seed(value)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(value)
-    elif device.type == "mps":
-        torch.mps.manual_seed(value)
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -1,6 +1,7 @@
 """Measure the trained network on the test set: the one stage that reads it."""
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from stages import data_card, device, errors, figures, files, model_file, packed
 from stages.errors import UserError
 from stages.inference import predict
 from stages.params.evaluate import Evaluate
+from stages.scores import Floats, Ints
 
 
 def main() -> None:
@@ -24,7 +26,9 @@ def main() -> None:
     if (spec.classes, spec.image_shape) != (card.classes, card.image_shape):
         raise UserError(f"{paths.MODEL}: trained on other classes or image shapes than {paths.TEST} has; `dvc repro`")
 
-    log_p = predict(model.to(target), torch.from_numpy(images), spec.output, options.batch_size, target).numpy()
+    model, images_there = model.to(target), torch.from_numpy(images)
+    with device.in_parallel(target, options.threads) as parallel:
+        log_p = predict(model, images_there, spec.output, options.batch_size, target, parallel).numpy()
     if not np.isfinite(log_p).all():
         raise UserError(f"{paths.MODEL}: its outputs are not finite numbers; train it again, with a smaller lr")
     metrics = scores.summary(log_p, labels, card.classes, options.calibration_bins)
@@ -32,16 +36,7 @@ def main() -> None:
     predictions = log_p.argmax(axis=1)
     probabilities = np.exp(log_p)
     confidences = probabilities.max(axis=1)
-    table = pd.DataFrame(
-        {
-            "index": np.arange(len(labels)),  # the image's place in the published test file
-            "label": np.array(card.classes)[labels],
-            "prediction": np.array(card.classes)[predictions],
-            "probability": confidences,
-            **{f"p_{name}": probabilities[:, column] for column, name in enumerate(card.classes)},
-        }
-    )
-    files.write_text(paths.PREDICTIONS, csv(table))
+    files.write_text(paths.PREDICTIONS, csv(table(probabilities, labels, card.classes)))
 
     matrix = scores.confusion(labels, predictions, len(card.classes))
     pairs = pd.MultiIndex.from_product([card.classes, card.classes], names=["label", "prediction"])
@@ -64,9 +59,22 @@ def main() -> None:
 
     low, high = metrics["accuracy_low"], metrics["accuracy_high"]
     print(f"{title} (95 % interval {low:.2%} to {high:.2%}), loss {metrics['loss']:.4f}")
-    record.environment("evaluate", str(target), torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
+    record.environment("evaluate", str(target), torch.backends.cpu.get_cpu_capability())
     seconds = round(time.perf_counter() - start, 3)
     record.write("evaluate", {"seconds": seconds})
+
+
+def table(probabilities: Floats, labels: Ints, classes: Sequence[str]) -> pd.DataFrame:
+    """A row for each image of probabilities float (N, K): its place in the published file, label, prediction."""
+    return pd.DataFrame(
+        {
+            "index": np.arange(len(labels)),
+            "label": np.array(classes)[labels],
+            "prediction": np.array(classes)[probabilities.argmax(axis=1)],
+            "probability": probabilities.max(axis=1),
+            **{f"p_{name}": probabilities[:, column] for column, name in enumerate(classes)},
+        }
+    )
 
 
 def csv(table: pd.DataFrame) -> str:

@@ -27,6 +27,24 @@ class Normalize(nn.Module):
         return (images - self.mean) / self.std  # uint8 minus float32 is float32
 
 
+class Dropout(nn.Module):
+    """nn.Dropout with a generator of its own, that torch's has not: networks on several threads would share one.
+
+    p: the probability that a value becomes 0; the others grow by 1 / (1 - p). generator: of the device; None: torch's.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.generator: torch.Generator | None = None
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.training:
+            return values
+        kept = torch.rand(values.shape, device=values.device, generator=self.generator) >= self.p
+        return values * kept / (1 - self.p)
+
+
 def mlp(shape: Shape, classes: int, hidden: int, depth: int, dropout: float) -> nn.Sequential:
     """`depth` hidden layers of `hidden` units with ReLU: 784-hidden-10 on MNIST with a depth of 1."""
     channels, height, width = shape
@@ -35,7 +53,7 @@ def mlp(shape: Shape, classes: int, hidden: int, depth: int, dropout: float) -> 
     for _ in range(depth):
         layers += [nn.Linear(features, hidden), nn.ReLU()]
         if dropout > 0:
-            layers += [nn.Dropout(dropout)]
+            layers += [Dropout(dropout)]
         features = hidden
     return nn.Sequential(*layers, nn.Linear(features, classes))
 
@@ -77,7 +95,7 @@ def cnn(
         layers += [nn.Linear(features, hidden), nn.ReLU()]
         features = hidden
     if dropout > 0:
-        layers += [nn.Dropout(dropout)]
+        layers += [Dropout(dropout)]
     return nn.Sequential(*layers, nn.Linear(features, classes))
 
 

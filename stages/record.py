@@ -18,14 +18,14 @@ def write(stage: str, facts: dict[str, Any]) -> None:
     files.write_text(paths.RUNS / f"{stage}.json", json.dumps({**facts, **machine()}, indent=2) + "\n")
 
 
-def environment(stage: str, device: str, threads: int, instruction_set: str) -> None:
+def environment(stage: str, device: str, instruction_set: str) -> None:
     """Write metrics/environment/STAGE.json: what the last bits of the stage's numbers can depend on.
 
     Git keeps it beside the metrics, so that `make verify` can say of a run that ends in other bytes where it ran. It is
     no output of DVC's: nothing there may depend on the machine. No clock and no host name, so the same machine writes
     the same file.
     """
-    content = {"device": device, "threads": threads, "instruction_set": instruction_set, **machine()}
+    content = {"device": device, "instruction_set": instruction_set, **machine()}
     files.write_text(paths.ENVIRONMENT / f"{stage}.json", json.dumps(content, indent=2) + "\n")
 
 

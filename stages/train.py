@@ -14,17 +14,32 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from stages import checkpoint, data_card, device, errors, files, model_file, models, packed, params, paths, record
+from stages import (
+    checkpoint,
+    data_card,
+    device,
+    errors,
+    files,
+    model_file,
+    models,
+    packed,
+    params,
+    paths,
+    record,
+    shards,
+)
 from stages.augmentation import AUGMENTATIONS
 from stages.batches import Batch, EpochBatches, PackedImages, loader
 from stages.checkpoint import Checkpoints, Progress
+from stages.device import Map
 from stages.errors import Interrupted, UserError, told_to_stop
 from stages.inference import predict
 from stages.losses import LOSSES, OUTPUTS, Output
 from stages.optimizers import OPTIMIZERS
 from stages.params import train as train_params
-from stages.rng import STEP, WEIGHTS, seed_for
+from stages.rng import WEIGHTS, seed_for
 from stages.schedules import SCHEDULES
+from stages.shards import Replica
 
 LEARNS_WITHIN = 3  # epochs, after which a run that is no better than chance is told
 EVALUATION_BATCH = 250  # images of the validation part at a time: changes speed and memory only
@@ -58,7 +73,7 @@ def main() -> None:
     pin_memory = target.type == "cuda" and not resident  # pinned memory is what non_blocking copies need
     steps = options.epochs * len(sampler)
 
-    place = f"{target} {torch.get_num_threads()} {torch.backends.cpu.get_cpu_capability()}"
+    place = f"{target} {torch.backends.cpu.get_cpu_capability()}"
     run = checkpoint.key((chosen, place), [paths.TRAIN, paths.VALIDATION, paths.DATA_CARD])
     checkpoints = Checkpoints(run, options.checkpoint_every_seconds)
 
@@ -71,7 +86,7 @@ def main() -> None:
         raise UserError(f"{paths.PARAMS}: models.{chosen.model}: {error}") from None
     optimizer = OPTIMIZERS[options.optimizer](model.parameters(), **chosen.optimizer_options)
     loop = time.perf_counter()
-    with told_to_stop() as stop:
+    with told_to_stop() as stop, device.in_parallel(target, options.threads) as parallel:
         weights, history = fit(
             model,
             loader(PackedImages(images, labels), sampler, options.num_workers, pin_memory),
@@ -86,6 +101,8 @@ def main() -> None:
             epochs=options.epochs,
             patience_epochs=options.early_stopping_patience_epochs,
             seed=seed,
+            shard_count=options.shards,
+            parallel=parallel,
             log_every_steps=options.log_every_steps,
             checkpoints=checkpoints,
             stop=stop,
@@ -110,7 +127,7 @@ def main() -> None:
     files.write_json(paths.TRAIN_METRICS, {**metrics, **measured})
     checkpoints.delete()
     print(f"best epoch {kept['epoch']} of {len(history)}, kept in {paths.MODEL}")
-    record.environment("train", str(target), torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
+    record.environment("train", str(target), torch.backends.cpu.get_cpu_capability())
     seconds = round(time.perf_counter() - start, 3)
     record.write("train", {"seconds": seconds, "loop_seconds": loop_seconds})
 
@@ -125,11 +142,13 @@ def fit(
     output: Output,
     optimizer: torch.optim.Optimizer,
     lr_factor: Callable[[int], float],
-    augment: Callable[[Tensor], Tensor],
+    augment: Callable[[Tensor, torch.Generator], Tensor],
     precision: str,
     epochs: int,
     patience_epochs: int,
     seed: int,
+    shard_count: int,
+    parallel: Map,
     log_every_steps: int,
     checkpoints: Checkpoints,
     stop: Callable[[], int | None],
@@ -138,7 +157,9 @@ def fit(
 
     validation: images and labels; with none, no validation columns are measured, and the last epoch is the best.
     objective: (logits, labels) -> scalar. output: what turns logits into probabilities. lr_factor: of the step.
-    precision: float32 | bfloat16 | float16. patience_epochs: stop after so many epochs without a better one; 0: never.
+    augment: (images, generator) -> images. precision: float32 | bfloat16 | float16. patience_epochs: stop after so many
+    epochs without a better one; 0: never. shard_count: parts of a batch, as in `shards`; parallel: as `map`, it may
+    compute several of them at once.
     checkpoints: where a killed run is resumed from, to the same bytes. stop: gives a signal's number once one has come.
     Raises UserError when the loss is not finite, Interrupted (with a checkpoint written) when told to stop.
     """
@@ -147,6 +168,15 @@ def fit(
     low = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
     scaler = torch.amp.GradScaler(target.type, enabled=low is torch.float16)  # small float16 gradients would be 0
     terminal = sys.stderr.isatty()
+    replicas = shards.replicas(model, shard_count)
+
+    def forward_backward(replica: Replica, images: Tensor, labels: Tensor, share: float) -> Tensor:
+        """Of one shard: leave its part of the gradients in the replica; return its part of the mean loss."""
+        with torch.autocast(target.type, low, enabled=low is not None):
+            logits = replica.model(augment(images, replica.generator))  # (N, K)
+        loss = objective(logits.float(), labels) * share
+        scaler.scale(loss).backward()
+        return loss.detach()
 
     at = checkpoints.load(model, optimizer, scaler)
     if at:
@@ -155,7 +185,8 @@ def fit(
     for epoch in range(first, epochs + 1):
         began, done = time.perf_counter(), sum(sizes)
         sampler.epoch, sampler.first = epoch, len(losses)
-        model.train()
+        for replica in replicas:
+            replica.model.train()
         bar = tqdm(
             batches,
             f"epoch {epoch}/{epochs}",
@@ -166,19 +197,24 @@ def fit(
             initial=len(losses),
         )
         for step, (images, labels) in enumerate(bar, start=len(losses) + 1):
-            device.seed(target, seed_for(seed, STEP, epoch, step))  # for augmentation and dropout
             for group, lr in zip(optimizer.param_groups, base_lr, strict=True):
                 group["lr"] = lr * lr_factor((epoch - 1) * len(sampler) + step - 1)
             images = images.to(target, non_blocking=True)  # (N, C, H, W)
             labels = labels.to(target, non_blocking=True)  # (N,)
-            with torch.autocast(target.type, low, enabled=low is not None):
-                logits = model(augment(images))  # (N, K)
-            loss = objective(logits.float(), labels)
+            parts = shards.split(images, labels, shard_count, sampler.batch_size)
+            used = replicas[: len(parts)]
+            shards.scatter(used[0], used[1:])
+            for number, replica in enumerate(used):
+                replica.seed(seed, epoch, step, number)
             optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
+            shares = [len(part[1]) / len(labels) for part in parts]
+            loss = sum(
+                parallel(forward_backward, used, *zip(*parts, strict=True), shares), torch.zeros((), device=target)
+            )
+            shards.gather(used[0], used[1:])
             scaler.step(optimizer)
             scaler.update()
-            losses.append(loss.detach())  # not read here: that would wait for the GPU at every step
+            losses.append(loss)  # not read here: that would wait for the GPU at every step
             sizes.append(len(labels))
             if step % log_every_steps == 0 or step == len(sampler):
                 check_finite(losses, epoch)
@@ -197,7 +233,7 @@ def fit(
         row = {"epoch": epoch, "lr": base_lr[0] * lr_factor(epoch * len(sampler) - 1), "train_loss": train_loss}
         line = f"epoch {epoch}/{epochs} loss {train_loss:.4f}"
         if len(validation[1]):
-            log_p = predict(model, validation[0], output, EVALUATION_BATCH, target)  # (N, K)
+            log_p = predict(model, validation[0], output, EVALUATION_BATCH, target, parallel)  # (N, K)
             row["validation_loss"] = F.nll_loss(log_p.double(), validation[1]).item()
             row["validation_accuracy"] = (log_p.argmax(dim=1) == validation[1]).double().mean().item()
             if not math.isfinite(row["validation_loss"]):

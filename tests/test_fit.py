@@ -1,6 +1,6 @@
 """The training loop: it learns with every loss and optimizer, repeats itself, selects on validation, stops on NaN."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages import models, params, schedules
+from stages import device, models, params, schedules
 from stages.augmentation import AUGMENTATIONS
 from stages.batches import EpochBatches, PackedImages, loader
 from stages.checkpoint import Checkpoints
@@ -31,6 +31,15 @@ MODELS: dict[str, dict[str, Any]] = {
         "dropout": 0.2,
     },
 }
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_an_operation() -> Iterator[None]:
+    """As set_up has it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def toy(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -57,6 +66,8 @@ def train(
     patience: int = 0,
     precision: str = "float32",
     smoothing: float = 0.0,
+    shards: int = 2,
+    threads: int = 1,
     checkpoints: Checkpoints | None = None,
     stop: Callable[[], int | None] = lambda: None,
 ) -> tuple[dict[str, Tensor], list[dict[str, float]], float]:
@@ -66,24 +77,27 @@ def train(
     network = models.build(model, MODELS[model], (1, 8, 8), 3, [0.2], [0.2])
     sampler = EpochBatches(len(labels), 32, True, seed)
     options = DEFAULTS["optimizers"][optimizer]
-    weights, history = fit(
-        network,
-        loader(PackedImages(images, labels), sampler, num_workers, pin_memory=False),
-        sampler,
-        toy(validation, seed=2),
-        objective=partial(LOSSES[loss], smoothing=smoothing),
-        output=OUTPUTS[loss],
-        optimizer=OPTIMIZERS[optimizer](network.parameters(), **({**options, "lr": lr} if lr else options)),
-        lr_factor=schedules.SCHEDULES[schedule](epochs * len(sampler), **DEFAULTS["schedules"][schedule]),
-        augment=partial(AUGMENTATIONS[augmentation], **DEFAULTS["augmentations"][augmentation]),
-        precision=precision,
-        epochs=epochs,
-        patience_epochs=patience,
-        seed=seed,
-        log_every_steps=10,
-        checkpoints=checkpoints or Checkpoints("none", every_seconds=1e9),
-        stop=stop,
-    )
+    with device.in_parallel(torch.device("cpu"), threads) as parallel:
+        weights, history = fit(
+            network,
+            loader(PackedImages(images, labels), sampler, num_workers, pin_memory=False),
+            sampler,
+            toy(validation, seed=2),
+            objective=partial(LOSSES[loss], smoothing=smoothing),
+            output=OUTPUTS[loss],
+            optimizer=OPTIMIZERS[optimizer](network.parameters(), **({**options, "lr": lr} if lr else options)),
+            lr_factor=schedules.SCHEDULES[schedule](epochs * len(sampler), **DEFAULTS["schedules"][schedule]),
+            augment=partial(AUGMENTATIONS[augmentation], **DEFAULTS["augmentations"][augmentation]),
+            precision=precision,
+            epochs=epochs,
+            patience_epochs=patience,
+            seed=seed,
+            shard_count=shards,
+            parallel=parallel,
+            log_every_steps=10,
+            checkpoints=checkpoints or Checkpoints("none", every_seconds=1e9),
+            stop=stop,
+        )
     network.load_state_dict(weights)
     unseen, truth = toy(300, seed=3)
     predicted = predict(network, unseen, OUTPUTS[loss], 128, torch.device("cpu")).argmax(1)
@@ -141,6 +155,21 @@ def test_a_run_repeats_bit_for_bit_with_any_number_of_workers(augmentation: str)
     runs = [train("cnn", augmentation=augmentation, num_workers=workers)[0] for workers in (0, 0, 1, 3)]
     assert all(same(runs[0], run) for run in runs[1:])
     assert not same(runs[0], train("cnn", augmentation=augmentation, seed=1)[0])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_run_repeats_bit_for_bit_with_any_number_of_threads(model: str) -> None:
+    runs = [train(model, augmentation="affine", shards=3, threads=threads) for threads in (1, 2, 3, 8)]
+    assert all(same(runs[0][0], weights) for weights, _, _ in runs[1:])
+    assert all(history == runs[0][1] for _, history, _ in runs[1:])
+
+
+def test_shards_are_seen_by_batch_norm_and_by_rounding_alone() -> None:
+    whole, parts = train("mlp", shards=1, epochs=1)[0], train("mlp", shards=4, epochs=1)[0]
+    assert not same(whole, parts)
+    assert all(torch.allclose(whole[name], parts[name], atol=1e-4) for name in whole)
+    whole, parts = train("cnn", shards=1)[0], train("cnn", shards=4)[0]
+    assert not all(torch.allclose(whole[name], parts[name], atol=1e-2) for name in whole)
 
 
 def test_what_ran_before_does_not_matter() -> None:

@@ -1,74 +1,88 @@
 """Numerics that do not depend on what a processor could do, each run in a process of its own."""
 
+import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
+from functools import cache
 
 import pytest
 import torch
 
 from stages import device
 from stages.errors import UserError
+from tests import programs
 from tests.imports import ROOT
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
-# What a step of training and a prediction end in, of the default network.
-PROGRAM = """
-import hashlib, sys, torch
-from stages import device, models, params
-from stages.params import train
-from stages.augmentation import affine
-chosen = train.read(params.load(__import__("pathlib").Path("params.yaml")))
-device.set_up("cpu", int(sys.argv[2]), sys.argv[1], "train.device")
-torch.manual_seed(0)
-model = models.build(chosen.model, chosen.model_options, (1, 28, 28), 10, [0.13], [0.31])
-images = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8)
-images = affine(images, 10, 0.1, 0.1, 5, 1.0, 5, False)
-optimizer = torch.optim.Adam(model.parameters(), fused=True)
-for _ in range(3):
-    loss = torch.nn.functional.cross_entropy(model(images), torch.arange(64) % 10)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-digest = hashlib.sha256()
-for tensor in model.state_dict().values():
-    digest.update(tensor.contiguous().numpy().tobytes())
-print(torch.backends.cpu.get_cpu_capability(), digest.hexdigest())
-"""
+COMMAND = ["-m", "tests.numbers"]
 
 
-def digest(numerics: str, threads: int = 2, **environment: str) -> str:
-    """The instruction set, and a digest of the weights, that PROGRAM ends in."""
-    told = subprocess.run(
-        [sys.executable, "-c", PROGRAM, numerics, str(threads)],
+def start(*arguments: str, emulator: Sequence[str] = (), **environment: str) -> subprocess.Popen[str]:
+    """tests/numbers.py in a process of its own."""
+    return subprocess.Popen(
+        [*emulator, sys.executable, *COMMAND, *arguments],
         cwd=ROOT,
         env={**os.environ, **environment},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=True,
     )
-    return told.stdout.splitlines()[-1]
+
+
+def end(process: subprocess.Popen[str]) -> dict[str, str]:
+    """The digests that it printed."""
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    numbers: dict[str, str] = json.loads(out.splitlines()[-1])
+    return numbers
+
+
+@cache
+def digests(numerics: str, threads: int = 2, **environment: str) -> dict[str, str]:
+    return end(start(numerics, str(threads), **environment))
 
 
 @pytest.mark.skipif(not X86, reason="portable numerics are for x86-64")
 def test_portable_is_the_same_whatever_the_environment_says() -> None:
-    first = digest("portable")
-    assert first.startswith("AVX2 ")
-    assert digest("portable", ATEN_CPU_CAPABILITY="default", ONEDNN_MAX_CPU_ISA="SSE41", MKL_CBWR="SSE4_2") == first
-    assert digest("portable", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1") == first
+    first = digests("portable")
+    assert first["instructions"] == "AVX2"
+    assert digests("portable", ATEN_CPU_CAPABILITY="default", ONEDNN_MAX_CPU_ISA="SSE41", MKL_CBWR="SSE4_2") == first
+    assert digests("portable", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1") == first
+
+
+@pytest.mark.parametrize("numerics", ["portable", "fast"])
+def test_any_number_of_threads_gives_the_same_bits(numerics: str) -> None:
+    first = digests(numerics, 1)
+    assert digests(numerics, 2) == first
+    assert digests(numerics, 3, OMP_NUM_THREADS="5") == first
+    assert digests(numerics, 0) == first
 
 
 @pytest.mark.skipif(not HAS_AVX512, reason="needs a processor with more than AVX2 to tell the difference")
 def test_fast_is_what_the_processor_can_do() -> None:
-    fast, portable = digest("fast"), digest("portable")
-    assert fast.split()[0] == "AVX512"
-    assert fast.split()[1] != portable.split()[1]
+    fast, portable = digests("fast"), digests("portable")
+    assert fast["instructions"] == "AVX512"
+    assert set(fast.values()).isdisjoint(portable.values())
     # The same processor held to AVX2 from outside is what an older one would do.
-    held = digest("fast", ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", MKL_CBWR="AVX2")
+    held = digests("fast", ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", MKL_CBWR="COMPATIBLE")
     assert held == portable
+
+
+@pytest.mark.skipif(not X86 or sys.platform != "linux", reason="emulates processors of x86-64 on Linux")
+def test_portable_is_the_same_on_processors_of_both_makers() -> None:
+    """Intel's of 2013 and AMD's of 2017, emulated, against this one.
+
+    MKL looks at the maker, not only at what a processor can do: see fix_numerics.
+    """
+    emulator = programs.need("qemu-user", "qemu-x86_64")
+    emulated = [start("portable", "2", emulator=[emulator, "-cpu", name]) for name in ("Haswell", "EPYC")]
+    here = digests("portable")
+    assert [end(process) for process in emulated] == [here, here]
 
 
 @pytest.mark.skipif(not X86, reason="portable numerics are for x86-64")

@@ -269,10 +269,25 @@ def test_the_shortest_runs_have_a_schedule(name: str, steps: int) -> None:
 # --- augmentation
 
 
+STILL: dict[str, Any] = {
+    "degrees": 0,
+    "translate": 0,
+    "scale": 0,
+    "shear_degrees": 0,
+    "elastic_pixels": 0,
+    "elastic_grid": 5,
+    "flip": False,
+}
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def test_shift_moves_each_image_as_a_whole_and_fills_with_black() -> None:
     torch.manual_seed(0)
     images = torch.randint(1, 256, (500, 2, 6, 5), dtype=torch.uint8)
-    moved = augmentation.shift(images, 2)
+    moved = augmentation.shift(images, generator(), 2)
     assert moved.shape == images.shape
     assert moved.dtype == torch.uint8
     padded = F.pad(images, (2, 2, 2, 2))
@@ -286,29 +301,22 @@ def test_shift_moves_each_image_as_a_whole_and_fills_with_black() -> None:
 
 def test_affine_with_nothing_to_do_changes_nothing() -> None:
     images = torch.randint(0, 256, (4, 3, 7, 9), dtype=torch.uint8)
-    same = augmentation.affine(
-        images, degrees=0, translate=0, scale=0, shear_degrees=0, elastic_pixels=0, elastic_grid=5, flip=False
-    )
+    same = augmentation.affine(images, generator(), **STILL)
     assert torch.allclose(same, images.float(), atol=0.01)
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (20, 40)])
 def test_affine_turns_as_torchvision_does(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     image = tv.gaussian_blur(torch.randint(0, 256, (1, 1, *shape)).float(), [9, 9])
-    monkeypatch.setattr(torch, "rand", lambda *size: torch.tensor([1.0, 0.5, 0.5, 0.5, 0.5])[:, None])
-    ours = augmentation.affine(
-        image, degrees=30, translate=0, scale=0, shear_degrees=0, elastic_pixels=0, elastic_grid=5, flip=False
-    )
+    monkeypatch.setattr(torch, "rand", lambda *size, generator: torch.tensor([1.0, 0.5, 0.5, 0.5, 0.5])[:, None])
+    ours = augmentation.affine(image, generator(), **{**STILL, "degrees": 30})
     theirs = tv.rotate(image, 30, interpolation=tv.InterpolationMode.BILINEAR)
     assert (ours - theirs).abs().max() < 0.1
 
 
 def test_flip_mirrors_half_of_the_images() -> None:
     images = torch.randint(0, 256, (200, 1, 6, 5), dtype=torch.uint8)
-    torch.manual_seed(0)
-    moved = augmentation.affine(
-        images, degrees=0, translate=0, scale=0, shear_degrees=0, elastic_pixels=0, elastic_grid=5, flip=True
-    )
+    moved = augmentation.affine(images, generator(), **{**STILL, "flip": True})
     same = torch.isclose(moved, images.float(), atol=0.01).flatten(1).all(1)
     mirrored = torch.isclose(moved, images.flip(3).float(), atol=0.01).flatten(1).all(1)
     assert (same ^ mirrored).all()
@@ -317,9 +325,7 @@ def test_flip_mirrors_half_of_the_images() -> None:
 
 def test_elastic_bends_by_pixels_and_smoothly() -> None:
     ramp = torch.arange(40.0).expand(64, 1, 40, 40)  # the value of a pixel is its column
-    torch.manual_seed(0)
-    plain = {"degrees": 0, "translate": 0, "scale": 0, "shear_degrees": 0}
-    moved = augmentation.affine(ramp, **plain, elastic_pixels=1.0, elastic_grid=5, flip=False) - ramp
+    moved = augmentation.affine(ramp, generator(), **{**STILL, "elastic_pixels": 1.0}) - ramp
     inside = moved[:, :, 8:-8, 8:-8]
     assert 0.5 < inside.std() < 1.1  # a standard deviation of one pixel at the grid's points, less between them
     assert (inside[..., 1:] - inside[..., :-1]).abs().max() < 0.8  # neighbours move together
@@ -348,8 +354,7 @@ def test_augmentation_is_a_function_of_the_seed(name: str) -> None:
     images = torch.randint(0, 256, (8, 1, 12, 12), dtype=torch.uint8)
     results = []
     for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        results.append(augmentation.AUGMENTATIONS[name](images, **options[name]))
+        results.append(augmentation.AUGMENTATIONS[name](images, generator(seed), **options[name]))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
 

@@ -14,6 +14,7 @@ class Train(Section):
     seed: int = Field(ge=0, lt=2**32)
     epochs: int = Field(ge=1, le=100_000)
     batch_size: int = Field(ge=1, le=1_000_000)
+    shards: int = Field(ge=1, le=1024)
     shuffle: bool
     loss: Literal["cross_entropy", "nll", "mse", "bce"]
     label_smoothing: float = Field(ge=0, lt=1)

@@ -1,0 +1,92 @@
+"""What training and evaluation end in on this processor, as digests: `python -m tests.numbers NUMERICS THREADS`.
+
+A process of its own, since the libraries choose their instructions once; tests/test_numerics.py runs it on processors
+that the environment, or an emulator, makes different.
+"""
+
+import hashlib
+import json
+import sys
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from stages import augmentation, device, evaluate, models, params, scores
+from stages.batches import EpochBatches, PackedImages, loader
+from stages.checkpoint import Checkpoints
+from stages.inference import predict
+from stages.losses import LOSSES, OUTPUTS
+from stages.optimizers import OPTIMIZERS
+from stages.params import train as train_params
+from stages.schedules import SCHEDULES
+from stages.train import fit
+from tests.imports import ROOT
+
+IMAGES, BATCH, CLASSES = 80, 48, 10
+# Each choice of params.yaml in one run at least; the first is the network of the committed one.
+RUNS = [
+    ("cnn", "cross_entropy", "adam", "affine", "one_cycle"),
+    ("mlp", "mse", "sgd", "shift", "constant"),
+    ("mlp", "bce", "rmsprop", "none", "cosine"),
+    ("cnn", "nll", "adamw", "none", "one_cycle"),
+]
+
+
+def main(numerics: str, threads: int) -> None:
+    """Print a line of JSON: the instruction set, and a digest for each run, of its weights and its predictions."""
+    # An emulator that is to stand for another processor must give its results for what the stages compute, and that of
+    # Debian 12 ends with a fault in a load that grid_sample uses. Every place it would sample is in the digest, so.
+    torch.nn.functional.grid_sample = lambda images, grid, **_: images + grid.sum(3)[:, None]
+    target = device.set_up("cpu", threads, numerics, "train.device")
+    values = params.load(ROOT / "params.yaml")
+    numbers: dict[str, Any] = {"instructions": torch.backends.cpu.get_cpu_capability()}
+    for network, loss, optimizer, augment, schedule in RUNS:
+        values["model"]["name"] = network
+        values["train"] |= {"loss": loss, "optimizer": optimizer, "augmentation": augment, "schedule": schedule}
+        values["models"]["cnn"] |= {"dropout": 0.2, "hidden": 32}
+        numbers[f"{network}, {loss}"] = digest(train_params.read(values), target, threads)
+    print(json.dumps(numbers))
+
+
+def digest(chosen: train_params.Chosen, target: torch.device, threads: int) -> str:
+    """Of the weights after an epoch, and of the text that evaluate would write."""
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (IMAGES, 1, 28, 28), dtype=torch.uint8)
+    labels = torch.randint(0, CLASSES, (IMAGES,))
+    model = models.build(chosen.model, chosen.model_options, (1, 28, 28), CLASSES, [0.13], [0.31])
+    sampler = EpochBatches(IMAGES, BATCH, True, 0)
+    loss, output = chosen.train.loss, OUTPUTS[chosen.train.loss]
+    with device.in_parallel(target, threads) as parallel:
+        weights, history = fit(
+            model,
+            loader(PackedImages(images, labels), sampler, 0, pin_memory=False),
+            sampler,
+            (images[:20], labels[:20]),
+            objective=partial(LOSSES[loss], smoothing=0.1),
+            output=output,
+            optimizer=OPTIMIZERS[chosen.train.optimizer](model.parameters(), **chosen.optimizer_options),
+            lr_factor=SCHEDULES[chosen.train.schedule](len(sampler), **chosen.schedule_options),
+            augment=partial(augmentation.AUGMENTATIONS[chosen.train.augmentation], **chosen.augmentation_options),
+            precision="float32",
+            epochs=1,
+            patience_epochs=0,
+            seed=0,
+            shard_count=4,
+            parallel=parallel,
+            log_every_steps=1,
+            checkpoints=Checkpoints("none", every_seconds=1e9),
+            stop=lambda: None,
+        )
+        log_p = predict(model, images, output, 32, target, parallel).numpy()
+    names = [str(each) for each in range(CLASSES)]
+    told = hashlib.sha256(repr((history, scores.summary(log_p, labels.numpy(), names, 15))).encode())
+    told.update(evaluate.csv(evaluate.table(np.exp(log_p), labels.numpy(), names)).encode())
+    for tensor in weights.values():
+        told.update(tensor.contiguous().numpy().tobytes())
+    return told.hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

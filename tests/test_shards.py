@@ -1,0 +1,123 @@
+"""A batch in parts: what each part sees, draws and leaves in the weights."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages import shards
+from stages.models import Dropout
+from stages.optimizers import RmsProp
+
+
+@pytest.mark.parametrize(
+    ("images", "count", "batch_size", "sizes"),
+    [
+        (256, 4, 256, [64, 64, 64, 64]),
+        (168, 4, 256, [84, 84]),  # the last batch of an epoch: no shard is smaller than 64
+        (5, 4, 256, [5]),
+        (7, 3, 7, [3, 2, 2]),
+        (8, 8, 8, [2, 2, 2, 2]),  # batch norm learns nothing from one image
+        (2, 4, 2, [2]),
+        (1, 4, 1, [1]),
+        (100, 1, 100, [100]),
+    ],
+)
+def test_the_sizes_of_shards(images: int, count: int, batch_size: int, sizes: list[int]) -> None:
+    labels = torch.arange(images)
+    parts = shards.split(labels[:, None], labels, count, batch_size)
+    assert [len(part[1]) for part in parts] == sizes
+    assert torch.cat([part[1] for part in parts]).tolist() == labels.tolist()
+    assert all(torch.equal(pixels[:, 0], part) for pixels, part in parts)
+
+
+class Network(nn.Module):
+    """With each layer that shards make a difference to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.drop, self.last = nn.Linear(6, 5), nn.BatchNorm1d(5), Dropout(0.5), nn.Linear(5, 3)
+
+    def forward(self, values: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.drop(self.norm(self.first(values))))
+        return logits
+
+
+def step(replicas: list[shards.Replica], parts: list[tuple[Tensor, Tensor]], shares: list[float]) -> None:
+    shards.scatter(replicas[0], replicas[1:])
+    for replica, (values, labels), share in zip(replicas, parts, shares, strict=True):
+        (F.cross_entropy(replica.model(values), labels) * share).backward()
+    shards.gather(replicas[0], replicas[1:])
+
+
+def test_gradients_are_those_of_the_whole_batch() -> None:
+    values, labels = torch.randn(30, 6), torch.randint(0, 3, (30,))
+    plain = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    F.cross_entropy(plain(values), labels).backward()
+    whole = [weight.grad for weight in plain.parameters() if weight.grad is not None]
+    plain.zero_grad()
+    replicas = shards.replicas(plain, 3)
+    step(replicas, shards.split(values, labels, 3, 30), [1 / 3] * 3)
+    assert len(whole) == 4
+    for weight, before in zip(plain.parameters(), whole, strict=True):
+        assert weight.grad is not None
+        assert torch.allclose(weight.grad, before, atol=1e-6)
+    assert all(weight.grad is None for replica in replicas[1:] for weight in replica.weights)
+
+
+def test_replicas_share_weights_and_the_mean_of_their_statistics() -> None:
+    model = Network()
+    replicas = shards.replicas(model, 2)
+    values, labels = torch.randn(40, 6) * torch.arange(1, 41)[:, None], torch.randint(0, 3, (40,))
+    parts = shards.split(values, labels, 2, 40)
+    for _ in range(3):
+        step(replicas, parts, [0.5, 0.5])
+    mean = torch.zeros(5)
+    for _ in range(3):
+        mean = 0.9 * mean + 0.1 * model.first(values).mean(dim=0)  # of equal shards: that of the whole
+    assert model.norm.running_mean is not None
+    assert torch.allclose(model.norm.running_mean, mean, atol=1e-4)
+    with torch.no_grad():
+        model.last.bias.fill_(7)
+    assert all((replica.weights[-1] == 7).all() for replica in replicas)
+
+
+def test_dropout_is_torchs_with_a_generator_of_its_own() -> None:
+    model = nn.Sequential(Dropout(0.5), nn.Linear(4000, 1))
+    replicas = shards.replicas(model, 3)
+    layers = [next(each for each in replica.model.modules() if isinstance(each, Dropout)) for replica in replicas]
+    ones, drops = torch.ones(4000), []
+    for _ in range(2):
+        for number, (replica, layer) in enumerate(zip(replicas, layers, strict=True)):
+            replica.seed(1, 2, 3, number)
+            torch.rand(7)  # torch's own generator is not asked
+            drops.append(layer(ones))
+    assert torch.equal(drops[0], drops[3])
+    assert not torch.equal(drops[0], drops[1])
+    assert not torch.equal(drops[1], drops[2])
+    assert set(drops[0].tolist()) == {0.0, 2.0}
+    assert abs(drops[0].mean() - 1) < 0.1
+    model.eval()
+    assert torch.equal(layers[0](ones), ones)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_rmsprop_is_torchs(momentum: float, weight_decay: float) -> None:
+    def end(optimize: Callable[[list[nn.Parameter]], torch.optim.Optimizer]) -> Tensor:
+        layer = Network().first
+        optimizer = optimize(list(layer.parameters()))
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(20):
+            optimizer.zero_grad()
+            layer(torch.randn(8, 6, generator=generator)).square().sum().backward()
+            optimizer.step()
+        return layer.weight.detach()
+
+    ours = end(lambda weights: RmsProp(weights, 0.01, 0.9, momentum, weight_decay))
+    theirs = end(lambda weights: torch.optim.RMSprop(weights, 0.01, 0.9, momentum=momentum, weight_decay=weight_decay))
+    assert torch.allclose(ours, theirs, rtol=1e-4)
+    assert not torch.allclose(ours, Network().first.weight, rtol=0.01)
