@@ -1,21 +1,36 @@
-"""How a command that compares runs as a program: not as a stage does (stages.errors.run), whose status 1 means failed.
+"""How a command that judges runs ends: not as a stage does (stages.errors.run), whose status 1 means failed.
 
 Here 1 is a verdict, and 2 is that there is none.
 """
 
+import signal
 import sys
 from collections.abc import Callable
 
-from stages.errors import UserError
+from stages.errors import UserError, printable
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a command; exit 2 with a line on a UserError or an OSError."""
+def run(main: Callable[[], int | None], kept: str = "nothing was changed") -> None:
+    """Run a command and exit with the status that it returns; with 2 and a line on a UserError or an OSError.
+
+    SIGTERM ends it as Ctrl-C does, with status 130 and a line that says what is `kept`.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        main()
+        sys.exit(main())
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}".replace(": :", ":"), file=sys.stderr)
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"interrupted: {kept}", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def no_arguments() -> None:
+    """Raise UserError if any were given."""
+    if len(sys.argv) > 1:
+        raise UserError(f"takes no arguments; given: {' '.join(sys.argv[1:])[:80]!r}")

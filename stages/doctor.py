@@ -8,12 +8,11 @@ is well; 1, something is damaged; 2, it could not be told.
 import hashlib
 import json
 import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages import mend, params, paths, revisions
+from stages import command, mend, params, paths, revisions
 from stages.errors import UserError
 from stages.revisions import Lock, LockedFile
 
@@ -29,6 +28,7 @@ class Finding(NamedTuple):
 
 def main() -> int:
     """Look at everything, print what is found; returns the exit status."""
+    command.no_arguments()
     with revisions.repository() as repo:
         root = Path(repo.root_dir)
         findings, lock = files(root)
@@ -167,13 +167,13 @@ def tracked(repo: Any, path: str) -> bool:
 
 def leftovers(root: Path) -> Iterator[Finding]:
     """What a killed program left and nobody reads."""
-    for folder in ("data", "metrics", paths.RUNS.as_posix()):
-        for path in sorted((root / folder).rglob("*")):
-            shown = path.relative_to(root)
-            if path.name.startswith(".") and path.name.endswith(".tmp"):
-                yield Finding(f"{shown}: a file that was being written when its program was killed", f"rm -f '{shown}'")
-            if path.name.endswith(".unreadable"):
-                yield Finding(f"{shown}: a checkpoint that was set aside", f"rm -f '{shown}'")
+    for path in mend.unfinished(root):
+        shown = path.relative_to(root)
+        what = f"{shown}: a file that was being written when its program was killed"
+        yield Finding(what, f"rm -f {shlex.quote(str(shown))}")
+    for path in sorted((root / paths.RESUME).rglob("*.unreadable")):
+        shown = path.relative_to(root)
+        yield Finding(f"{shown}: a checkpoint that was set aside", f"rm -f {shlex.quote(str(shown))}")
     for path in mend.unfinished_entries(root):
         what = f"{path.relative_to(root)}: an entry of the run cache that a killed dvc had not finished"
         yield Finding(f"{what}; the next may fail", "python -m stages.mend")
@@ -182,17 +182,5 @@ def leftovers(root: Path) -> Iterator[Finding]:
         yield Finding(f"{mend.RWLOCK}: {reason}; dvc may refuse to run", "rm -f .dvc/tmp/rwlock")
 
 
-def run() -> int:
-    """The program; returns its exit status."""
-    if len(sys.argv) > 1:
-        print("error: takes no arguments", file=sys.stderr)
-        return 2
-    try:
-        return main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
 if __name__ == "__main__":
-    sys.exit(run())
+    command.run(main)

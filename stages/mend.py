@@ -45,7 +45,7 @@ def main() -> None:
 def damaged() -> bool:
     """Whether there is something to mend."""
     locks = (LOCK.exists() and torn(LOCK.read_bytes())) or (RWLOCK.exists() and bool(abandoned(RWLOCK)))
-    return locks or bool(unfinished()) or bool(unfinished_entries(Path()))
+    return locks or bool(unfinished(Path())) or bool(unfinished_entries(Path()))
 
 
 def mend() -> None:
@@ -67,15 +67,15 @@ def mend() -> None:
         path.rmdir() if path.is_dir() else path.unlink()
         print(f"removed {path}: an entry of the run cache that a killed dvc had not finished", flush=True)
     with suppress(Timeout), FileLock(paths.LOCK, timeout=0):  # an orphaned stage may still be writing
-        for path in unfinished():
+        for path in unfinished(Path()):
             path.unlink()
             print(f"removed {path}: its stage was killed while it wrote it", flush=True)
 
 
-def unfinished() -> list[Path]:
-    """The temporary files of `files.write_bytes` that are there."""
+def unfinished(root: Path) -> list[Path]:
+    """The temporary files of `files.write_bytes` that are there, in a repository."""
     folders = ("data", "metrics", paths.RUNS.as_posix())
-    return [path for folder in folders for path in sorted(Path(folder).rglob(".*.tmp"))]
+    return [path for folder in folders for path in sorted((root / folder).rglob(".*.tmp"))]
 
 
 def unfinished_entries(root: Path) -> list[Path]:

@@ -7,14 +7,13 @@ them. Exit status: 0; 1 if the branch is worse; 2 if that cannot be told.
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from stages import compare, comparison, comparison_text, files, paths, revisions, significance, verify
+from stages import command, compare, comparison, comparison_text, files, paths, revisions, significance, verify
 from stages.errors import UserError
 from stages.revisions import Lock
 
@@ -162,16 +161,4 @@ def listed(names: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, verify.stopped)
-    # Not errors.run: that is for stages, and its exit status, 1, means "worse" here.
-    try:
-        sys.exit(main(arguments()))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        print(f"error: {error.filename or 'pull_request'}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted: what has run is kept, and `dvc repro` goes on from there", file=sys.stderr)
-        sys.exit(130)
+    command.run(lambda: main(arguments()), "what has run is kept, and `dvc repro` goes on from there")

@@ -19,7 +19,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from stages import paths, predictions, revisions
+from stages import command, paths, predictions, revisions
 from stages.errors import UserError
 from stages.revisions import Lock, LockedFile
 
@@ -29,6 +29,7 @@ GRACE_SECONDS = 10  # for dvc and the stage to end when told to
 
 def main() -> int:
     """Rebuild, compare, report; returns the exit status, 0 or 1."""
+    command.no_arguments()
     with revisions.repository() as repo, tempfile.TemporaryDirectory(prefix="verify-") as scratch:
         root, commit = Path(repo.root_dir), repo.scm.get_rev()
         committed = lock(git(root, "show", f"{commit}:{revisions.LOCK}"), "HEAD")
@@ -202,29 +203,5 @@ def environments(root: Path, clone: Path, commit: str) -> list[str]:
     return lines or ["environment: as recorded with the commit"]
 
 
-def stopped(signum: int, _: object) -> None:
-    """On SIGTERM end as on Ctrl-C: the temporary folder goes, and what runs in it."""
-    raise KeyboardInterrupt(signum)
-
-
-def run(arguments: Sequence[str]) -> int:
-    """The program; returns its exit status."""
-    if arguments:
-        print("error: takes no arguments: HEAD is what is verified", file=sys.stderr)
-        return 2
-    signal.signal(signal.SIGTERM, stopped)
-    try:
-        return main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename or 'verify'}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing is left behind", file=sys.stderr)
-        return 130
-
-
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    command.run(main, "nothing is left behind")
