@@ -23,6 +23,7 @@ PARTS = {
     "recipes": ["recipes", "--repeats", "1"],
     "throughput": ["throughput"],
     "numerics": ["numerics"],
+    "shards": ["shards"],
     "overhead": ["overhead"],
     "memory": ["memory"],
     "remotes": ["remotes"],
@@ -80,6 +81,10 @@ def table(results: dict[str, Any]) -> str:
             add(f"{name}, default network", f"{part[f'{name}_images_a_second']:,} images/s, {share:.0%} of that")
     if part := results.get("numerics"):
         add("loop of the default recipe, portable numerics / fast", f"{part['ratio']['median']:.2f}", part["ratio"])
+    if part := results.get("shards"):
+        own, alone = part["torchs_threads_by_shards"], part["one_thread_by_all_cores"]
+        add(f"a step, torch's own {part['cores']} threads / shards on {part['cores']}", f"{own['median']:.2f}", own)
+        add(f"a step, shards on one thread / on {part['cores']}", f"{alone['median']:.2f}", alone)
     if part := results.get("overhead"):
         add("`dvc repro` from preprocess to metrics, beside the loop", f"{part['seconds_beside_the_loop']:.1f} s")
         add(

@@ -77,6 +77,15 @@ def test_what_else_a_run_remembers(options: dict[str, Any]) -> None:
     assert resumed_history == history
 
 
+def test_it_may_be_resumed_on_another_number_of_threads() -> None:
+    whole, history, _ = train("cnn", augmentation="affine", shards=4)
+    with pytest.raises(Interrupted):
+        train("cnn", augmentation="affine", shards=4, threads=3, checkpoints=Checkpoints("a", 1e9), stop=after(30))
+    resumed = train("cnn", augmentation="affine", shards=4, threads=2, checkpoints=Checkpoints("a", 1e9))
+    assert same(resumed[0], whole)
+    assert resumed[1] == history
+
+
 def spoil(path: Path, how: str) -> None:
     content = bytearray(path.read_bytes())
     if how == "truncated":

@@ -1,0 +1,65 @@
+"""Some steps of the default recipe on random images, in stages/train.py's own loop: what several benchmarks time."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from stages import data_card, device, models, params, paths
+from stages.augmentation import AUGMENTATIONS
+from stages.batches import EpochBatches, PackedImages, loader
+from stages.checkpoint import Checkpoints
+from stages.losses import LOSSES, OUTPUTS
+from stages.optimizers import OPTIMIZERS
+from stages.params import train as train_params
+from stages.schedules import SCHEDULES
+from stages.train import fit
+
+STEPS = 10
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def training() -> tuple[nn.Module, Tensor, Callable[[int, device.Map], None]]:
+    """The network, images uint8 (N, C, H, W) of STEPS batches, and what trains it on them: (shards, map) -> None."""
+    chosen = train_params.read(params.load(paths.PARAMS))
+    options = chosen.train
+    card = data_card.read(paths.DATA_CARD)
+    model = models.build(chosen.model, chosen.model_options, card.shape, len(card.classes), card.mean, card.std)
+    optimizer = OPTIMIZERS[options.optimizer](model.parameters(), **chosen.optimizer_options)
+    images = torch.randint(0, 256, (STEPS * options.batch_size, *card.shape), dtype=torch.uint8)
+    labels = torch.randint(0, len(card.classes), (len(images),))
+    sampler = EpochBatches(len(labels), options.batch_size, options.shuffle, options.seed)
+
+    def train(shard_count: int, parallel: device.Map) -> None:
+        with contextlib.redirect_stdout(None):
+            fit(
+                model,
+                loader(PackedImages(images, labels), sampler, 0, pin_memory=False),
+                sampler,
+                (images[:0], labels[:0]),
+                objective=partial(LOSSES[options.loss], smoothing=options.label_smoothing),
+                output=OUTPUTS[options.loss],
+                optimizer=optimizer,
+                lr_factor=SCHEDULES[options.schedule](STEPS, **chosen.schedule_options),
+                augment=partial(AUGMENTATIONS[options.augmentation], **chosen.augmentation_options),
+                precision="float32",
+                epochs=1,
+                patience_epochs=0,
+                seed=0,
+                shard_count=shard_count,
+                parallel=parallel,
+                log_every_steps=STEPS,
+                checkpoints=Checkpoints("none", every_seconds=1e9),
+                stop=lambda: None,
+            )
+
+    return model, images, train
