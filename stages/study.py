@@ -30,6 +30,11 @@ from stages import errors, files, params, paths, record
 from stages.errors import UserError
 
 CONFIDENCE = 0.95
+CODE = (
+    "stages",
+    "params.yaml",
+    "requirements.txt",
+)  # what decides on the numbers; of a study before, the JSON does not
 
 
 def main() -> None:
@@ -163,13 +168,12 @@ def line(measured: Mapping[str, Any]) -> str:
 
 def commit() -> str:
     """The commit that is checked out, with "-dirty" if the code or the parameters differ from it."""
-    told = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return told.stdout.strip() or "unknown"
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", *CODE)
+    return (git("rev-parse", "--short=12", "HEAD") or "unknown") + ("-dirty" if changed else "")
 
 
 if __name__ == "__main__":

@@ -121,7 +121,9 @@ def test_verify_says_what_diverged_and_by_how_much(clone: Clone, tmp_path: Path)
     clone.run("git", "checkout", "-qb", "other")
     clone.set("train.seed", "1")  # and dvc.lock as it was
     recorded = clone.path / "metrics/environment/train.json"
-    recorded.write_text(recorded.read_text(encoding="utf-8").replace('"threads": 2', '"threads": 3'), encoding="utf-8")
+    recorded.write_text(
+        recorded.read_text(encoding="utf-8").replace('"device": "cpu"', '"device": "abacus"'), encoding="utf-8"
+    )
     clone.commit("a lock of other parameters")
     process = verify(clone, tmp_path)
     told, _ = process.communicate(timeout=300)
@@ -132,7 +134,7 @@ def test_verify_says_what_diverged_and_by_how_much(clone: Clone, tmp_path: Path)
     assert re.search(r"model.safetensors: [\d,]+ weights differ, 1\.\d\.weight by 0\.\d+ at most", told)
     assert re.search(r"predictions.csv: \d+ of 10,000 predictions changed", told)
     assert re.search(r"metrics/evaluate.json: accuracy 0\.\d+ -> 0\.\d+ \([+-]0\.\d+\)", told)
-    assert "environment of train: threads 3 there, 2 here" in told
+    assert "environment of train: device abacus there, cpu here" in told
 
 
 def test_verify_told_to_stop_leaves_nothing(clone: Clone, tmp_path: Path) -> None:

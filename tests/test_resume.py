@@ -156,7 +156,7 @@ class Stage:
         self.values["models"]["cnn"].update(
             channels=[8, 8], kernel_sizes=[3, 3], paddings=[1, 1], pool_sizes=[2, 2], hidden=16
         )
-        self.values["train"].update(epochs=3, batch_size=16, threads=1, checkpoint_every_seconds=0.05)
+        self.values["train"].update(epochs=3, batch_size=16, checkpoint_every_seconds=0.05)
 
     def start(self) -> subprocess.Popen[str]:
         Path("params.yaml").write_text(yaml.safe_dump(self.values), encoding="utf-8")

@@ -57,10 +57,10 @@ class Workbench:
         self.values["preprocess"]["validation_fraction"] = 0.1
         self.values["model"]["name"] = "mlp"
         self.values["models"]["mlp"]["hidden"] = 16
-        self.values["train"].update(epochs=4, batch_size=16, threads=1, log_every_steps=10, augmentation="none")
+        self.values["train"].update(epochs=4, batch_size=16, log_every_steps=10, augmentation="none")
         # One process runs them all here; portable numerics have a process of their own (test_numerics).
         self.values["train"]["numerics"] = self.values["evaluate"]["numerics"] = "fast"
-        self.values["evaluate"].update(threads=1, worst_images=4)
+        self.values["evaluate"].update(worst_images=4)
 
     def run(self, *stages: Any) -> None:
         Path("params.yaml").write_text(yaml.safe_dump(self.values), encoding="utf-8")
