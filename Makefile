@@ -45,9 +45,10 @@ doctor: ## hash the cache and the outputs again: what is damaged, and what mends
 	@$(RUNTIME)
 	@$(RUN) stages.doctor
 
+# Two at once, since many wait for something; the tests of a file may share what they set up, so a file stays together.
 test: ## run the tests (ARGS go to pytest)
 	@$(DEVELOPMENT)
-	@$(RUN) pytest $(ARGS)
+	@$(RUN) pytest --numprocesses=2 --dist=loadfile $(ARGS)
 
 check: ## format, lint and types; changes nothing
 	@$(DEVELOPMENT)

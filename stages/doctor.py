@@ -17,6 +17,7 @@ from stages.errors import UserError
 from stages.revisions import Lock, LockedFile
 
 HEX = set("0123456789abcdef")
+PIPELINE = "dvc.yaml"
 
 
 class Finding(NamedTuple):
@@ -47,21 +48,27 @@ def main() -> int:
 
 def files(root: Path) -> tuple[list[Finding], Lock]:
     """What is wrong with the files that DVC and the stages are told by, and dvc.lock (empty if it cannot be read)."""
-    found = []
-    for name in (paths.PARAMS.as_posix(), "dvc.yaml"):
+    found, read = [], {}
+    for name in (paths.PARAMS.as_posix(), PIPELINE):
         try:
-            params.load(root / name)
+            read[name] = params.load(root / name)
         except UserError as error:
             found.append(Finding(one(error, root), f"git checkout HEAD -- {name}"))
+    mend_lock = f"git checkout HEAD -- {revisions.LOCK}"
     try:
         content = (root / revisions.LOCK).read_bytes()
         lock = revisions.parse_lock(content, revisions.LOCK)
         if not lock.stages:
             raise UserError(f"{revisions.LOCK}: names no stages: cut off?")
     except FileNotFoundError:
-        return [*found, Finding(f"{revisions.LOCK}: missing", f"git checkout HEAD -- {revisions.LOCK}")], Lock()
+        return [*found, Finding(f"{revisions.LOCK}: missing", mend_lock)], Lock()
     except UserError as error:
-        return [*found, Finding(one(error, root), f"git checkout HEAD -- {revisions.LOCK}")], Lock()
+        return [*found, Finding(one(error, root), mend_lock)], Lock()
+    # Cut off within a number it can still be read.
+    lacking = [name for name in read.get(PIPELINE, {}).get("stages", {}) if name not in lock.stages]
+    if lacking:
+        what = f"{revisions.LOCK}: lacks {', '.join(lacking)}: cut off, or never run"
+        found.append(Finding(what, f"{mend_lock}, or dvc repro"))
     return found, lock
 
 

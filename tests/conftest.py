@@ -1,10 +1,30 @@
 """What several test files share."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.clones import SHORT, Clone, copy_of_the_work_tree
+from tests.faults import ledger
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a worker of pytest-xdist, hand over what was injected and survived."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["faults"] = ledger.state()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add what a worker counted; one that crashed has counted nothing."""
+    ledger.add(getattr(node, "workeroutput", {}).get("faults", []))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what was injected and survived, under -q as well."""
+    if line := ledger.line():
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,12 @@ def in_a_folder(clone: Clone) -> None:
 
 def torn_lock(clone: Clone) -> None:
     content = (clone.path / "dvc.lock").read_bytes()
-    (clone.path / "dvc.lock").write_bytes(content[: len(content) // 2])
+    (clone.path / "dvc.lock").write_bytes(content[: content.rindex(b"md5: ") + 2])
+
+
+def torn_lock_that_can_be_read(clone: Clone) -> None:
+    content = (clone.path / "dvc.lock").read_bytes()
+    (clone.path / "dvc.lock").write_bytes(content[: content.index(b"  evaluate:")])
 
 
 def leftovers(clone: Clone) -> None:
@@ -90,6 +95,10 @@ DAMAGE: dict[str, tuple[Callable[[Clone], object], list[str]]] = {
         ["data/model/model.safetensors: missing"],
     ),
     "a torn dvc.lock": (torn_lock, ["dvc.lock: ", "mend: git checkout HEAD -- dvc.lock"]),
+    "a torn dvc.lock that can be read": (
+        torn_lock_that_can_be_read,
+        ["dvc.lock: lacks ", ": cut off, or never run", "mend: git checkout HEAD -- dvc.lock, or dvc repro"],
+    ),
     "leftovers": (
         leftovers,
         [

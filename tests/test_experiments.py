@@ -22,7 +22,7 @@ from PIL import Image
 from stages import paths
 from tests.clones import Clone
 
-ALONE = ["models.mlp.hidden=64"]  # what each run of the sweep has
+ALONE = ["models.mlp.hidden=48"]  # what each run of the sweep has
 RATES = ["0.001", "0.01"]
 
 

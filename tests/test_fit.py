@@ -1,6 +1,7 @@
 """The training loop: it learns with every loss and optimizer, repeats itself, selects on validation, stops on NaN."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -33,13 +34,15 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_an_operation() -> Iterator[None]:
+@contextmanager
+def one_thread_an_operation() -> Iterator[None]:
     """As set_up has it."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def toy(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -77,7 +80,7 @@ def train(
     network = models.build(model, MODELS[model], (1, 8, 8), 3, [0.2], [0.2])
     sampler = EpochBatches(len(labels), 32, True, seed)
     options = DEFAULTS["optimizers"][optimizer]
-    with device.in_parallel(torch.device("cpu"), threads) as parallel:
+    with one_thread_an_operation(), device.in_parallel(torch.device("cpu"), threads) as parallel:
         weights, history = fit(
             network,
             loader(PackedImages(images, labels), sampler, num_workers, pin_memory=False),

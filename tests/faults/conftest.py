@@ -1,4 +1,4 @@
-"""The undisturbed run that every faulted one is compared with, and the closing count."""
+"""The undisturbed run that every faulted one is compared with."""
 
 import shutil
 import time
@@ -8,14 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.clones import SHORT, Clone, copy_of_the_work_tree
-from tests.faults import ledger
 from tests.faults.lab import STAGES, Lab
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what was injected and survived, under -q as well."""
-    if line := ledger.line():
-        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,17 @@ def faults(kind: str) -> Iterator[Counter[str]]:
     SURVIVED.update(count)
 
 
+def state() -> list[dict[str, int]]:
+    """The counts, to be sent from one process to another."""
+    return [dict(each) for each in (INJECTED, SURVIVED, KILLS_OF)]
+
+
+def add(counts: list[dict[str, int]]) -> None:
+    """Add the `state` of another process."""
+    for mine, theirs in zip((INJECTED, SURVIVED, KILLS_OF), counts, strict=False):
+        mine.update(theirs)
+
+
 def line() -> str:
     """The closing line, such as "faults: 41 injected, 41 survived (15 kills, 8 full disks)"; "" if there were none."""
     if not INJECTED.total():
