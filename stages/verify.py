@@ -84,7 +84,9 @@ def rebuild(clone: Path, cache: str, options: Sequence[str]) -> None:
     environment |= {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}",
         "DVC_SITE_CACHE_DIR": str(clone.parent / "site-cache"),
+        "TMPDIR": str(clone.parent / "tmp"),  # torch leaves an empty folder for its compiler
     }
+    (clone.parent / "tmp").mkdir(exist_ok=True)
     environment.pop("PYTHONPATH", None)  # the clone's own code
     if dvc(clone, ["repro", *options], environment):
         raise UserError("the rebuild failed; what it says is above")
