@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from benchmarks import plain
+from benchmarks.steps import torchs_threads
 from benchmarks.summary import spread
 from stages import device, idx, models, paths, schedules
 from stages.augmentation import none
@@ -91,15 +92,14 @@ def main() -> None:
     arguments = parser.parse_args()
     with plain.mnist() as root:
         plain_epoch = theirs(root, arguments.network)  # before our settings: the plain side runs as it comes
-        threads = torch.get_num_threads()
+        all_cores = torch.get_num_threads()
         target = device.set_up("cpu", 0, "fast", "benchmark")
         with device.in_parallel(target, 0) as parallel:
             our_epoch = ours(arguments.network, parallel)
 
             def pair() -> tuple[float, float]:
-                torch.set_num_threads(threads)
-                plain_seconds = plain_epoch()
-                torch.set_num_threads(1)
+                with torchs_threads(all_cores):
+                    plain_seconds = plain_epoch()
                 return plain_seconds, our_epoch()
 
             pair()  # warm-up

@@ -10,10 +10,9 @@ import json
 
 import torch
 
-from benchmarks.steps import seconds, training
+from benchmarks.steps import seconds, torchs_threads, training
 from benchmarks.summary import spread
-from stages import device, params, paths
-from stages.params import train as train_params
+from stages import device
 
 REPEATS = 10
 
@@ -22,15 +21,13 @@ def main() -> None:
     """Print JSON."""
     all_cores = torch.get_num_threads()
     target = device.set_up("cpu", 0, "portable", "benchmark")
-    shards = train_params.read(params.load(paths.PARAMS)).train.shards
-    _, _, train = training()
+    _, _, shards, train = training()
     took = []
     with device.in_parallel(target, 0) as parallel:
         for _ in range(REPEATS + 1):
             ours = seconds(lambda: train(shards, parallel))
-            torch.set_num_threads(all_cores)
-            torchs = seconds(lambda: train(1, map))
-            torch.set_num_threads(1)
+            with torchs_threads(all_cores):
+                torchs = seconds(lambda: train(1, map))
             alone = seconds(lambda: train(shards, map))
             took.append((ours, torchs, alone))
     took = took[1:]  # the first is a warm-up

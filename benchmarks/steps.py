@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -28,8 +28,20 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def training() -> tuple[nn.Module, Tensor, Callable[[int, device.Map], None]]:
-    """The network, images uint8 (N, C, H, W) of STEPS batches, and what trains it on them: (shards, map) -> None."""
+@contextlib.contextmanager
+def torchs_threads(count: int) -> Iterator[None]:
+    """Within the block an operation has so many threads, where set_up gave it one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
+
+
+def training() -> tuple[nn.Module, Tensor, int, Callable[[int, device.Map], None]]:
+    """The network, images uint8 (N, C, H, W) of STEPS batches, the shards of params.yaml, and what trains it on them.
+
+    That is a function (shards, map) -> None.
+    """
     chosen = train_params.read(params.load(paths.PARAMS))
     options = chosen.train
     card = data_card.read(paths.DATA_CARD)
@@ -62,4 +74,4 @@ def training() -> tuple[nn.Module, Tensor, Callable[[int, device.Map], None]]:
                 stop=lambda: None,
             )
 
-    return model, images, train
+    return model, images, options.shards, train

@@ -14,11 +14,10 @@ from functools import partial
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.steps import seconds, training
+from benchmarks.steps import seconds, torchs_threads, training
 from benchmarks.summary import spread
-from stages import device, params, paths
+from stages import device
 from stages.inference import predict
-from stages.params import train as train_params
 
 REPEATS = 10
 PRODUCTS = 10  # a repeat
@@ -29,18 +28,17 @@ def main() -> None:
     """Print JSON."""
     all_cores = torch.get_num_threads()
     target = device.set_up("cpu", 0, "fast", "benchmark")
-    model, images, train = training()
-    train = partial(train, train_params.read(params.load(paths.PARAMS)).train.shards)
+    model, images, shards, train_with = training()
+    train = partial(train_with, shards)
     left, right = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
 
     def evaluate(parallel: device.Map) -> None:
         predict(model, images, "softmax", 250, target, parallel)
 
     def products() -> None:
-        torch.set_num_threads(all_cores)
-        for _ in range(PRODUCTS):
-            left @ right
-        torch.set_num_threads(1)
+        with torchs_threads(all_cores):
+            for _ in range(PRODUCTS):
+                left @ right
 
     with device.in_parallel(target, 0) as parallel:
         works: dict[str, Callable[[], object]] = {

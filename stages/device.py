@@ -16,10 +16,9 @@ import torch
 
 from stages.errors import UserError
 
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of glibc's malloc.h, in bytes
-
 Map = Callable[..., Iterable[Any]]  # as the built-in map, but it may run several calls at once
 
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of glibc's malloc.h, in bytes
 RESIDENT_SHARE = 0.5  # of a GPU's free memory that images may take; the rest is for weights and activations
 
 

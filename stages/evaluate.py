@@ -26,17 +26,16 @@ def main() -> None:
     if (spec.classes, spec.image_shape) != (card.classes, card.image_shape):
         raise UserError(f"{paths.MODEL}: trained on other classes or image shapes than {paths.TEST} has; `dvc repro`")
 
-    model, images_there = model.to(target), torch.from_numpy(images)
+    model.to(target)
     with device.in_parallel(target, options.threads) as parallel:
-        log_p = predict(model, images_there, spec.output, options.batch_size, target, parallel).numpy()
+        log_p = predict(model, torch.from_numpy(images), spec.output, options.batch_size, target, parallel).numpy()
     if not np.isfinite(log_p).all():
         raise UserError(f"{paths.MODEL}: its outputs are not finite numbers; train it again, with a smaller lr")
     metrics = scores.summary(log_p, labels, card.classes, options.calibration_bins)
 
     predictions = log_p.argmax(axis=1)
-    probabilities = np.exp(log_p)
-    confidences = probabilities.max(axis=1)
-    files.write_text(paths.PREDICTIONS, csv(table(probabilities, labels, card.classes)))
+    confidences = np.exp(log_p.max(axis=1))
+    files.write_text(paths.PREDICTIONS, csv(table(log_p, labels, card.classes)))
 
     matrix = scores.confusion(labels, predictions, len(card.classes))
     pairs = pd.MultiIndex.from_product([card.classes, card.classes], names=["label", "prediction"])
@@ -64,13 +63,18 @@ def main() -> None:
     record.write("evaluate", {"seconds": seconds})
 
 
-def table(probabilities: Floats, labels: Ints, classes: Sequence[str]) -> pd.DataFrame:
-    """A row for each image of probabilities float (N, K): its place in the published file, label, prediction."""
+def table(log_p: Floats, labels: Ints, classes: Sequence[str]) -> pd.DataFrame:
+    """A row for each image of log-probabilities float (N, K): label, prediction, probability of every class.
+
+    index: the image's place in the published test file. The prediction goes by log_p, as everywhere: of two that are
+    nearly the same, the probabilities may be equal.
+    """
+    probabilities = np.exp(log_p)
     return pd.DataFrame(
         {
             "index": np.arange(len(labels)),
             "label": np.array(classes)[labels],
-            "prediction": np.array(classes)[probabilities.argmax(axis=1)],
+            "prediction": np.array(classes)[log_p.argmax(axis=1)],
             "probability": probabilities.max(axis=1),
             **{f"p_{name}": probabilities[:, column] for column, name in enumerate(classes)},
         }

@@ -19,6 +19,7 @@ def predict(
 
     @torch.inference_mode()  # which is a thread's own
     def batch(part: Tensor) -> Tensor:
-        return log_probabilities(model(part.to(device, non_blocking=True)), output).cpu()
+        return log_probabilities(model(part.to(device, non_blocking=True)), output)
 
-    return torch.cat(list(parallel(batch, torch.split(images, batch_size))))
+    # One copy at the end: each would wait for a GPU.
+    return torch.cat(list(parallel(batch, torch.split(images, batch_size)))).cpu()

@@ -60,21 +60,23 @@ def split(images: Tensor, labels: Tensor, shards: int, batch_size: int) -> list[
     return list(zip(torch.tensor_split(images, count), torch.tensor_split(labels, count), strict=True))
 
 
-def scatter(first: Replica, others: Sequence[Replica]) -> None:
-    """Give the others the statistics of the first, before a step."""
+def scatter(used: Sequence[Replica]) -> None:
+    """Give all the statistics of the first, before a step."""
+    first, *others = used
     for other in others:
         for mine, shared in zip(other.statistics, first.statistics, strict=True):
             mine.copy_(shared)
 
 
-def gather(first: Replica, others: Sequence[Replica]) -> None:
-    """Add the gradients of the others to those of the first, in order, and give it the mean of all statistics."""
+def gather(used: Sequence[Replica]) -> None:
+    """Add the gradients of all to those of the first, in order, and give it the mean of all statistics."""
+    first, *others = used
     for other in others:
         for mine, weight in zip(other.weights, first.weights, strict=True):
-            if mine.grad is not None and weight.grad is not None:
-                weight.grad += mine.grad
-            mine.grad = None
+            if mine.grad is not None:
+                weight.grad = mine.grad if weight.grad is None else weight.grad.add_(mine.grad)
+                mine.grad = None
         for theirs, total in zip(other.statistics, first.statistics, strict=True):
             total += theirs
     for total in first.statistics:
-        total /= len(others) + 1
+        total /= len(used)

@@ -30,11 +30,7 @@ from stages import errors, files, params, paths, record
 from stages.errors import UserError
 
 CONFIDENCE = 0.95
-CODE = (
-    "stages",
-    "params.yaml",
-    "requirements.txt",
-)  # what decides on the numbers; of a study before, the JSON does not
+CODE = ("stages", "params.yaml", "requirements.txt")  # what decides on the numbers; the JSON of another study does not
 
 
 def main() -> None:

@@ -158,7 +158,7 @@ def fit(
     validation: images and labels; with none, no validation columns are measured, and the last epoch is the best.
     objective: (logits, labels) -> scalar. output: what turns logits into probabilities. lr_factor: of the step.
     augment: (images, generator) -> images. precision: float32 | bfloat16 | float16. patience_epochs: stop after so many
-    epochs without a better one; 0: never. shard_count: parts of a batch, as in `shards`; parallel: as `map`, it may
+    epochs without a better one; 0: never. shard_count: parts of a batch (stages/shards.py). parallel: as `map`; it may
     compute several of them at once.
     checkpoints: where a killed run is resumed from, to the same bytes. stop: gives a signal's number once one has come.
     Raises UserError when the loss is not finite, Interrupted (with a checkpoint written) when told to stop.
@@ -203,7 +203,7 @@ def fit(
             labels = labels.to(target, non_blocking=True)  # (N,)
             parts = shards.split(images, labels, shard_count, sampler.batch_size)
             used = replicas[: len(parts)]
-            shards.scatter(used[0], used[1:])
+            shards.scatter(used)
             for number, replica in enumerate(used):
                 replica.seed(seed, epoch, step, number)
             optimizer.zero_grad(set_to_none=True)
@@ -211,7 +211,7 @@ def fit(
             loss = sum(
                 parallel(forward_backward, used, *zip(*parts, strict=True), shares), torch.zeros((), device=target)
             )
-            shards.gather(used[0], used[1:])
+            shards.gather(used)
             scaler.step(optimizer)
             scaler.update()
             losses.append(loss)  # not read here: that would wait for the GPU at every step

@@ -10,7 +10,6 @@ import sys
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from stages import augmentation, device, evaluate, models, params, scores
@@ -82,7 +81,7 @@ def digest(chosen: train_params.Chosen, target: torch.device, threads: int) -> s
         log_p = predict(model, images, output, 32, target, parallel).numpy()
     names = [str(each) for each in range(CLASSES)]
     told = hashlib.sha256(repr((history, scores.summary(log_p, labels.numpy(), names, 15))).encode())
-    told.update(evaluate.csv(evaluate.table(np.exp(log_p), labels.numpy(), names)).encode())
+    told.update(evaluate.csv(evaluate.table(log_p, labels.numpy(), names)).encode())
     for tensor in weights.values():
         told.update(tensor.contiguous().numpy().tobytes())
     return told.hexdigest()[:16]

@@ -47,10 +47,10 @@ class Network(nn.Module):
 
 
 def step(replicas: list[shards.Replica], parts: list[tuple[Tensor, Tensor]], shares: list[float]) -> None:
-    shards.scatter(replicas[0], replicas[1:])
+    shards.scatter(replicas)
     for replica, (values, labels), share in zip(replicas, parts, shares, strict=True):
         (F.cross_entropy(replica.model(values), labels) * share).backward()
-    shards.gather(replicas[0], replicas[1:])
+    shards.gather(replicas)
 
 
 def test_gradients_are_those_of_the_whole_batch() -> None:
