@@ -1,6 +1,6 @@
 # GNU make 3.81 or newer (macOS has 3.81). `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help repro compare report plots verify doctor test check audit bench format lock
+.PHONY: help repro compare report plots verify doctor test soak check audit bench format lock
 
 # Any Python from 3.11 on; only used to make .venv.
 PYTHON ?= python3
@@ -46,9 +46,13 @@ doctor: ## hash the cache and the outputs again: what is damaged, and what mends
 	@$(RUN) stages.doctor
 
 # Two at once, since many wait for something; the tests of a file may share what they set up, so a file stays together.
-test: ## run the tests (ARGS go to pytest)
+test: ## run the tests, but for the long ones (ARGS go to pytest)
 	@$(DEVELOPMENT)
-	@$(RUN) pytest --numprocesses=2 --dist=loadfile $(ARGS)
+	@$(RUN) pytest --numprocesses=2 --dist=loadfile -m "not soak" $(ARGS)
+
+soak: ## run the long tests: kills, full disks, emulated processors, servers (ARGS go to pytest)
+	@$(DEVELOPMENT)
+	@$(RUN) pytest --numprocesses=2 --dist=loadfile -m soak $(ARGS)
 
 check: ## format, lint and types; changes nothing
 	@$(DEVELOPMENT)
