@@ -82,22 +82,27 @@ def clone(folder: Path, commit: str, target: Path) -> Path:
     source = top(folder)
     options = ["--quiet", "--no-checkout", "--template=", "--config", f"core.hooksPath={os.devnull}"]
     try:
+        if _partial(source):  # Git gets what is missing for itself, but not for a clone of the clone
+            run(source, "archive", "--format=tar", f"--output={os.devnull}", commit)
         run(source, "clone", *options, str(source), str(target))
         run(target, "checkout", "--quiet", "--detach", commit)
+        if run(target, "ls-files", "--deleted"):  # to `git checkout`, an object that it cannot read is no error
+            raise UserError("git checkout: some files could not be read")
     except UserError as error:
         raise UserError(f"{error}{_completion(source)}") from None
     return target / prefix(folder)
+
+
+def _partial(source: Path) -> bool:
+    """Whether a repository was cloned with a filter: without some objects, which Git gets when it needs them."""
+    return b".promisor" in run(source, "config", "--list", "--local", "--name-only")
 
 
 def _completion(source: Path) -> str:
     """How a clone that was made without all objects gets them, as the end of a sentence."""
     if run(source, "rev-parse", "--is-shallow-repository").strip() == b"true":
         return "; this clone is shallow, `git fetch --unshallow` completes it"
-    try:
-        run(source, "config", "--get-regexp", r"^remote\..*\.promisor$")
-    except UserError:
-        return ""
-    return "; this clone is partial, `git fetch --refetch --no-filter` completes it"
+    return "; this clone is partial, `git fetch --refetch --no-filter` completes it" if _partial(source) else ""
 
 
 def _complaint(stderr: str, folder: Path) -> str:
