@@ -31,15 +31,14 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in local}
 
 
-def run(folder: Path, *arguments: str) -> bytes:
+def run(folder: Path, *arguments: str, stdin: bytes = b"") -> bytes:
     """What a Git command prints when it runs in `folder`. Raises UserError with what Git complains of, in one line."""
     settings = {
         "GIT_OPTIONAL_LOCKS": "0",  # `git status` would write the index that a running commit holds
         "LC_ALL": "C",  # the complaints are looked into
     }
-    done = subprocess.run(
-        ["git", *arguments], cwd=folder, env={**environment(), **settings}, capture_output=True, check=False
-    )
+    variables = {**environment(), **settings}
+    done = subprocess.run(["git", *arguments], cwd=folder, env=variables, input=stdin, capture_output=True, check=False)
     if done.returncode:
         raise UserError(f"git {arguments[0]}: {_complaint(done.stderr.decode(errors='replace'), folder)}")
     return done.stdout
