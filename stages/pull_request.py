@@ -97,6 +97,7 @@ def results(base: str, level: float, first: str) -> tuple[dict[str, Any], list[s
         notes += [*found, *rebuild_if_missing(repo, root, cache, start)]
         document = compare.two_revisions(start, None, level)
     document["notes"] = [*notes, *document["notes"]]
+    document["evidence"] = f"of B, {listed(ran)} ran here and the rest is on record; of A, see the notes"
     return document, false
 
 

@@ -278,9 +278,8 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture
 def branch(honest: Project, tmp_path: Path) -> Project:
-    """A copy of it, cache included, to forge; the remote is shared and only read."""
+    """A copy of it, cache included, to forge; the remote is the same."""
     shutil.copytree(honest.path, tmp_path / "work/author", symlinks=True)
-    (tmp_path / "work/remote").symlink_to(honest.path.parent / "remote")
     return Project(tmp_path / "work/author")
 
 
@@ -360,6 +359,33 @@ def test_an_honest_branch(branch: Project, gate: Gate) -> None:
         assert status == 0
         assert notes[:2] == [f"ran here: {ran}", f"what ran here gave the bytes that HEAD has on record: {ran}"]
         assert branch.run("git", "status", "--porcelain") == ""
+
+
+def test_variables_of_another_repository(branch: Project, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a hook of another repository has set: neither Git nor DVC, in this process or another, looks there."""
+    (branch.path.parent / "other").mkdir()
+    other = Project(branch.path.parent / "other")
+    other.run("git", "init", "-q", "-b", "main")
+    other.run("git", "commit", "-q", "--allow-empty", "-m", "other")
+    forge(branch, **perfect(branch))
+    shutil.rmtree(branch.path / ".dvc/cache")
+    branch.write(".dvc/config.local", "['remote \"beside\"']\n    url = ../../empty\n")
+    branch.write("params.yaml", json.dumps({"train": {"skill": 0.95}}))
+    before = other.run("git", "symbolic-ref", "HEAD"), other.run("git", "for-each-ref"), files(other.path / ".git")
+    monkeypatch.setenv("GIT_DIR", str(other.path / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(other.path))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(other.path / ".git/index"))
+    _, notes, _ = gate(branch)
+    assert "ran here: train, evaluate" in notes
+    assert "main: ran here: train, evaluate" in notes  # in a clone, at another commit
+    monkeypatch.undo()
+    assert (other.run("git", "symbolic-ref", "HEAD"), other.run("git", "for-each-ref")) == before[:2]
+    assert files(other.path / ".git") == before[2]
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    """The content of every file."""
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_forged_predictions_and_metrics(branch: Project, gate: Gate) -> None:
@@ -478,6 +504,30 @@ def test_rounding_is_no_forgery(branch: Project, gate: Gate) -> None:
         branch.run("git", "checkout", "-qf", "HEAD")
 
 
+@pytest.mark.skipif(not (ROOT / "stages/snapshots.py").exists(), reason="compare reads Git's top, and not DVC's root")
+def test_a_subfolder_of_a_repository(honest: Project, tmp_path: Path, gate: Gate) -> None:
+    top = tmp_path / "mono"
+    folder = top / "a[1]/digits"
+    shutil.copytree(honest.path, folder, symlinks=True, ignore=shutil.ignore_patterns(".git"))
+    project = Project(folder)
+    Project(top).run("git", "init", "-q", "-b", "main")
+    (top / "dvc.lock").write_text("not that of the project", encoding="utf-8")
+    for command in (["add", "--all"], ["commit", "-qm", "measured"], ["checkout", "-qb", "honest"]):
+        project.run("git", *command)
+    (top / "elsewhere").touch()
+    Project(top).run("git", "add", "elsewhere")
+    status, notes, _ = gate(project)
+    assert status == 0
+    assert notes[0] == "ran here: evaluate"  # and not that `elsewhere` was part of what was reproduced
+    forge(project, **perfect(project))
+    assert gate(project)[0] == refused(PREDICTIONS, METRICS)
+    project.write("params.yaml", json.dumps({"train": {"skill": 0.95}}))
+    shutil.rmtree(folder / ".dvc/cache")
+    project.write(".dvc/config.local", "['remote \"beside\"']\n    url = ../../empty\n")
+    _, notes, _ = gate(project)
+    assert "main: ran here: train, evaluate" in notes
+
+
 def test_a_forged_base(branch: Project, gate: Gate) -> None:
     """Named where its predictions are there; nothing to compare with where they are not and its stages fail."""
     branch.run("git", "checkout", "-qf", "main")
@@ -508,7 +558,6 @@ def test_the_attack_of_another_clone(honest: Project, tmp_path: Path) -> None:
     """As programs of their own, from a hook of Git: the results are pulled, and the caller's repository stays."""
     path = tmp_path / "work/author"
     shutil.copytree(honest.path, path, symlinks=True)
-    shutil.copytree(honest.path.parent / "remote", path.parent / "remote")
     author = Project(path)
     forge(author, **perfect(author))
     author.dvc("push", "-q")

@@ -481,7 +481,11 @@ def test_a_clone_of_another_user(project: Project, verified: Verified, monkeypat
     assert verified(project.path)[0] == 0
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=["TERM", "HUP", "INT"])
+@pytest.mark.parametrize(
+    "signum",
+    [signal.SIGHUP, *(pytest.param(each, marks=pytest.mark.soak) for each in (signal.SIGTERM, signal.SIGINT))],
+    ids=["HUP", "TERM", "INT"],
+)
 def test_told_to_stop_it_leaves_nothing(signum: signal.Signals, project: Project, temporary: Path) -> None:
     """Neither files nor processes, though the stage takes no notice of the signal."""
     project.write("train.py", STUBBORN)
