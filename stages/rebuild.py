@@ -183,9 +183,8 @@ def inputs(committed: Lock, made: Lock) -> list[Input]:
                 rows.append(Input(name, path, f"other than in {revisions.LOCK}"))
         for file in dict.fromkeys([*recorded.params, *stage.params]):
             old, new = (revisions.flatten(side.params.get(file, {}), revisions.LOCK) for side in (recorded, stage))
-            keys = [
-                key for key in dict.fromkeys([*old, *new]) if key not in old or key not in new or old[key] != new[key]
-            ]
+            changed = [key for key in old if key in new and old[key] != new[key]]
+            keys = [*changed, *(key for key in [*old, *new] if (key in old) != (key in new))]
             rows += [Input(name, f"{file}: {key}", f"other than in {revisions.LOCK}") for key in keys]
     for name, stage in committed.stages.items():
         known = _by_path(made.stages[name].outs) if name in made.stages else {}
