@@ -3,7 +3,7 @@
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,11 +16,13 @@ def run(
     environment: Mapping[str, str],
     capture: bool = False,
     timeout_seconds: float | None = None,
+    each_line: Callable[[str], None] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program in `folder` and wait for it; a status other than 0 is the caller's to judge.
 
-    capture: return what it prints instead of showing it. Whatever ends the wait (Ctrl-C, SIGTERM, a time limit), the
-    program and all that it has started end first. Raises subprocess.TimeoutExpired.
+    capture: return what it prints instead of showing it. each_line: is given each line that it prints, with its end, as
+    it comes; standard error is shown. Whatever ends the wait (Ctrl-C, SIGTERM, a time limit), the program and all that
+    it has started end first. Raises subprocess.TimeoutExpired.
     """
     pipe = subprocess.PIPE if capture else None
     with subprocess.Popen(
@@ -28,13 +30,16 @@ def run(
         cwd=folder,
         env=dict(environment),
         stdin=subprocess.DEVNULL,
-        stdout=pipe,
+        stdout=subprocess.PIPE if each_line else pipe,
         stderr=pipe,
         text=True,
         errors="replace",
         start_new_session=True,
     ) as process:
         try:
+            if each_line and process.stdout:
+                for line in process.stdout:
+                    each_line(line)
             output, errors = process.communicate(timeout=timeout_seconds)
         except BaseException:
             stop(process)

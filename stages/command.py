@@ -13,9 +13,10 @@ from stages.errors import UserError, printable
 def run(main: Callable[[], int | None], kept: str = "nothing was changed") -> None:
     """Run a command and exit with the status that it returns; with 2 and a line on a UserError or an OSError.
 
-    SIGTERM ends it as Ctrl-C does, with status 130 and a line that says what is `kept`.
+    SIGTERM and SIGHUP end it as Ctrl-C does, with status 130 and a line that says what is `kept`.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.default_int_handler)
     try:
         sys.exit(main())
     except UserError as error:

@@ -1,154 +1,115 @@
 """Does the committed pipeline end in the committed bytes? `python -m stages.verify`, or `make verify`.
 
-Clones HEAD into a temporary folder, runs every stage there without DVC's cache or run cache, and compares each output
-with the committed dvc.lock. Not a stage: it writes nothing outside that folder, which is deleted at the end. Exit
-status: 0, the same bytes; 1, other bytes; 2, it could not be told.
+Clones HEAD into a temporary folder, runs every stage there without DVC's cache or run cache, and compares three things
+for each output: the file that Git keeps, the MD5 in the committed dvc.lock, and the bytes that were rebuilt. Not a
+stage: it writes nothing outside that folder, which is deleted at the end. Exit status: 0, all the same; 1, something
+differs, and the table names it; 2, it could not be told.
 """
 
-import json
-import os
-import signal
-import subprocess
-import sys
+import shutil
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from stages import command, paths, predictions, revisions
+from stages import command, git, paths, predictions, rebuild, revisions
 from stages.errors import UserError
-from stages.revisions import Lock, LockedFile
+from stages.revisions import Lock
 
 MODEL, PREDICTIONS = paths.MODEL.as_posix(), paths.PREDICTIONS.as_posix()
-GRACE_SECONDS = 10  # for dvc and the stage to end when told to
 
 
 def main() -> int:
     """Rebuild, compare, report; returns the exit status, 0 or 1."""
     command.no_arguments()
-    with revisions.repository() as repo, tempfile.TemporaryDirectory(prefix="verify-") as scratch:
-        root, commit = Path(repo.root_dir), repo.scm.get_rev()
-        committed = lock(git(root, "show", f"{commit}:{revisions.LOCK}"), "HEAD")
-        if git(root, "status", "--porcelain", "--untracked-files=no"):
+    root = rebuild.project()
+    commit = git.head(root)
+    with tempfile.TemporaryDirectory(prefix="verify-") as scratch:
+        committed = rebuild.lock(git.file(root, commit, revisions.LOCK), "HEAD")
+        if git.run(root, "status", "--porcelain", "--untracked-files=no", "--", "."):
             print("note: the work tree differs from HEAD; HEAD is what is verified", flush=True)
-        clone, start = Path(scratch) / "clone", time.perf_counter()
-        git(root, "clone", "--quiet", str(root), str(clone))
-        git(clone, "checkout", "--quiet", commit)
+        start = time.perf_counter()
+        clone = git.clone(root, commit, Path(scratch) / "clone")
         print(f"rebuilding {commit[:12]} from nothing, in {clone}", flush=True)
-        rebuild(clone, "cache", ["--force", "--no-run-cache"])  # in .dvc: a cache that holds nothing
-        rebuilt = lock((clone / revisions.LOCK).read_bytes(), "the rebuilt run")
+        made = rebuild_all(clone, Path(scratch), committed)
         seconds = time.perf_counter() - start
 
+        inputs = rebuild.inputs(committed, made)
+        outputs = rebuild.outputs(root, commit, committed, made, clone, list(made.stages))
+        wrong = {out.path: problem for out in outputs if (problem := out.problem() or uncommitted(clone, out))}
         print(f"\n{'stage':<12}{'artifact':<38}bytes")
-        for stage, path, same in (rows := compared(committed, rebuilt)):
-            print(f"{stage:<12}{path:<38}{'identical' if same else 'DIFFERENT'}")
+        for stage, name, problem in inputs:
+            print(f"{stage:<12}{f'{name} (input)':<38}{problem}")
+        for out in outputs:
+            print(f"{out.stage:<12}{out.path:<38}{wrong.get(out.path, 'identical')}")
         print()
-        for line in environments(root, clone, commit):
+        for line in environments(root, clone, commit, committed):
             print(line)
-        if all(same for _, _, same in rows):
-            print(f"identical: {len(rows)} artifacts of {commit[:12]}, rebuilt from nothing in {seconds:.0f} s")
+        if not wrong and not inputs:
+            print(f"identical: {len(outputs)} artifacts of {commit[:12]}, rebuilt from nothing in {seconds:.0f} s")
             return 0
-        first = next(stage for stage, _, same in rows if not same)
-        print(f"diverged: {first} is the first stage that ends in other bytes")
-        for _, path, same in rows:
-            if not same and path in committed_outs(committed):
-                print("  " + difference(repo, clone, commit, committed_outs(committed)[path]))
+        if inputs:
+            names = ", ".join(dict.fromkeys(name for _, name, _ in inputs))
+            print(f"{revisions.LOCK} was made from other code or inputs than HEAD's: {names}")
+        diverged = [out for out in outputs if out.rebuilt != (out.committed or out.locked)]
+        if diverged:
+            print(f"diverged: {diverged[0].stage} is the first stage whose rebuilt bytes are not those on record")
+        for out in diverged:
+            print(f"  {out.path}: {difference(root, clone, commit, out)}")
+        print(f"not the same: {', '.join(wrong) or revisions.LOCK}")
         return 1
 
 
-def git(folder: Path, *arguments: str) -> bytes:
-    """What a git command prints. Raises UserError with what it complains of."""
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, check=False)
-    if done.returncode:
-        raise UserError(f"git {arguments[0]}: {revisions.one_line(ValueError(done.stderr.decode(errors='replace')))}")
-    return done.stdout
+def rebuild_all(clone: Path, scratch: Path, committed: Lock) -> Lock:
+    """Run all stages in a clone that has none of their results; returns the dvc.lock that this writes."""
+    (clone / revisions.LOCK).unlink()
+    for stage in committed.stages.values():  # what a stage does not write must not count as rebuilt
+        for out in stage.outs:
+            remove(clone, out.path)
+    remove(clone, paths.ENVIRONMENT.as_posix())
+    environment = rebuild.isolated(clone, scratch, "cache")  # in .dvc: a cache that holds nothing
+    ran = rebuild.repro(clone, ["--force", "--no-run-cache"], environment)
+    made = rebuild.lock((clone / revisions.LOCK).read_bytes(), "the rebuilt run")
+    if idle := [name for name in made.stages if name not in ran]:
+        raise UserError(f"dvc.yaml: {', '.join(idle)} did not run; is it frozen there?")
+    return made
 
 
-def lock(content: bytes, name: str) -> Lock:
-    """A dvc.lock with something in it. Raises UserError."""
-    found = revisions.parse_lock(content, f"{name}: {revisions.LOCK}")
-    if not found.stages:
-        raise UserError(f"{name}: {revisions.LOCK} has no stages; `dvc repro`, and commit what it writes")
-    return found
+def remove(clone: Path, path: str) -> None:
+    """Delete a file or a folder of the clone, if it is there. Raises UserError for a path that leads out of it."""
+    place = clone / path
+    if clone.resolve() not in place.parent.resolve().parents and place.parent.resolve() != clone.resolve():
+        raise UserError(f"HEAD: {revisions.LOCK} names an output outside of the project: {path}")
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
 
 
-def rebuild(clone: Path, cache: str, options: Sequence[str]) -> None:
-    """Run the stages of a clone, with `dvc repro` and its options, in this cache. Raises UserError if a stage fails."""
-    config = clone / ".dvc" / "config.local"
-    config.write_text(f"[cache]\n    dir = {json.dumps(cache)}\n", encoding="utf-8")  # whatever a user set
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_"))}
-    environment |= {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}",
-        "DVC_SITE_CACHE_DIR": str(clone.parent / "site-cache"),
-        "TMPDIR": str(clone.parent / "tmp"),  # torch leaves an empty folder for its compiler
-    }
-    (clone.parent / "tmp").mkdir(exist_ok=True)
-    environment.pop("PYTHONPATH", None)  # the clone's own code
-    if dvc(clone, ["repro", *options], environment):
-        raise UserError("the rebuild failed; what it says is above")
+def uncommitted(clone: Path, out: rebuild.Output) -> str:
+    """What is wrong with an output that Git has to keep, and does not; empty for one that DVC keeps."""
+    if out.committed is None and git.run(clone, "ls-files", "--others", "--exclude-standard", "--", out.path):
+        return "missing in Git"
+    return ""
 
 
-def dvc(folder: Path, arguments: Sequence[str], environment: dict[str, str]) -> int:
-    """Run a command of DVC; returns its exit status. Told to stop, it ends DVC and the stage that runs."""
-    command = [sys.executable, "-m", "dvc", *arguments]
-    process = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True)
+def difference(root: Path, clone: Path, commit: str, out: rebuild.Output) -> str:
+    """By how much a rebuilt output differs from the one on record, in a line."""
     try:
-        return process.wait()
-    except BaseException:  # Ctrl-C, SIGTERM: the stage must not go on in a folder that is about to be deleted
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(GRACE_SECONDS)
-        finally:
-            with suppress(ProcessLookupError):  # all of them have ended
-                os.killpg(process.pid, signal.SIGKILL)
-        raise
-
-
-def compared(committed: Lock, rebuilt: Lock) -> list[tuple[str, str, bool]]:
-    """Stage, path and whether it is the same, of every output in either; then of inputs that should be the same.
-
-    An input that differs while all outputs are the same means that dvc.lock was written for other code or parameters.
-    """
-    rows = []
-    for name in dict.fromkeys([*committed.stages, *rebuilt.stages]):
-        sides = [side.stages.get(name) for side in (committed, rebuilt)]
-        outs = [{out.path: out.md5 for out in side.outs} if side else {} for side in sides]
-        rows += [(name, path, outs[0].get(path) == outs[1].get(path)) for path in dict.fromkeys([*outs[0], *outs[1]])]
-        deps = [{dep.path: dep.md5 for dep in side.deps} if side else {} for side in sides]
-        made = {out.path for side in (committed, rebuilt) for stage in side.stages.values() for out in stage.outs}
-        rows += [
-            (name, f"{path} (input)", False)
-            for path in dict.fromkeys([*deps[0], *deps[1]])
-            if path not in made and deps[0].get(path) != deps[1].get(path)
-        ]
-        if sides[0] and sides[1] and sides[0].params != sides[1].params:
-            rows.append((name, "params.yaml (input)", False))
-    return rows
-
-
-def committed_outs(committed: Lock) -> dict[str, LockedFile]:
-    """Each output by its path."""
-    return {out.path: out for stage in committed.stages.values() for out in stage.outs}
-
-
-def difference(repo: Any, clone: Path, commit: str, out: LockedFile) -> str:
-    """By how much an output differs, in a line."""
-    try:
-        if out.path.endswith(".json") and out.path.startswith(paths.TRAIN_METRICS.parent.as_posix()):
-            before = revisions.flatten(json.loads(git(Path(repo.root_dir), "show", f"{commit}:{out.path}")), out.path)
-            after = revisions.flatten(json.loads((clone / out.path).read_bytes()), out.path)
-            return f"{out.path}: {metrics(before, after)}"
+        here = (clone / out.path).read_bytes() if (clone / out.path).is_file() else b""
+        if out.committed and out.path.endswith(".json"):
+            sides = [git.file(root, commit, out.path) or b"", here]
+            before, after = (revisions.flatten(revisions.parse_json(side, out.path), out.path) for side in sides)
+            return metrics(before, after)
         if out.path in (MODEL, PREDICTIONS):
-            content, _ = revisions.fetch(repo, out)
-            here = (clone / out.path).read_bytes()
-            return f"{out.path}: {weights(content, here) if out.path == MODEL else images(content, here)}"
-    except (UserError, SafetensorError, ValueError) as error:
-        return f"{out.path}: by how much is not known: {revisions.one_line(error)}"
-    return f"{out.path}: other bytes"
+            with revisions.repository() as repo:
+                content, _ = revisions.fetch(repo, revisions.LockedFile(path=out.path, md5=out.locked))
+            return weights(content, here) if out.path == MODEL else images(content, here)
+    except (UserError, SafetensorError, ValueError, OSError) as error:
+        return f"by how much is not known: {revisions.one_line(error)}"
+    return "other bytes"
 
 
 def metrics(before: dict[str, Any], after: dict[str, Any]) -> str:
@@ -187,17 +148,27 @@ def images(before: bytes, after: bytes) -> str:
     return f"{changed:,} of {len(sides[0]):,} predictions changed; the rest of the difference is in probabilities"
 
 
-def environments(root: Path, clone: Path, commit: str) -> list[str]:
-    """A line for each stage whose recorded environment is not that of this rebuild, or that has none."""
+def environments(root: Path, clone: Path, commit: str, committed: Lock) -> list[str]:
+    """A line for each stage whose recorded environment is not that of this rebuild, or that has none.
+
+    A record that names its outputs counts if dvc.lock names the same: another run may have written it.
+    """
     lines = []
     for path in sorted((clone / paths.ENVIRONMENT).glob("*.json")):
         name = (paths.ENVIRONMENT / path.name).as_posix()
         try:
-            before = json.loads(git(root, "show", f"{commit}:{name}"))
-        except (UserError, ValueError):
+            before = revisions.parse_json(git.file(root, commit, name) or b"", name)
+        except UserError:
             lines.append(f"environment of {path.stem}: not recorded with the commit")
             continue
-        here = json.loads(path.read_bytes())
+        locked = committed.stages.get(path.stem)
+        md5s = {out.path: out.md5 for out in locked.outs} if locked else {}
+        described = before.pop("outputs", {})
+        if not isinstance(described, dict) or any(md5s.get(out) != md5 for out, md5 in described.items()):
+            lines.append(f"environment of {path.stem}: not recorded: {name} describes other outputs")
+            continue
+        here = revisions.parse_json(path.read_bytes(), name)
+        here.pop("outputs", None)
         changed = [key for key in dict.fromkeys([*before, *here]) if before.get(key) != here.get(key)]
         if changed:
             told = "; ".join(f"{key} {before.get(key)} there, {here.get(key)} here" for key in changed)

@@ -3,11 +3,9 @@
 The tests of this file share one clone and run in their order; each begins with everything up to date.
 """
 
-import hashlib
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -82,72 +80,6 @@ def test_a_seed_study_touches_nothing_that_is_tracked(clone: Clone) -> None:
     assert failed.splitlines()[-1].startswith(
         "error: train ended with status 1: params.yaml: train.epochs is 0; allowed"
     )
-
-
-def fingerprint(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, DVC's cache and Git's objects included."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts
-    }
-
-
-def verify(clone: Clone, temporary: Path) -> subprocess.Popen[str]:
-    """`make verify` in a clone, with a folder for its temporary files."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "stages.verify"],
-        cwd=clone.path,
-        env={**clone.environment, "TMPDIR": str(temporary)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def test_verify_finds_the_same_bytes_and_touches_nothing(clone: Clone, tmp_path: Path) -> None:
-    before = fingerprint(clone.path)
-    process = verify(clone, tmp_path)
-    told, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, told
-    assert re.search(r"\nidentical: 15 artifacts of \w{12}, rebuilt from nothing in \d+ s\n$", told)
-    assert "environment: as recorded with the commit" in told
-    assert "DIFFERENT" not in told
-    assert fingerprint(clone.path) == before
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_verify_says_what_diverged_and_by_how_much(clone: Clone, tmp_path: Path) -> None:
-    clone.run("git", "checkout", "-qb", "other")
-    clone.set("train.seed", "1")  # and dvc.lock as it was
-    recorded = clone.path / "metrics/environment/train.json"
-    recorded.write_text(
-        recorded.read_text(encoding="utf-8").replace('"device": "cpu"', '"device": "abacus"'), encoding="utf-8"
-    )
-    clone.commit("a lock of other parameters")
-    process = verify(clone, tmp_path)
-    told, _ = process.communicate(timeout=300)
-    assert process.returncode == 1, told
-    assert "diverged: train is the first stage that ends in other bytes" in told
-    assert re.search(r"preprocess +data/processed/train.safetensors +identical", told)
-    assert re.search(r"train +params.yaml \(input\) +DIFFERENT", told)
-    assert re.search(r"model.safetensors: [\d,]+ weights differ, 1\.\d\.weight by 0\.\d+ at most", told)
-    assert re.search(r"predictions.csv: \d+ of 10,000 predictions changed", told)
-    assert re.search(r"metrics/evaluate.json: accuracy 0\.\d+ -> 0\.\d+ \([+-]0\.\d+\)", told)
-    assert "environment of train: device abacus there, cpu here" in told
-
-
-def test_verify_told_to_stop_leaves_nothing(clone: Clone, tmp_path: Path) -> None:
-    process = verify(clone, tmp_path)
-    assert process.stdout
-    for line in process.stdout:
-        if line.startswith("Running stage"):
-            break
-    process.terminate()
-    told, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert told.endswith("interrupted: nothing is left behind\n")
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not FASHION.is_dir(), reason="needs Fashion-MNIST: Debian's package dataset-fashion-mnist")

@@ -1,0 +1,39 @@
+"""DVC in this process, in place of a program of its own: starting Python takes most of the time of a small test."""
+
+import logging
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import dvc.cli
+import pytest
+
+from stages.errors import UserError
+
+
+def repro(folder: Path, options: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """As stages.rebuild.repro, which it stands in for."""
+    ran: list[str] = []
+
+    class Ran(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            ran.extend(re.findall(r"Running stage '([^']+)'", record.getMessage()))
+
+    logger, handler = logging.getLogger("dvc.stage.run"), Ran()
+    logger.addHandler(handler)
+    try:
+        if command(folder, ["repro", *options], environment):
+            raise UserError("`dvc repro` failed; what it says is above")
+    finally:
+        logger.removeHandler(handler)
+    return ran
+
+
+def command(folder: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a command of DVC; returns its exit status."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):  # DVC's own
+        patch.chdir(folder)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        return int(dvc.cli.main(list(arguments)))
