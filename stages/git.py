@@ -30,9 +30,10 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in local}
 
 
-def run(folder: Path, *arguments: str) -> bytes:
+def run(folder: Path, *arguments: str, stdin: bytes = b"") -> bytes:
     """What a Git command prints when it runs in `folder`. Raises UserError with what Git complains of, in one line."""
-    done = subprocess.run(["git", *arguments], cwd=folder, env=environment(), capture_output=True, check=False)
+    english = {**environment(), "LC_ALL": "C"}  # _complaint reads what Git says
+    done = subprocess.run(["git", *arguments], cwd=folder, env=english, input=stdin, capture_output=True, check=False)
     if done.returncode:
         raise UserError(f"git {arguments[0]}: {_complaint(done.stderr.decode(errors='replace'), folder)}")
     return done.stdout
