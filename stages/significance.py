@@ -102,14 +102,19 @@ def welch(a: Floats, b: Floats, level: float) -> dict[str, float] | None:
     # As whole numbers, floats add up exactly: equal means are equal, and a sample that does not vary has no variance.
     a, b = (np.rint(side * 10**DECIMALS) for side in (a, b))
     difference = float(b.mean() - a.mean())
-    low, high, p = difference, difference, 1.0
-    if np.ptp(a) > 0 or np.ptp(b) > 0:
-        result = stats.ttest_ind(b, a, equal_var=False)
-        (low, high), p = result.confidence_interval(1 - level), float(result.pvalue)
+    variances = np.array([side.var(ddof=1) / len(side) for side in (a, b)])  # of the means
+    half, p = 0.0, 1.0
+    if variances.any():
+        error = np.sqrt(variances.sum())
+        freedom = variances.sum() ** 2 / (variances**2 / [len(a) - 1, len(b) - 1]).sum()
+        half, p = (
+            float(stats.t.isf(level / 2, freedom) * error),
+            float(2 * stats.t.sf(abs(difference) / error, freedom)),
+        )
     elif difference:
         return None
-    scaled = {"difference": difference, "low": low, "high": high}
-    return {**{name: float(value) / 10**DECIMALS for name, value in scaled.items()}, "p": p}
+    scaled = {"difference": difference, "low": difference - half, "high": difference + half}
+    return {**{name: value / 10**DECIMALS for name, value in scaled.items()}, "p": p}
 
 
 def seeds_needed(difference: float, deviation_a: float, deviation_b: float, level: float, power: float) -> int | None:
