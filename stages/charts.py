@@ -78,7 +78,7 @@ def decimals(step: float) -> int:
 
 
 def lines(series: Sequence[Series], x_label: str, what: str, percent: bool = False) -> Markup:
-    """Lines over whole numbers, such as epochs, with their legend. what: the chart in words, for those who cannot see it."""
+    """Lines over whole numbers, such as epochs, with their legend. what: the chart in words, for screen readers."""
     seen = [
         [(x, y) for x, y in zip(one.x, one.y, strict=True) if math.isfinite(x) and math.isfinite(y)] for one in series
     ]

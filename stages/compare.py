@@ -1,8 +1,9 @@
 """Is B better than A? `python -m stages.compare A [B]`: commits, branches, tags, DVC experiments, or the work tree.
 
 Not a stage: it reads what the stages wrote, and writes nothing. It names results that contradict dvc.lock or each
-other; what is consistent was recorded, not rerun: `python -m stages.verify` reruns. Exit status: 0; 1 with --fail-if worse, if B is;
-2 if the question cannot be answered (no such revision, nothing measured there, and with --fail-if no verdict).
+other; what is consistent was recorded, not rerun: `python -m stages.verify` reruns.
+Exit status: 0; 1 with --fail-if worse, if B is; 2 if the question cannot be answered (no such revision, nothing
+measured, and with --fail-if no verdict).
 """
 
 import argparse

@@ -206,7 +206,7 @@ def errors_elsewhere(side: Revision, table: pd.DataFrame, test_metrics: str) -> 
     metrics = side.metrics.get(test_metrics, {})
     accuracy = metrics.get("accuracy")
     counts_fit = _counts(metrics) in (None, (errors, len(table)))
-    accuracy_fits = not _is_number(accuracy) or abs(accuracy - (1 - errors / len(table))) < 1e-6
+    accuracy_fits = not isinstance(accuracy, int | float) or abs(accuracy - (1 - errors / len(table))) < 1e-6
     if counts_fit and accuracy_fits:
         return []
     return [

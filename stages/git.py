@@ -40,7 +40,9 @@ def run(folder: Path, *arguments: str, stdin: bytes = b"") -> bytes:
 
 
 def _complaint(stderr: str, folder: Path) -> str:
-    if "dubious ownership" in stderr:
-        return f"{folder} belongs to another user; to trust it: git config --global --add safe.directory {folder}"
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    if "dubious ownership" in stderr:
+        remedy = f"git config --global --add safe.directory {folder}"
+        remedy = next((line for line in lines if line.startswith("git config")), remedy)  # names Git's top folder
+        return f"{folder} belongs to another user; to trust it: {remedy}"
     return (lines or ["no reason given"])[0].removeprefix("fatal: ")[:200]

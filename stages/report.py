@@ -2,7 +2,8 @@
 
 One HTML file that loads and runs nothing: results, curves, mistakes with their pictures, parameters, provenance; and
 against another commit, branch, tag or experiment what changed, and whether that is more than chance. Not a stage.
-Results are those that dvc.lock records, not rerun here. The same run gives the same bytes. Exit status 2 if there is nothing to show.
+Results are those that dvc.lock records, not rerun here. The same run gives the same bytes.
+Exit status 2 if there is nothing to show.
 """
 
 import argparse

@@ -92,8 +92,8 @@ def page(run: Results, against: Against | None, picture: Picture, notes: Sequenc
     foot = tag(
         "footer",
         prose(
-            f"Made by `python -m stages.report`. Results: {comparison.RECORDED}. The same run gives the same bytes; the "
-            "page loads and runs nothing."
+            f"Made by `python -m stages.report`. Results: {comparison.RECORDED}. The same run gives the same bytes; "
+            "the page loads and runs nothing."
         ),
     )
     return f"<!doctype html>\n{tag('html', head, tag('body', top, main, foot), lang='en')}\n"

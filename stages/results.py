@@ -1,6 +1,6 @@
 """What a run recorded, read and checked: what Git keeps of it (metrics, curves and so on), and its predictions.
 
-K: classes. A file that is missing, or that no stage wrote, is None, with the reason in `missing`: a page shows the rest.
+K: classes. A file that is missing, or that no stage wrote, is None, with the reason in `missing`.
 """
 
 import io

@@ -117,14 +117,21 @@ def file_md5(path: Path) -> str:
 
 
 def folder_md5(root: Path, path: str) -> str:
-    """The MD5 that DVC gives a folder below its root: of a list of its files, without those that .dvcignore names."""
+    """The MD5 that DVC gives a folder below its root: of a list of its files, without those that .dvcignore names.
+
+    Empty if DVC refuses the folder, which has a .dvcignore of its own.
+    """
     from dvc.fs import localfs
     from dvc.ignore import DvcIgnoreFilter
-    from dvc_data.hashfile.build import build
+    from dvc_data.hashfile.build import IgnoreInCollectedDirError, build
     from dvc_data.hashfile.db import HashFileDB
 
     ignore = DvcIgnoreFilter(localfs, str(root))
-    _, _, tree = build(HashFileDB(localfs, str(root)), str(root / path), localfs, "md5", dry_run=True, ignore=ignore)
+    cache = HashFileDB(localfs, str(root))  # asked for by `build`, which writes nothing in a dry run
+    try:
+        _, _, tree = build(cache, str(root / path), localfs, "md5", dry_run=True, ignore=ignore)
+    except IgnoreInCollectedDirError:
+        return ""
     return str(tree.hash_info.value)
 
 

@@ -216,14 +216,12 @@ def test_results_of_other_inputs_are_named(project: Project, monkeypatch: Patch,
     project.set(train={"skill": 0.5})
     project.write("toy.py", TOY + "# another line\n")
     found = document(monkeypatch, capsys, "main")
-    assert found["notes"] == [
-        "work tree: not as dvc.lock has it: train.skill, toy.py; the results may be of other inputs: "
-        "`dvc repro` there renews them"
-    ]
+    changed = "changed since the run that dvc.lock records: train.skill, toy.py; `dvc repro` there"
+    assert found["notes"] == [f"work tree: {changed}"]
     project.run("git", "checkout", "-q", "--detach")
     project.run("git", "commit", "-qam", "code without its results")
     found = document(monkeypatch, capsys, "main", "HEAD")
-    assert found["notes"][0].startswith("HEAD: not as dvc.lock has it: train.skill, toy.py; ")
+    assert found["notes"] == [f"HEAD: {changed}"]
 
 
 # The three formats
@@ -236,7 +234,7 @@ def test_the_table_fits_a_terminal(monkeypatch: Patch, capsys: Out) -> None:
     assert re.search(r"\n  train\.skill +0\.9 +0\.8 evaluate\n", printed)
     assert re.search(r"\n  models\.unread\.units +3 +4 no stage\n", printed)
     assert re.search(r"\n  evaluate: errors +\d+ +\d+ +\+\d+\n", printed)
-    assert re.search(r"\n  A right +\d+ +\d+ broken\n  A wrong +\d+ fixed +\d+\n", printed)
+    assert re.search(r"\n  A correct +\d+ +\d+ broken\n  A wrong +\d+ fixed +\d+\n", printed)
 
 
 def test_the_markdown_is_well_formed_whatever_the_values(project: Project, monkeypatch: Patch, capsys: Out) -> None:
@@ -543,9 +541,7 @@ def test_a_lock_with_aliases_is_read(project: Project, monkeypatch: Patch, capsy
         "dvc.lock", shared + "  another:\n    cmd: 'true'\n    params:\n      params.yaml:\n        c: *id001\n"
     )
     notes = document(monkeypatch, capsys, "main")["notes"]
-    assert notes == [
-        "work tree: not as dvc.lock has it: c; the results may be of other inputs: `dvc repro` there renews them"
-    ]
+    assert notes == ["work tree: changed since the run that dvc.lock records: c; `dvc repro` there"]
 
 
 def test_predictions_that_are_garbled_are_not_compared(project: Project, monkeypatch: Patch, capsys: Out) -> None:
@@ -598,14 +594,10 @@ def test_predictions_that_evaluate_did_not_write(content: str, line: str) -> Non
 
 
 def test_outside_a_repository(tmp_path: Path, monkeypatch: Patch) -> None:
-    line = "no commit of a DVC repository to read here: "
+    line = "no DVC repository that can be read here: "
     monkeypatch.chdir(tmp_path)
     assert refusal(monkeypatch, "main").startswith(line)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "--no-scm"], check=True, cwd=tmp_path)
-    assert refusal(monkeypatch, "main").startswith(line)
-    subprocess.run(["git", "init", "-q"], check=True, cwd=tmp_path)
-    (tmp_path / ".dvc/config").write_text("", encoding="utf-8")
-    assert refusal(monkeypatch, "main") == f"{line}unknown Git revision 'HEAD'"
+    (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc/config").write_text("[core", encoding="utf-8")
     assert refusal(monkeypatch, "main").startswith(f"{line}config file error: ")
 
@@ -617,6 +609,20 @@ def study(path: Path, name: str, accuracies: list[float]) -> str:
     runs = [{"seed": seed, "accuracy": accuracy, "loss": 0.1} for seed, accuracy in enumerate(accuracies)]
     path.write_text(json.dumps({"name": name, "runs": runs}), encoding="utf-8")
     return str(path)
+
+
+def test_equal_seeds_are_no_verdict(tmp_path: Path, monkeypatch: Patch, capsys: Out) -> None:
+    a, b = study(tmp_path / "a.json", "a", [0.99] * 2), study(tmp_path / "b.json", "b", [0.99] * 3)
+    for sides in ((a, b), (b, a)):
+        assert document(monkeypatch, capsys, *sides, "--fail-if", "worse")["verdict"]["word"] == "within noise"
+        printed = " ".join(text(monkeypatch, capsys, *sides).split())
+        assert "+0.000 points (95 % interval +0.000 to +0.000)" in printed
+        assert "seeds per side" not in printed
+    c = study(tmp_path / "c.json", "c", [0.98] * 3)  # neither side varies: nothing says how much is chance
+    found = document(monkeypatch, capsys, a, c)
+    assert found["verdict"]["word"] == "not comparable"
+    assert "no variation to judge the difference by" in found["verdict"]["text"]
+    assert refusal(monkeypatch, a, c, "--fail-if", "worse").startswith("cannot tell whether c is worse: mean accuracy")
 
 
 def test_seed_studies(tmp_path: Path, monkeypatch: Patch, capsys: Out) -> None:
@@ -633,9 +639,10 @@ def test_seed_studies(tmp_path: Path, monkeypatch: Patch, capsys: Out) -> None:
         document(monkeypatch, capsys, b, a, "--fail-if", "worse")
     c = study(tmp_path / "c.json", "noise", [0.9946, 0.9949, 0.9947])
     noise = text(monkeypatch, capsys, a, c)
-    assert "noise against default: within noise: mean accuracy 99.47 % (5 seeds) -> 99.47 % (3 seeds)" in noise
+    noise = " ".join(noise.split())
+    assert "noise against default: within noise: mean accuracy 99.470 % (5 seeds) -> 99.473 % (3 seeds)" in noise
     assert re.search(
-        r"\d+ seeds a side would show a difference of this size in 80 % of studies", " ".join(noise.split())
+        r"\d+ seeds per side would show a difference of this size in 80 % of studies", " ".join(noise.split())
     )
     assert "| A |" in re.sub(" +", " ", text(monkeypatch, capsys, a, b, "--format", "markdown"))
 
