@@ -78,7 +78,7 @@ def repository() -> Iterator[Any]:
         try:
             repo = type("ReadOnlyRepo", (Repo,), places)()
         except (DvcException, OSError, KeyError) as error:
-            raise UserError(f"no DVC repository that can be read here: {one_line(error)}") from None
+            raise UserError(f"no commit of a DVC repository to read here: {one_line(error)}") from None
         try:
             _has_a_commit(Path(repo.root_dir))
             yield repo

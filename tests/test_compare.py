@@ -127,6 +127,19 @@ def test_a_worse_branch_fails_with_a_status_of_its_own(project: Project) -> None
     assert re.fullmatch(r"error: unknown revision 'nobody'.*\n", unknown.stderr)
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-16"])
+@pytest.mark.parametrize(("sides", "status"), [(("worse", "main"), 0), (("main", "worse"), 1), (("main", "fewer"), 2)])
+def test_the_status_is_the_verdict_whatever_the_terminal(
+    sides: tuple[str, str], status: int, encoding: str, project: Project
+) -> None:
+    # A list of more than ten images ended in "…", which latin-1 lacks: the traceback had the status of a verdict.
+    environment = {**project.environment, "PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-m", "stages.compare", *sides, "--fail-if", "worse"]
+    done = subprocess.run(command, cwd=project.path, env=environment, capture_output=True, timeout=120)
+    assert done.returncode == status
+    assert b"Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("arguments", [["main", "--level", "7"], ["main", "--fail-if", "better"], [], ["a", "b", "c"]])
 def test_a_wrong_command_line_has_the_status_of_an_error(arguments: list[str], monkeypatch: Patch) -> None:
     monkeypatch.setattr(sys, "argv", ["compare", *arguments])
@@ -594,7 +607,7 @@ def test_predictions_that_evaluate_did_not_write(content: str, line: str) -> Non
 
 
 def test_outside_a_repository(tmp_path: Path, monkeypatch: Patch) -> None:
-    line = "no DVC repository that can be read here: "
+    line = "no commit of a DVC repository to read here: "
     monkeypatch.chdir(tmp_path)
     assert refusal(monkeypatch, "main").startswith(line)
     (tmp_path / ".dvc").mkdir()
