@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from stages import compare, comparison_text, errors, files, paths, revisions
+from stages import command, compare, comparison_text, files, paths, revisions
 from stages.errors import UserError, printable
 from stages.revisions import Revision
 
@@ -232,4 +232,4 @@ def _where(runs: list[Revision], mask: "pd.Series[bool]") -> list[Revision]:
 
 
 if __name__ == "__main__":
-    errors.run(main, alone=False)  # it only reads, and may do so while experiments run
+    command.run(main)

@@ -145,7 +145,7 @@ def test_verify_told_to_stop_leaves_nothing(clone: Clone, tmp_path: Path) -> Non
             break
     process.terminate()
     told, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 143
     assert told.endswith("interrupted: nothing is left behind\n")
     assert list(tmp_path.iterdir()) == []
 
