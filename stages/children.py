@@ -5,7 +5,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -47,6 +47,7 @@ class Group:
         environment: Mapping[str, str],
         capture: bool = False,
         timeout_seconds: float | None = None,
+        each_line: Callable[[str], None] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """As the function `run`. Raises Ended as well."""
         pipe = subprocess.PIPE if capture else None
@@ -59,7 +60,7 @@ class Group:
                 # A stage watches the process that is named here: not even SIGKILL lets it go on alone.
                 env={**environment, errors.STARTED_BY: str(os.getpid())},
                 stdin=subprocess.DEVNULL,
-                stdout=pipe,
+                stdout=subprocess.PIPE if each_line else pipe,
                 stderr=pipe,
                 text=True,
                 errors="replace",
@@ -69,6 +70,9 @@ class Group:
         try:
             with process:
                 try:
+                    if each_line and process.stdout:
+                        for line in process.stdout:
+                            each_line(line)
                     output, complaints = process.communicate(timeout=timeout_seconds)
                 except BaseException:
                     _end([process])
@@ -85,13 +89,15 @@ def run(
     environment: Mapping[str, str],
     capture: bool = False,
     timeout_seconds: float | None = None,
+    each_line: Callable[[str], None] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program in `folder` and wait for it; a status other than 0 is the caller's to judge.
 
-    capture: return what it prints instead of showing it. Whatever ends the wait (Ctrl-C, SIGTERM, a time limit), the
-    program and all that it has started end first. Raises subprocess.TimeoutExpired.
+    capture: return what it prints instead of showing it. each_line: is given each line that it prints, with its end, as
+    it comes; standard error is shown. Whatever ends the wait (Ctrl-C, SIGTERM, a time limit), the program and all that
+    it has started end first. Raises subprocess.TimeoutExpired.
     """
-    return Group().run(command, folder, environment, capture, timeout_seconds)
+    return Group().run(command, folder, environment, capture, timeout_seconds, each_line)
 
 
 def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
