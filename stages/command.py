@@ -14,6 +14,9 @@ def run(main: Callable[[], int | None], kept: str = "nothing was changed") -> No
 
 
 def no_arguments() -> None:
-    """Raise UserError if any were given."""
+    """Raise UserError if any were given; --help is answered."""
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print((sys.modules["__main__"].__doc__ or "").strip())
+        sys.exit(0)
     if len(sys.argv) > 1:
         raise UserError(f"takes no arguments; given: {' '.join(sys.argv[1:])[:80]!r}")

@@ -141,6 +141,13 @@ def test_a_command_returns_its_verdict(status: int | None) -> None:
     assert end.value.code == (status or 0)
 
 
+def test_a_command_without_arguments_answers_help(tmp_path: Path) -> None:
+    body = "__doc__ = 'What it does.'\nsys.argv[1:] = ['{}']\nfrom stages import command\n"
+    body += "command.run(lambda: print('ran') if command.no_arguments() else None)"
+    assert ending(start(body.format("--help"), tmp_path)) == (0, "What it does.\n", "")
+    assert ending(start(body.format("x"), tmp_path)) == (2, "", "error: takes no arguments; given: 'x'\n")
+
+
 def test_an_import_that_fails_is_no_verdict(tmp_path: Path) -> None:
     status, _, told = ending(start("sys.excepthook = errors.uncaught\nimport a_package_that_is_not_there", tmp_path))
     assert status == 2
