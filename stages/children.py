@@ -101,12 +101,12 @@ def run(
 
 
 def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
-    """End programs and all that they have started in turn: told to, then, after GRACE_SECONDS or in haste, killed."""
+    """End programs and all that they have started: SIGTERM, then SIGKILL after GRACE_SECONDS or at a second signal."""
     for process in processes:
         _signal(process, signal.SIGTERM)
     deadline = time.monotonic() + GRACE_SECONDS
     try:
-        while any(map(_lives, processes)) and time.monotonic() < deadline and not errors.in_haste():
+        while any(map(_lives, processes)) and time.monotonic() < deadline and not errors.second_signal_came():
             time.sleep(POLL_SECONDS)
     finally:
         for process in processes:
@@ -129,7 +129,7 @@ def _lives(process: subprocess.Popen[str]) -> bool:
         os.killpg(process.pid, 0)
     except (ProcessLookupError, PermissionError):
         return False
-    # In a container nobody may reap what is left: zombies are no life.
+    # In a container without an init process zombies stay: they do not count.
     states = [_group_and_state(folder) for folder in Path("/proc").glob("[0-9]*")]
     return any(group == process.pid and state != "Z" for group, state in states) or not states
 

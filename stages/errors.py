@@ -28,7 +28,7 @@ STARTED_BY = (
 )
 POLL_SECONDS = 0.1  # while waiting for another stage
 WATCH_SECONDS = 0.5  # between two looks at whether dvc is still there
-SWALLOWED_SECONDS = 15  # after which a signal is obeyed again: cleaning up takes less
+SWALLOWED_SECONDS = 15  # after which a signal raises again; the cleanup takes less
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)  # of a file system without flock
 NO_MEMORY = ("can't allocate memory", "DefaultCPUAllocator", "out of memory", "bad_alloc", "can't start new thread")
 KEPT = "nothing is kept of this stage; `dvc repro` begins it again"
@@ -61,7 +61,7 @@ def run(main: Callable[[], int | None], alone: bool = True, kept: str = KEPT, me
     of params.yaml that decide how much memory it takes.
     """
     for stream in _streams():
-        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal lacks is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal cannot show is no reason to fail
             stream.reconfigure(errors="replace")
     with _signals_raise():
         _watch_who_started_this()
@@ -87,10 +87,10 @@ def _status(main: Callable[[], int | None], alone: bool, kept: str, memory: str)
                 raise
         return int(status or 0)
     except Interrupted as stop:
-        _say(f"interrupted: {stop}")
+        _print_line(f"interrupted: {stop}")
         return stop.status
     except KeyboardInterrupt as stop:
-        _say(f"interrupted: {kept}")
+        _print_line(f"interrupted: {kept}")
         return 128 + (stop.signum if isinstance(stop, Stopped) else signal.SIGINT)
     except Exception as error:
         return _explain(error, memory)
@@ -99,33 +99,33 @@ def _status(main: Callable[[], int | None], alone: bool, kept: str, memory: str)
 def _explain(error: BaseException, memory: str) -> int:
     """Say what went wrong, in one line if the user can do something about it; return the exit status."""
     if isinstance(error, UserError):
-        _say(f"error: {error}")
+        _print_line(f"error: {error}")
     elif isinstance(error, BrokenPipeError) and _nobody_reads():
         return 128 + signal.SIGPIPE
     elif _is_lack_of_memory(error):
         keys = f"; what decides it in {paths.PARAMS}: {memory}" if memory else ""
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        _say(f"error: not enough memory in {_program()} ({reason[:200]}){keys}")
+        _print_line(f"error: not enough memory in {_program()} ({reason[:200]}){keys}")
     elif isinstance(error, OSError):  # disk full, no permission, not a directory
         place = f"{error.filename}: " if error.filename else ""
-        _say(f"error: {place}{error.strerror or error}")
+        _print_line(f"error: {place}{error.strerror or error}")
     elif isinstance(error, ImportError) and not (error.name or "").startswith("stages"):
         reason = (str(error).splitlines() or [""])[0]
-        _say(
+        _print_line(
             f"error: {reason} ({sys.executable}): a package of requirements.txt is missing or broken; "
             "remove .venv, and `make repro` builds it again"
         )
     else:
         with suppress(OSError):
             traceback.print_exception(error)
-        _say(f"error: this is a bug in {_program()}, no mistake of yours: please report it with the lines above")
+        _print_line(f"error: this is a bug in {_program()}, no mistake of yours: please report it with the lines above")
     return 2
 
 
 def uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """A `sys.excepthook` for what is raised before `run` is reached, as an import that fails: it ends as in `run`."""
     if isinstance(error, KeyboardInterrupt):
-        _say("interrupted: it had not begun")
+        _print_line("interrupted: it had not begun")
         status = 128 + signal.SIGINT
     else:
         status = _explain(error, "")
@@ -138,7 +138,7 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     with suppress(OSError):
         print(printable(line), file=sys.stderr, flush=True)
 
@@ -156,7 +156,7 @@ def _program() -> str:
 
 
 def _is_lack_of_memory(error: BaseException) -> bool:
-    """By names and words: importing torch to ask for its classes would take longer than most programs."""
+    """By names and words: importing torch for its exception classes would take longer than most programs run."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return (
@@ -187,24 +187,24 @@ def _drop_what_cannot_be_written() -> None:
 
 # --- signals
 
-_came: list[float] = []  # when signals came, since `run` began
+_signal_times: list[float] = []  # when signals came, since `run` began
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    """Raise Stopped at the first signal; the next ones only make haste, or they would cut the cleaning up short.
+    """Raise Stopped at the first signal. Later ones only shorten waits: a second exception would break off the cleanup.
 
-    An exception that a library has swallowed (in a __del__, say) must not make the program immune: after a while the
-    next signal raises again.
+    If a library swallows the exception (in a __del__, for instance), signals must not stay without effect: after a
+    while the next one raises again.
     """
-    _came.append(time.monotonic())
-    if len(_came) == 1 or _came[-1] - _came[0] > SWALLOWED_SECONDS:
-        _came[:] = _came[-1:]
+    _signal_times.append(time.monotonic())
+    if len(_signal_times) == 1 or _signal_times[-1] - _signal_times[0] > SWALLOWED_SECONDS:
+        _signal_times[:] = _signal_times[-1:]
         raise Stopped(signum)
 
 
-def in_haste() -> bool:
-    """Whether a second signal has come: whoever sends it does not want to wait for the cleaning up."""
-    return len(_came) > 1
+def second_signal_came() -> bool:
+    """Whether a second signal has come: the person does not want to wait for the cleanup."""
+    return len(_signal_times) > 1
 
 
 def _not_ignored() -> list[signal.Signals]:
@@ -214,7 +214,7 @@ def _not_ignored() -> list[signal.Signals]:
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    _came.clear()
+    _signal_times.clear()
     before = {each: signal.signal(each, _stop) for each in _not_ignored()}
     try:
         yield
@@ -227,7 +227,7 @@ def _signals_raise() -> Iterator[None]:
 def told_to_stop() -> Iterator[Callable[[], int | None]]:
     """Within the block signals do not end the program: the function that is given tells which one came.
 
-    Only the first: the next one does what it always does, for whoever does not want to wait.
+    Only the first: the next one does what it always does, for anyone who does not want to wait.
     """
     came: list[int] = []
     before: dict[signal.Signals, Any] = {}
@@ -253,14 +253,13 @@ def told_to_stop() -> Iterator[Callable[[], int | None]]:
 def one_stage_at_a_time(wait: bool = True) -> Iterator[bool]:
     """Wait until no other stage is at work in this folder; gives whether none is, which without `wait` may be False.
 
-    Between the moment that dvc is killed and the one at which its stage notices, a new `dvc repro` could write beside
-    it. The lock goes with the process that holds it, however that ends. On a file system that has no locks there is
-    none.
+    A stage notices within a second that its dvc was killed; until then, a new `dvc repro` could write beside it. The
+    system releases the lock when the process ends, however it ends. A file system without locks has none.
     """
     paths.RUNS.mkdir(exist_ok=True)
     try:
         descriptor = os.open(paths.LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    except PermissionError:  # somebody else's file, in a shared clone: it can be locked without writing to it
+    except PermissionError:  # another user's file, in a shared clone: locking it does not need write access
         descriptor = os.open(paths.LOCK, os.O_RDONLY)
     try:
         free = _locked(descriptor)
@@ -279,7 +278,7 @@ def _locked(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in NO_LOCKS:
-            _say(
+            _print_line(
                 f"{paths.LOCK}: this file system has no locks ({error.strerror}): this stage runs without its own, so "
                 "start no second one here; DVC needs `dvc config --local core.hardlink_lock true`"
             )
@@ -291,7 +290,7 @@ def _locked(descriptor: int) -> bool:
     return True
 
 
-# --- whoever started this program
+# --- the program that started this one
 
 
 def _parent(process: int) -> int:
@@ -305,7 +304,7 @@ def _parent(process: int) -> int:
 
 
 def _chain() -> list[tuple[int, int]]:
-    """This process and its parent, that one and its parent, …, up to whoever must outlive this program; or nothing.
+    """Pairs of a process and its parent, from this process up to the ancestor that must outlive it; empty without one.
 
     Under DVC that is dvc itself: the first ancestor that was not started with DVC_STAGE of this stage, as a shell in
     between was. A program that one of ours runs (stages/children.py) must not outlive that one either.
@@ -335,15 +334,15 @@ _CHAIN = _chain()  # now: by the time that torch is imported, dvc may be gone
 
 
 def _watch_who_started_this() -> None:
-    """End this program as SIGTERM does, checkpoint and all, once whoever started it is gone (killed with SIGKILL, say).
+    """End this program as SIGTERM does, with a checkpoint, once the program that started it is gone.
 
-    Never one that was started by hand or with nohup: those may outlive their shell.
+    A program that was started by hand or with nohup is not watched: it may outlive its shell.
     """
 
     def watch() -> None:
         while all(_parent(process) == parent for process, parent in _CHAIN):
             time.sleep(WATCH_SECONDS)
-        _say("the program that started this one is gone: ending")
+        _print_line("the program that started this one is gone: ending")
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
     if _CHAIN:

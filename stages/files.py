@@ -15,7 +15,7 @@ REFUSED = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENO
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` atomically: a temporary file beside it, flushed to the disk, then renamed.
 
-    Who may read it is for the umask to say. Raises OSError (disk full, no permission), which names `path`; that then
+    The umask decides who may read it. Raises OSError (disk full, no permission), which names `path`; that then
     still holds what it held.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             except OSError as error:
                 if error.errno not in REFUSED:
                     raise
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
