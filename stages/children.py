@@ -51,32 +51,33 @@ class Group:
     ) -> subprocess.CompletedProcess[str]:
         """As the function `run`. Raises Ended as well."""
         pipe = subprocess.PIPE if capture else None
-        with self._lock:
-            if self._ended:
-                raise Ended
-            process = subprocess.Popen(
-                [str(word) for word in command],
-                cwd=folder,
-                # A stage watches the process that is named here: not even SIGKILL lets it go on alone.
-                env={**environment, errors.STARTED_BY: str(os.getpid())},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE if each_line else pipe,
-                stderr=pipe,
-                text=True,
-                errors="replace",
-                start_new_session=True,
-            )
-            self._running.add(process)
+        process = None
         try:
-            with process:
-                try:
-                    if each_line and process.stdout:
-                        for line in process.stdout:
-                            each_line(line)
-                    output, complaints = process.communicate(timeout=timeout_seconds)
-                except BaseException:
+            with errors.signals_deferred(), self._lock:
+                if self._ended:
+                    raise Ended
+                process = subprocess.Popen(
+                    [str(word) for word in command],
+                    cwd=folder,
+                    # A stage watches the process that is named here: not even SIGKILL lets it go on alone.
+                    env={**environment, errors.STARTED_BY: str(os.getpid())},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE if each_line else pipe,
+                    stderr=pipe,
+                    text=True,
+                    errors="replace",
+                    start_new_session=True,
+                )
+                self._running.add(process)
+            if each_line and process.stdout:
+                for line in process.stdout:
+                    each_line(line)
+            output, complaints = process.communicate(timeout=timeout_seconds)
+        except BaseException:
+            if process is not None:
+                with process:  # closes its pipes
                     _end([process])
-                    raise
+            raise
         finally:
             with self._lock:
                 self._running.discard(process)

@@ -187,6 +187,7 @@ def _drop_what_cannot_be_written() -> None:
 
 # --- signals
 
+_deferred: list[int] | None = None  # signals that came within `signals_deferred`; None outside of it
 _signal_times: list[float] = []  # when signals came, since `run` began
 
 
@@ -196,10 +197,32 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     If a library swallows the exception (in a __del__, for instance), signals must not stay without effect: after a
     while the next one raises again.
     """
+    if _deferred is not None:
+        _deferred.append(signum)
+        return
     _signal_times.append(time.monotonic())
     if len(_signal_times) == 1 or _signal_times[-1] - _signal_times[0] > SWALLOWED_SECONDS:
         _signal_times[:] = _signal_times[-1:]
         raise Stopped(signum)
+
+
+@contextmanager
+def signals_deferred() -> Iterator[None]:
+    """Within the block a signal does not interrupt the main thread, which is interrupted at the end of the block.
+
+    For what must not be half done, such as starting a program and noting that it runs. Other threads never are.
+    """
+    global _deferred
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _deferred = []
+    try:
+        yield
+    finally:
+        signals, _deferred = _deferred, None
+        for signum in signals:
+            _stop(signum, None)
 
 
 def second_signal_came() -> bool:

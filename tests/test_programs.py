@@ -416,6 +416,26 @@ def test_children_end_with_the_command(signum: int, threads: bool, twice: bool, 
     assert not any(map(lives, family))
 
 
+@pytest.mark.parametrize("signum", SIGNALS, ids=NAMES)
+def test_a_signal_while_a_child_starts_leaves_none_behind(signum: int, tmp_path: Path) -> None:
+    body = f"""
+    import subprocess
+    from pathlib import Path
+    start = subprocess.Popen._execute_child
+    def started(self, *arguments):
+        start(self, *arguments)
+        print(self.pid, flush=True)
+        os.kill(os.getpid(), {int(signum)})
+        time.sleep(0.01)
+    subprocess.Popen._execute_child = started
+    errors.run(lambda: children.run(['sleep', '600'], Path(), os.environ).returncode, alone=False, kept='K')
+    """
+    process = start(body, tmp_path)
+    child = int(line(process))
+    assert ending(process) == (128 + signum, "", "interrupted: K\n")
+    assert not lives(child)
+
+
 def test_children_that_do_not_listen_are_killed_when_in_haste(tmp_path: Path) -> None:
     body = """
     from pathlib import Path
