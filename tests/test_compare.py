@@ -668,7 +668,10 @@ def test_seed_studies(tmp_path: Path, monkeypatch: Patch, capsys: Out) -> None:
         ('{"name": "x", "runs": [{"seed": 0, "accuracy": 0.9}, {"seed": 0, "accuracy": 0.8}]}', "seed 0 stands twice"),
         ('{"name": "x", "runs": [{"seed": 0, "accuracy": 99.4}, {"seed": 1, "accuracy": 0.8}]}', "runs.0.accuracy: "),
         ('{"name": "x", "runs": [{"seed": 0, "accuracy": NaN}, {"seed": 1, "accuracy": 0.8}]}', "runs.0.accuracy: "),
-        ('{"name": "x", "runs": [{"seed": 0}, {"seed": 1, "accuracy": 0.8}]}', "runs.0.accuracy: Field required"),
+        (
+            '{"name": "x", "runs": [{"seed": 0}, {"seed": 1, "accuracy": 0.8}]}',
+            "runs.0: has neither accuracy nor validation_accuracy",
+        ),
         ('{"name": "x", "runs": [{"seed": "0", "accuracy": 0.9}, {"seed": 1, "accuracy": 0.8}]}', "runs.0.seed: "),
         ('{"runs": []}', "name: Field required"),
         ("[" * 100_000, ""),
