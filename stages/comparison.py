@@ -12,6 +12,7 @@ and of revisions:
   metrics      each number: file, metric, a, b (None where a side has none), difference
   images       how many test images were fixed, broken, …, and some of them; None without both sides' predictions
 or of studies:
+  part         test | validation: what was measured
   studies      of each side: name, seeds, mean, deviation (standard, over seeds), low, high (the extremes)
   seeds_needed how many per side would show a difference of the size observed, in 80 % of studies; None: unknown
 """
@@ -23,9 +24,11 @@ import numpy as np
 import pandas as pd
 
 from stages import significance
+from stages.errors import UserError
 from stages.predictions import Found
 from stages.revisions import Revision, flatten
-from stages.study_file import Study
+from stages.scores import Floats
+from stages.study_file import Part, Study
 
 NOT_COMPARABLE = "not comparable"
 RECORDED = "recorded by dvc.lock, not rerun here; `make verify` reruns"
@@ -216,12 +219,21 @@ def errors_elsewhere(side: Revision, table: pd.DataFrame, test_metrics: str) -> 
 
 
 def studies(a: Study, b: Study, level: float) -> dict[str, Any]:
-    """Compare two seed studies by the mean of their accuracies."""
-    found = significance.welch(a.accuracies, b.accuracies, level)
-    means = [float(study.accuracies.mean()) for study in (a, b)]
-    deviations = [float(study.accuracies.std(ddof=1)) if np.ptp(study.accuracies) else 0.0 for study in (a, b)]
+    """Compare two seed studies by the mean of their test accuracies, or else of their validation accuracies.
+
+    Raises UserError if not all seeds were measured on the same part.
+    """
+    part, values = measured(a, b)
+    found = significance.welch(values[0], values[1], level)
+    means = [float(each.mean()) for each in values]
+    deviations = [float(each.std(ddof=1)) if np.ptp(each) else 0.0 for each in values]
+    notes = [f"{study.name}: {study.seeds_missing} seeds did not finish" for study in (a, b) if study.seeds_missing]
+    if part == "validation":
+        notes.append("validation accuracies are compared: not all seeds were measured on the test set")
+    if None not in (images := [study.images(part) for study in (a, b)]) and images[0] != images[1]:
+        notes.append(f"not the same images: {images[0]:,} in {a.name}, {images[1]:,} in {b.name}")
     text = (
-        f"mean accuracy {_share(means[0], 100_000)} ({len(a.runs)} seeds) -> "
+        f"mean {part} accuracy {_share(means[0], 100_000)} ({len(a.runs)} seeds) -> "
         f"{_share(means[1], 100_000)} ({len(b.runs)} seeds)"
     )
     needed = None
@@ -247,20 +259,43 @@ def studies(a: Study, b: Study, level: float) -> dict[str, Any]:
         "level": level,
         "verdict": verdict,
         "evidence": "recorded by each study, not rerun here",
-        "notes": [],
+        "notes": notes,
+        "part": part,
         "studies": [
             {
                 "name": study.name,
                 "seeds": len(study.runs),
                 "mean": mean,
                 "deviation": deviation,
-                "low": float(study.accuracies.min()),
-                "high": float(study.accuracies.max()),
+                "low": float(each.min()),
+                "high": float(each.max()),
             }
-            for study, mean, deviation in zip((a, b), means, deviations, strict=True)
+            for study, each, mean, deviation in zip((a, b), values, means, deviations, strict=True)
         ],
         "seeds_needed": needed,
     }
+
+
+def measured(a: Study, b: Study) -> tuple[Part, list[Floats]]:
+    """The part that all seeds of both studies were measured on, the test set if it is both, and their accuracies."""
+    parts: tuple[Part, ...] = ("test", "validation")
+    for part in parts:
+        sides = [accuracies(study, part) for study in (a, b)]
+        values = [side for side in sides if side is not None]
+        if len(values) == len(sides):
+            return part, values
+    raise UserError(
+        f"{a.name} and {b.name} were not measured on the same part; `python -m stages.study --test` measures on both"
+    )
+
+
+def accuracies(study: Study, part: Part) -> Floats | None:
+    """Accuracy of each seed, float64 (runs,), from the counts where they are known; None unless each seed has one."""
+    errors, images = study.errors(part), study.images(part)
+    if errors is not None and images is not None:
+        return 1 - errors / images
+    found = [run.accuracy if part == "test" else run.validation_accuracy for run in study.runs]
+    return None if None in found else np.array(found, dtype=np.float64)
 
 
 def not_comparable(why: str) -> dict[str, Any]:

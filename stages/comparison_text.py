@@ -65,7 +65,7 @@ def heading(document: dict[str, Any], quote: Quote) -> str:
 
 def _tables(document: dict[str, Any], quote: Quote) -> list[Titled]:
     if "studies" in document:
-        return [_studies(document["studies"], quote)]
+        return [_studies(document["studies"], document["part"], quote)]
     tables = [_parameters(document["parameters"], quote), _metrics(document["metrics"], quote)]
     return [*tables, _images(document["images"])] if document["images"] else tables
 
@@ -107,7 +107,7 @@ def _images(images: dict[str, Any]) -> Titled:
     return "Test images", pd.DataFrame(columns), lines
 
 
-def _studies(rows: list[dict[str, Any]], quote: Quote) -> Titled:
+def _studies(rows: list[dict[str, Any]], part: str, quote: Quote) -> Titled:
     columns = {
         "": ["A", "B"],
         "study": [quote(row["name"]) for row in rows],
@@ -117,7 +117,7 @@ def _studies(rows: list[dict[str, Any]], quote: Quote) -> Titled:
         "lowest": [f"{100 * row['low']:.2f} %" for row in rows],
         "highest": [f"{100 * row['high']:.2f} %" for row in rows],
     }
-    return "Accuracy over seeds", pd.DataFrame(columns), []
+    return f"{part.capitalize()} accuracy over seeds", pd.DataFrame(columns), []
 
 
 def side(document: dict[str, Any]) -> str:

@@ -140,6 +140,15 @@ def test_the_status_is_the_verdict_whatever_the_terminal(
     assert b"Traceback" not in done.stderr
 
 
+def test_a_name_that_the_terminal_lacks_is_no_verdict(project: Project) -> None:
+    project.set(train={"channels": ["ü", "→"]})
+    environment = {**project.environment, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "stages.compare", "main", "--fail-if", "worse"]
+    done = subprocess.run(command, cwd=project.path, env=environment, capture_output=True, timeout=120)
+    assert done.returncode == 0
+    assert b"within noise" in done.stdout
+
+
 @pytest.mark.parametrize("arguments", [["main", "--level", "7"], ["main", "--fail-if", "better"], [], ["a", "b", "c"]])
 def test_a_wrong_command_line_has_the_status_of_an_error(arguments: list[str], monkeypatch: Patch) -> None:
     monkeypatch.setattr(sys, "argv", ["compare", *arguments])
@@ -635,7 +644,9 @@ def test_equal_seeds_are_no_verdict(tmp_path: Path, monkeypatch: Patch, capsys: 
     found = document(monkeypatch, capsys, a, c)
     assert found["verdict"]["word"] == "not comparable"
     assert "no variation to judge the difference by" in found["verdict"]["text"]
-    assert refusal(monkeypatch, a, c, "--fail-if", "worse").startswith("cannot tell whether c is worse: mean accuracy")
+    assert refusal(monkeypatch, a, c, "--fail-if", "worse").startswith(
+        "cannot tell whether c is worse: mean test accuracy"
+    )
 
 
 def test_seed_studies(tmp_path: Path, monkeypatch: Patch, capsys: Out) -> None:
@@ -653,11 +664,38 @@ def test_seed_studies(tmp_path: Path, monkeypatch: Patch, capsys: Out) -> None:
     c = study(tmp_path / "c.json", "noise", [0.9946, 0.9949, 0.9947])
     noise = text(monkeypatch, capsys, a, c)
     noise = " ".join(noise.split())
-    assert "noise against default: within noise: mean accuracy 99.470 % (5 seeds) -> 99.473 % (3 seeds)" in noise
+    assert "noise against default: within noise: mean test accuracy 99.470 % (5 seeds) -> 99.473 % (3 seeds)" in noise
     assert re.search(
         r"\d+ seeds per side would show a difference of this size in 80 % of studies", " ".join(noise.split())
     )
     assert "| A |" in re.sub(" +", " ", text(monkeypatch, capsys, a, b, "--format", "markdown"))
+
+
+def test_studies_without_test_accuracies_are_compared_on_validation(
+    tmp_path: Path, monkeypatch: Patch, capsys: Out
+) -> None:
+    def validated(name: str, errors: list[int], **more: Any) -> str:
+        runs = [
+            {
+                "seed": seed,
+                "validation_accuracy": round(1 - n / 6000, 6),
+                "validation_errors": n,
+                "validation_images": 6000,
+            }
+            for seed, n in enumerate(errors)
+        ]
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({"name": name, "runs": [{**run, **more} for run in runs]}), encoding="utf-8")
+        return str(path)
+
+    a, b = validated("a", [60, 62, 61]), validated("b", [80, 82, 81], accuracy=0.9)
+    found = document(monkeypatch, capsys, a, b)
+    assert (found["verdict"]["word"], found["part"]) == ("worse", "validation")
+    assert found["verdict"]["difference"] == pytest.approx(-20 / 6000)
+    assert found["notes"] == ["validation accuracies are compared: not all seeds were measured on the test set"]
+    assert "Validation accuracy over seeds" in text(monkeypatch, capsys, a, b)
+    tested = study(tmp_path / "tested.json", "tested", [0.99, 0.98])
+    assert refusal(monkeypatch, a, tested).startswith("a and tested were not measured on the same part; ")
 
 
 @pytest.mark.parametrize(
