@@ -43,7 +43,7 @@ class Axes:
         return HEIGHT - BOTTOM - (value - self.low_y) / (self.high_y - self.low_y) * (HEIGHT - TOP - BOTTOM)
 
     def draw(self, x_label: str, percent: bool = False) -> Markup:
-        """Grid, ticks and the label of x; what y is stands above the chart. percent: the y axis counts in percent."""
+        """Grid, ticks and the label of x; the figure's caption names y. percent: show y in percent."""
         parts = []
         step = self.y_ticks[1] - self.y_ticks[0]
         for tick in self.y_ticks:
@@ -78,7 +78,7 @@ def decimals(step: float) -> int:
 
 
 def lines(series: Sequence[Series], x_label: str, what: str, percent: bool = False) -> Markup:
-    """Lines over whole numbers, such as epochs, with their legend. what: the chart in words, for who cannot see it."""
+    """Lines over whole numbers, such as epochs, with their legend. what: the chart in words, for screen readers."""
     seen = [
         [(x, y) for x, y in zip(one.x, one.y, strict=True) if math.isfinite(x) and math.isfinite(y)] for one in series
     ]
@@ -94,7 +94,7 @@ def lines(series: Sequence[Series], x_label: str, what: str, percent: bool = Fal
 
 
 def reliability(table: pd.DataFrame, what: str) -> Markup:
-    """How often predictions of a confidence are right; table: as `stages.scores.reliability` gives it."""
+    """Accuracy by confidence; table: as `stages.scores.reliability` gives it."""
     axes = Axes((0.0, 1.0), (0.0, 1.0))
     share = table["images"] / max(table["images"].sum(), 1)
     parts = [axes.draw("probability of the predicted class", percent=True)]
@@ -111,7 +111,7 @@ def reliability(table: pd.DataFrame, what: str) -> Markup:
         parts.append(tag("circle", cx=at, cy=axes.y(accuracy), r=3.5, class_="dot one"))
     marks = [
         ("accuracy, with its 95 % interval", _swatch("one")),
-        ("as sure as right", _swatch("ideal")),
+        ("perfectly calibrated", _swatch("ideal")),
         ("share of the images", _mark(tag("rect", x=0, y=1, width=18, height=10, class_="bar"))),
     ]
     return tag("div", legend(marks), drawing(what, *parts), class_="chart")

@@ -1,37 +1,22 @@
-"""How a command that judges runs ends: not as a stage does (stages.errors.run), whose status 1 means failed.
+"""Programs beside the pipeline, which judge runs or look after them: they need no lock."""
 
-Here 1 is a verdict, and 2 is that there is none.
-"""
-
-import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
-from stages.errors import UserError, printable
+from stages import errors
+from stages.errors import UserError
 
 
-def run(main: Callable[[], int | None], kept: str = "nothing was changed") -> None:
-    """Run a command and exit with the status that it returns; with 2 and a line on a UserError or an OSError.
-
-    SIGTERM and SIGHUP end it as Ctrl-C does, with status 130 and a line that says what is `kept`.
-    """
-    for each in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, signal.default_int_handler)
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"interrupted: {kept}", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+def run(main: Callable[[], int | None], kept: str = "nothing was changed") -> NoReturn:
+    """Run a command as stages.errors.run does. kept: what is left if a signal ends it."""
+    errors.run(main, alone=False, kept=kept)
 
 
 def no_arguments() -> None:
-    """Raise UserError if any were given."""
+    """Raise UserError if any were given; --help is answered."""
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print((sys.modules["__main__"].__doc__ or "").strip())
+        sys.exit(0)
     if len(sys.argv) > 1:
         raise UserError(f"takes no arguments; given: {' '.join(sys.argv[1:])[:80]!r}")

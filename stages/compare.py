@@ -1,7 +1,9 @@
 """Is B better than A? `python -m stages.compare A [B]`: commits, branches, tags, DVC experiments, or the work tree.
 
-Not a stage: it reads what the stages wrote, and writes nothing. Exit status: 0; 1 with --fail-if worse, if B is;
-2 if the question cannot be answered (no such revision, nothing measured there, and with --fail-if no verdict).
+Not a stage: it reads what the stages wrote, and writes nothing. It names results that contradict dvc.lock or each
+other; what is consistent was recorded, not rerun: `python -m stages.verify` reruns.
+Exit status: 0; 1 with --fail-if worse, if B is; 2 if the question cannot be answered (no such revision, nothing
+measured, and with --fail-if no verdict).
 """
 
 import argparse
@@ -48,7 +50,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m stages.compare", description="Is B better than A?")
     parser.add_argument("a", metavar="A", help="what to compare with: a commit, branch, tag or DVC experiment")
     parser.add_argument("b", metavar="B", nargs="?", help="what to judge; the work tree if left out")
-    parser.epilog = "A and B may both be seed studies: JSON files {name, runs: [{seed, accuracy}, …]}."
+    parser.epilog = "A and B may both be seed studies: JSON files as `python -m stages.study` writes them."
     parser.add_argument("--format", choices=FORMATS, default="table")
     parser.add_argument("--level", type=level, default=0.05, help="share of false alarms accepted (default: 0.05)")
     parser.add_argument("--fail-if", choices=["worse"], help="exit 1 if B is worse, 2 if that cannot be told")
@@ -79,10 +81,13 @@ def two_revisions(a: str, b: str | None, level: float) -> dict[str, Any]:
     metrics = f"{paths.TEST_METRICS.parent.as_posix()}/*.json"
     with revisions.repository() as repo:
         old, new = (revisions.read(repo, name, paths.PARAMS.as_posix(), metrics) for name in (a, b))
-        found = [predictions.of(repo, side, paths.PREDICTIONS.as_posix()) for side in (old, new)]
-    return comparison.revisions(
+        found = [predictions.load(repo, side, paths.PREDICTIONS.as_posix()) for side in (old, new)]
+        damaged = revisions.damaged(repo, [old, new], besides=paths.PREDICTIONS.as_posix())
+    document = comparison.revisions(
         old, new, (found[0], found[1]), paths.TEST_METRICS.as_posix(), paths.TEST.as_posix(), level
     )
+    document["notes"] += damaged
+    return document
 
 
 if __name__ == "__main__":

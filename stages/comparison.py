@@ -5,14 +5,16 @@ A is what is compared with, B what is judged. A document has:
   level        the share of false alarms that the verdict accepts
   verdict      word: better | worse | within noise | not comparable; text: a sentence; and of the test: method,
                difference (of accuracy, B - A), low, high (its interval), p. The last four are None if not comparable.
+  evidence     what the numbers rest on, a sentence
   notes        what the user must know to trust the rest, a line each
 and of revisions:
   parameters   those that differ: key, a, b (left out where a side has none), read_by: stages that read it on each side
   metrics      each number: file, metric, a, b (None where a side has none), difference
   images       how many test images were fixed, broken, …, and some of them; None without both sides' predictions
 or of studies:
+  part         test | validation: what was measured
   studies      of each side: name, seeds, mean, deviation (standard, over seeds), low, high (the extremes)
-  seeds_needed how many a side would show a difference of the size observed, in 80 % of studies; None: not to be had
+  seeds_needed how many per side would show a difference of the size observed, in 80 % of studies; None: unknown
 """
 
 import math
@@ -22,11 +24,14 @@ import numpy as np
 import pandas as pd
 
 from stages import significance
+from stages.errors import UserError
 from stages.predictions import Found
 from stages.revisions import Revision, flatten
-from stages.study_file import Study
+from stages.scores import Floats
+from stages.study_file import Part, Study
 
 NOT_COMPARABLE = "not comparable"
+RECORDED = "recorded by dvc.lock, not rerun here; `make verify` reruns"
 EXAMPLES = 10  # images of each kind that are listed
 POWER = 0.8  # the share of studies that should find a difference, in the number of seeds needed
 
@@ -41,7 +46,7 @@ def revisions(
 ) -> dict[str, Any]:
     """Compare two revisions.
 
-    found: the predictions of both, as `stages.predictions.of` gives them.
+    found: the predictions of both, as `stages.predictions.load` gives them.
     test_metrics: the file of metrics with the counts `errors` and `images`. test_set: the output with the test set.
     """
     notes = [*a.notes, *b.notes]
@@ -58,9 +63,7 @@ def revisions(
         notes += errors_elsewhere(a, tables[0], test_metrics) + errors_elsewhere(b, tables[1], test_metrics)
         images, verdict = paired(*tables, level)
         if verdict["word"] != significance.NOISE:
-            notes.append(
-                "judged are these two models; whether the change makes other models so too, several seeds a side tell"
-            )
+            notes.append("this compares two trained models only; use several seeds to judge the change")
     elif (why := other_test_set(a, b, test_metrics, test_set)) is not None:
         notes.append(f"{why}: metrics stand side by side, but their differences do not judge the models")
         verdict = not_comparable(why)
@@ -75,6 +78,7 @@ def revisions(
         "b": {"name": b.name, "commit": b.commit},
         "level": level,
         "verdict": verdict,
+        "evidence": RECORDED,
         "notes": notes,
         "parameters": parameter_rows(a, b),
         "metrics": metrics,
@@ -200,51 +204,98 @@ def other_test_set(a: Revision, b: Revision, test_metrics: str, test_set: str) -
 
 
 def errors_elsewhere(side: Revision, table: pd.DataFrame, test_metrics: str) -> list[str]:
-    """A note if the predictions have another number of errors than the metrics of the same revision."""
+    """A note if the metrics of a revision are not those of its predictions: counts of errors and images, accuracy."""
     errors = int((table["label"].to_numpy() != table["prediction"].to_numpy()).sum())
-    found = _counts(side.metrics.get(test_metrics, {}))
-    if found in (None, (errors, len(table))):
+    metrics = side.metrics.get(test_metrics, {})
+    accuracy = metrics.get("accuracy")
+    counts_fit = _counts(metrics) in (None, (errors, len(table)))
+    accuracy_fits = not isinstance(accuracy, int | float) or abs(accuracy - (1 - errors / len(table))) < 1e-6
+    if counts_fit and accuracy_fits:
         return []
     return [
-        f"{side.name}: {test_metrics} does not fit the predictions, which have {errors:,} errors; `dvc repro` there"
+        f"{side.name}: {test_metrics} contradicts the predictions, which have {errors:,} errors in {len(table):,} "
+        "images; `dvc repro` there"
     ]
 
 
 def studies(a: Study, b: Study, level: float) -> dict[str, Any]:
-    """Compare two seed studies by the mean of their accuracies."""
-    found = significance.welch(a.accuracies, b.accuracies, level)
-    means = [float(study.accuracies.mean()) for study in (a, b)]
-    deviations = [float(study.accuracies.std(ddof=1)) for study in (a, b)]
-    needed = significance.seeds_needed(found["difference"], deviations[0], deviations[1], level, POWER)
-    seeds = f"{needed:,} seeds a side" if needed else f"more than {significance.MOST_SEEDS:,} seeds a side"
+    """Compare two seed studies by the mean of their test accuracies, or else of their validation accuracies.
+
+    Raises UserError if not all seeds were measured on the same part.
+    """
+    part, values = measured(a, b)
+    found = significance.welch(values[0], values[1], level)
+    means = [float(each.mean()) for each in values]
+    deviations = [float(each.std(ddof=1)) if np.ptp(each) else 0.0 for each in values]
+    notes = [f"{study.name}: {study.seeds_missing} seeds did not finish" for study in (a, b) if study.seeds_missing]
+    if part == "validation":
+        notes.append("validation accuracies are compared: not all seeds were measured on the test set")
+    if None not in (images := [study.images(part) for study in (a, b)]) and images[0] != images[1]:
+        notes.append(f"not the same images: {images[0]:,} in {a.name}, {images[1]:,} in {b.name}")
     text = (
-        f"mean accuracy {_share(means[0], 10_000)} ({len(a.runs)} seeds) -> "
-        f"{_share(means[1], 10_000)} ({len(b.runs)} seeds), "
-        f"{_points(found['difference'], found['low'], found['high'], 10_000, level)}; "
-        f"Welch's t test {_p(found['p'])}, level {level:g}; "
-        f"{seeds} would show a difference of this size in {100 * POWER:g} % of studies"
+        f"mean {part} accuracy {_share(means[0], 100_000)} ({len(a.runs)} seeds) -> "
+        f"{_share(means[1], 100_000)} ({len(b.runs)} seeds)"
     )
-    method = "Welch's t test and interval (1947); seeds needed: noncentral t (Cohen 1988)"
-    verdict = _verdict(significance.verdict(found["difference"], found["p"], level), text, method, found["p"])
+    needed = None
+    if found is None:
+        verdict = not_comparable(
+            f"{text}; on each side all seeds have the same accuracy, so there is no variation to judge the difference "
+            "by; use more seeds, or more images"
+        )
+    else:
+        difference, p = found["difference"], found["p"]
+        text += f", {_points(difference, found['low'], found['high'], 100_000, level)}; "
+        text += f"Welch's t test {_p(p)}, level {level:g}"
+        if difference:
+            needed = significance.seeds_needed(difference, deviations[0], deviations[1], level, POWER)
+            seeds = f"{needed:,}" if needed else f"more than {significance.MOST_SEEDS:,}"
+            text += f"; {seeds} seeds per side would show a difference of this size in {100 * POWER:g} % of studies"
+        method = "Welch's t test and interval (1947); seeds needed: noncentral t (Cohen 1988)"
+        verdict = _verdict(significance.verdict(difference, p, level), text, method, p)
+        verdict |= {name: found[name] for name in ("difference", "low", "high")}
     return {
         "a": {"name": a.name, "commit": None},
         "b": {"name": b.name, "commit": None},
         "level": level,
-        "verdict": {**verdict, "difference": found["difference"], "low": found["low"], "high": found["high"]},
-        "notes": [],
+        "verdict": verdict,
+        "evidence": "recorded by each study, not rerun here",
+        "notes": notes,
+        "part": part,
         "studies": [
             {
                 "name": study.name,
                 "seeds": len(study.runs),
                 "mean": mean,
                 "deviation": deviation,
-                "low": float(study.accuracies.min()),
-                "high": float(study.accuracies.max()),
+                "low": float(each.min()),
+                "high": float(each.max()),
             }
-            for study, mean, deviation in zip((a, b), means, deviations, strict=True)
+            for study, each, mean, deviation in zip((a, b), values, means, deviations, strict=True)
         ],
         "seeds_needed": needed,
     }
+
+
+def measured(a: Study, b: Study) -> tuple[Part, list[Floats]]:
+    """The part that all seeds of both studies were measured on, the test set if it is both, and their accuracies."""
+    parts: tuple[Part, ...] = ("test", "validation")
+    for part in parts:
+        sides = [accuracies(study, part) for study in (a, b)]
+        values = [side for side in sides if side is not None]
+        if len(values) == len(sides):
+            return part, values
+    raise UserError(
+        f"{a.name} and {b.name} were not measured on the same part; `python -m stages.study --test` measures on both"
+    )
+
+
+def accuracies(study: Study, part: Part) -> Floats | None:
+    """Accuracy of each seed, float64 (runs,), from the counts where they are known; None unless each seed has one."""
+    errors, images = study.errors(part), study.images(part)
+    if errors is not None and images is not None:
+        return 1 - errors / images
+    found = [run.accuracy if part == "test" else run.validation_accuracy for run in study.runs]
+    return None if None in found else np.array(found, dtype=np.float64)
 
 
 def not_comparable(why: str) -> dict[str, Any]:
@@ -291,7 +342,9 @@ def _share(value: float, images: int) -> str:
 
 
 def _points(difference: float, low: float, high: float, images: int, level: float) -> str:
-    d, low_text, high_text = (f"{100 * value:+.{_digits(images)}f}" for value in (difference, low, high))
+    digits = _digits(images)
+    rounded = [round(100 * value, digits) + 0.0 for value in (difference, low, high)]  # + 0.0: without the sign of -0.0
+    d, low_text, high_text = (f"{value:+.{digits}f}" for value in rounded)
     return f"{d} points ({100 * (1 - level):g} % interval {low_text} to {high_text})"
 
 

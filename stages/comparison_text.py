@@ -14,7 +14,7 @@ MISSING = "-"
 LEFT = ("key", "metric", "study", "read by", "")  # columns of words; the others are set to the right
 WIDTH = 100  # of wrapped lines on a terminal
 
-Shown = Callable[[str], str]  # how names and values that somebody chose are set
+Quote = Callable[[str], str]  # how names and values that somebody chose are written
 Titled = tuple[str, pd.DataFrame, list[str]]  # a title, a table, and lines below it
 
 
@@ -25,7 +25,8 @@ def table(document: dict[str, Any]) -> str:
         blocks.append("\n".join([title, *(f"  {line}" for line in [*_rows(frame), *lines])]))
     if document["notes"]:
         blocks.append("\n".join(f"note: {note}" for note in document["notes"]))
-    blocks.append(textwrap.fill(f"{heading(document, str)}: {document['verdict']['text']}", WIDTH))
+    verdict = f"{heading(document, str)}: {document['verdict']['text']}"
+    blocks.append("\n".join(textwrap.fill(line, WIDTH) for line in (f"Results: {document['evidence']}.", verdict)))
     return "\n\n".join(printable(block) for block in blocks) + "\n"
 
 
@@ -51,38 +52,39 @@ def markdown(document: dict[str, Any]) -> str:
         rows = frame.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, colalign=sides)
         blocks.append("\n\n".join([f"**{title}**", rows if len(frame) else "none", *lines]))
     method = f" Method: {verdict['method']}." if verdict["method"] else ""
-    blocks.append(f"A: {_code(side(document['a']))}, B: {_code(side(document['b']))}.{method}")
+    evidence = f" Results: {_text(document['evidence'])}."
+    blocks.append(f"A: {_code(side(document['a']))}, B: {_code(side(document['b']))}.{method}{evidence}")
     return "\n\n".join(blocks) + "\n"
 
 
-def heading(document: dict[str, Any], shown: Shown) -> str:
+def heading(document: dict[str, Any], quote: Quote) -> str:
     """The verdict in a few words."""
-    a, b, word = shown(document["a"]["name"]), shown(document["b"]["name"]), document["verdict"]["word"]
+    a, b, word = quote(document["a"]["name"]), quote(document["b"]["name"]), document["verdict"]["word"]
     return f"{b} is {word} than {a}" if word in ("better", "worse") else f"{b} against {a}: {word}"
 
 
-def _tables(document: dict[str, Any], shown: Shown) -> list[Titled]:
+def _tables(document: dict[str, Any], quote: Quote) -> list[Titled]:
     if "studies" in document:
-        return [_studies(document["studies"], shown)]
-    tables = [_parameters(document["parameters"], shown), _metrics(document["metrics"], shown)]
+        return [_studies(document["studies"], document["part"], quote)]
+    tables = [_parameters(document["parameters"], quote), _metrics(document["metrics"], quote)]
     return [*tables, _images(document["images"])] if document["images"] else tables
 
 
-def _parameters(rows: list[dict[str, Any]], shown: Shown) -> Titled:
+def _parameters(rows: list[dict[str, Any]], quote: Quote) -> Titled:
     columns = {
-        "key": [shown(row["key"]) for row in rows],
-        "A": [shown(value(row["a"])) if "a" in row else MISSING for row in rows],
-        "B": [shown(value(row["b"])) if "b" in row else MISSING for row in rows],
-        "read by": [", ".join(map(shown, row["read_by"])) or "no stage" for row in rows],
+        "key": [quote(row["key"]) for row in rows],
+        "A": [quote(value(row["a"])) if "a" in row else MISSING for row in rows],
+        "B": [quote(value(row["b"])) if "b" in row else MISSING for row in rows],
+        "read by": [", ".join(map(quote, row["read_by"])) or "no stage" for row in rows],
     }
     return "Parameters that differ", pd.DataFrame(columns), []
 
 
-def _metrics(every: list[dict[str, Any]], shown: Shown) -> Titled:
+def _metrics(every: list[dict[str, Any]], quote: Quote) -> Titled:
     rows = [row for row in every if row["difference"] != 0]
     same = len(every) - len(rows)
     columns = {
-        "metric": [shown(f"{PurePath(row['file']).stem}: {row['metric']}") for row in rows],
+        "metric": [quote(f"{PurePath(row['file']).stem}: {row['metric']}") for row in rows],
         "A": [number(row["a"]) for row in rows],
         "B": [number(row["b"]) for row in rows],
         "B - A": [number(row["difference"], sign="+") for row in rows],
@@ -93,29 +95,29 @@ def _metrics(every: list[dict[str, Any]], shown: Shown) -> Titled:
 def _images(images: dict[str, Any]) -> Titled:
     """The counts, two by two, and the first few images that were fixed and broken."""
     columns = {
-        "": ["A right", "A wrong"],
-        "B right": [f"{images['both_right']:,}", f"{images['fixed']:,} fixed"],
+        "": ["A correct", "A wrong"],
+        "B correct": [f"{images['both_right']:,}", f"{images['fixed']:,} fixed"],
         "B wrong": [f"{images['broken']:,} broken", f"{images['both_wrong']:,}"],
     }
     lines = [f"{images['changed']:,} of {images['images']:,} predictions changed"]
     for name in ("fixed", "broken"):
         examples = [str(row["index"]) for row in images[f"{name}_examples"]]
-        more = ["…"] if images[name] > len(examples) else []
+        more = ["..."] if images[name] > len(examples) else []
         lines += [f"{name}: {', '.join([*examples, *more])}"] if examples else []
     return "Test images", pd.DataFrame(columns), lines
 
 
-def _studies(rows: list[dict[str, Any]], shown: Shown) -> Titled:
+def _studies(rows: list[dict[str, Any]], part: str, quote: Quote) -> Titled:
     columns = {
         "": ["A", "B"],
-        "study": [shown(row["name"]) for row in rows],
+        "study": [quote(row["name"]) for row in rows],
         "seeds": [f"{row['seeds']:,}" for row in rows],
         "mean": [f"{100 * row['mean']:.3f} %" for row in rows],
         "deviation": [f"{100 * row['deviation']:.3f}" for row in rows],
         "lowest": [f"{100 * row['low']:.2f} %" for row in rows],
         "highest": [f"{100 * row['high']:.2f} %" for row in rows],
     }
-    return "Accuracy over seeds", pd.DataFrame(columns), []
+    return f"{part.capitalize()} accuracy over seeds", pd.DataFrame(columns), []
 
 
 def side(document: dict[str, Any]) -> str:
@@ -127,7 +129,7 @@ def side(document: dict[str, Any]) -> str:
 def value(given: Any) -> str:
     """The value of a parameter, short."""
     text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False, default=str)
-    return text if len(text) <= 40 else text[:39] + "…"
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def number(given: float | None, sign: str = "") -> str:

@@ -62,4 +62,4 @@ def collect(data_set: DataSet, first: list[str], limits: Limits) -> dict[str, by
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, memory="data.name")

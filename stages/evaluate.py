@@ -87,4 +87,4 @@ def csv(table: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, memory="evaluate.batch_size, evaluate.threads, models")

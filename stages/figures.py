@@ -55,7 +55,7 @@ def _confusion(axes: Axes, matrix: npt.NDArray[np.int64], classes: Sequence[str]
     slanted = 45 if max(map(len, classes)) > 3 else 0
     axes.set_xticks(places, classes, rotation=slanted, ha="right" if slanted else "center", rotation_mode="anchor")
     axes.set_yticks(places, classes)
-    axes.set(xlabel="predicted", ylabel="true", title="images of each class, and what they were taken for")
+    axes.set(xlabel="predicted", ylabel="true", title="images of each class by predicted class")
     if len(classes) <= 30:  # above, the numbers would not fit
         dark = 0.5 ** (1 / 0.3) * matrix.max()
         for (row, column), count in np.ndenumerate(matrix):
@@ -68,7 +68,7 @@ def _reliability(axes: Axes, table: pd.DataFrame, calibration: float) -> None:
     width = table["high"] - table["low"]
     share = table["images"] / table["images"].sum()
     axes.bar(table["low"], share, width, align="edge", color="#dddddd", label="share of the images")
-    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfectly calibrated")
     # Most bins hold few images: the interval says how little an accuracy of theirs means.
     interval = [table["accuracy"] - table["accuracy_low"], table["accuracy_high"] - table["accuracy"]]
     axes.errorbar(
@@ -85,14 +85,14 @@ def _reliability(axes: Axes, table: pd.DataFrame, calibration: float) -> None:
         xlim=(0, 1),
         ylim=(0, 1.02),
         xlabel="probability of the predicted class",
-        ylabel="share that is right",
+        ylabel="accuracy",
         title=f"calibration error {calibration:.4f}",
     )
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=1, frameon=False)
 
 
 def worst(images: npt.NDArray[np.uint8], titles: Sequence[str], heading: str) -> bytes:
-    """A grid of mistakes, a title of two lines above each. images: uint8 (n, C, H, W), n of 0 … 400, grey or colour."""
+    """A grid of mistakes, each below a title of two lines. images: uint8 (n, C, H, W), n of 0 … 400, grey or colour."""
     count, channels, height, width = images.shape
     columns = 5 if count <= 25 else 10 if count <= 100 else 20
     rows = -(-count // columns) or 1

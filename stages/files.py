@@ -1,28 +1,40 @@
 """Writing files so that a reader, or a run after a crash, finds the whole file or none."""
 
+import errno
 import json
 import os
-import tempfile
+import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+# How a mount (WSL's /mnt/c, CIFS, some FUSE) says that it has no fsync; the bytes are written all the same.
+REFUSED = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` atomically: a temporary file beside it, flushed to the disk, then renamed.
 
-    Raises OSError (disk full, no permission); `path` then still holds what it held.
+    The umask decides who may read it. Raises OSError (disk full, no permission), which names `path`; that then
+    still holds what it held.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes 0600, which a shared cache could not read
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
+            try:
+                os.fsync(file.fileno())
+            except OSError as error:
+                if error.errno not in REFUSED:
+                    raise
+        temporary.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.errno:
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 

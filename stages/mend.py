@@ -12,14 +12,10 @@ it was writing, under another name, which nobody reads: that goes, too.
 
 import json
 import subprocess
-import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from stages import errors, files, paths
+from stages import command, errors, files, paths
 
 LOCK = Path("dvc.lock")
 TEMPORARY = Path(".dvc/tmp")
@@ -30,6 +26,7 @@ ASIDE = paths.RUNS / "dvc.lock.torn"
 
 def main() -> None:
     """Mend the repository in the working directory, unless a dvc is at work in it."""
+    command.no_arguments()
     if not damaged():
         return
     from dvc.lock import Lock, LockError
@@ -66,8 +63,8 @@ def mend() -> None:
     for path in unfinished_entries(Path()):
         path.rmdir() if path.is_dir() else path.unlink()
         print(f"removed {path}: an entry of the run cache that a killed dvc had not finished", flush=True)
-    with suppress(Timeout), FileLock(paths.LOCK, timeout=0):  # an orphaned stage may still be writing
-        for path in unfinished(Path()):
+    with errors.one_stage_at_a_time(wait=False) as free:  # a stage may still be writing
+        for path in unfinished(Path()) if free else []:
             path.unlink()
             print(f"removed {path}: its stage was killed while it wrote it", flush=True)
 
@@ -131,6 +128,4 @@ def may_be(process: int, command: str) -> bool:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        sys.exit("error: takes no arguments")
-    errors.run(main, alone=False)
+    command.run(main)

@@ -8,7 +8,7 @@ vl-convert-python has the same scripts in it; here they become the template that
 from importlib import import_module
 from pathlib import Path
 
-from stages import errors, files, revisions
+from stages import command, files, revisions
 from stages.errors import UserError
 
 TEMPLATE = "tmp/plots.html"  # in .dvc, where Git and DVC ignore it; made again by the next call
@@ -64,4 +64,4 @@ def template() -> str:
 
 
 if __name__ == "__main__":
-    errors.run(main, alone=False)  # beside a stage at work it harms nothing
+    command.run(main)

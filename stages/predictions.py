@@ -1,4 +1,4 @@
-"""The predictions that evaluate writes, a row a test image, read back and checked."""
+"""The predictions that evaluate writes, one row per test image, read back and checked."""
 
 import io
 import re
@@ -14,14 +14,14 @@ FIRST = ["index", "label", "prediction", "probability"]  # then a column p_<clas
 
 
 class Found(NamedTuple):
-    """The predictions of a revision, as `parse` gives them; None, and why, if they are not to be had."""
+    """The predictions of a revision, as `parse` gives them; None, with the reason, if unavailable."""
 
     table: pd.DataFrame | None
     why: str
     notes: list[str]  # on copies that were passed over
 
 
-def of(repo: Any, side: Revision, path: str) -> Found:
+def load(repo: Any, side: Revision, path: str) -> Found:
     """Look for the predictions of a revision in the work tree, the cache and the remote."""
     notes: list[str] = []
     try:
@@ -35,7 +35,7 @@ def of(repo: Any, side: Revision, path: str) -> Found:
 
 
 def parse(content: bytes, name: str) -> pd.DataFrame:
-    """A table of label, prediction and its probability; a row an image, in the test set's order.
+    """A table of label, prediction and its probability; one row per image, in the test set's order.
 
     Label and prediction are categories of the same classes. name: the file, for messages. Raises UserError if the
     content is anything but what evaluate writes.
@@ -54,7 +54,9 @@ def parse(content: bytes, name: str) -> pd.DataFrame:
     classes = [column.removeprefix("p_") for column in columns[len(FIRST) :]]
     if columns[: len(FIRST)] != FIRST or len(classes) < 2 or any(not c.startswith("p_") for c in columns[len(FIRST) :]):
         shown = ", ".join(map(str, columns[:6]))
-        raise UserError(f"{name}: its columns are {shown[:80]!r} …; allowed: {', '.join(FIRST)}, and p_<class> a class")
+        raise UserError(
+            f"{name}: its columns are {shown[:80]!r} ...; allowed: {', '.join(FIRST)}, and p_<class> for each class"
+        )
     if table.empty:
         raise UserError(f"{name}: holds no predictions")
     if table["index"].tolist() != [str(index) for index in range(len(table))]:

@@ -95,4 +95,4 @@ def read_idx(name: str) -> npt.NDArray[np.uint8]:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, memory="data.name")

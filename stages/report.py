@@ -2,19 +2,21 @@
 
 One HTML file that loads and runs nothing: results, curves, mistakes with their pictures, parameters, provenance; and
 against another commit, branch, tag or experiment what changed, and whether that is more than chance. Not a stage.
-The same run gives the same bytes. Exit status 2 if there is nothing to show.
+Results are those that dvc.lock records, not rerun here. The same run gives the same bytes.
+Exit status 2 if there is nothing to show.
 """
 
 import argparse
 import functools
 import hashlib
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stages import command, comparison, data_card, files, packed, paths, pictures, report_page, results, revisions
+from stages import command, comparison, data_card, files, git, packed, paths, pictures, report_page, results, revisions
 from stages.errors import UserError
 from stages.report_page import Against, Provenance
 from stages.results import Results
@@ -34,7 +36,9 @@ def main() -> None:
         against = compared(repo, asked.against, run) if asked.against is not None else None
         images, why = test_images(repo, run)
         # The comparison's notes are of both sides; those of the files that a page alone reads are not among them.
-        notes = [*(against.document["notes"] if against else run.revision.notes), *run.missing]
+        notes = [*(against.document["notes"] if against else alone(run)), *run.missing]
+        sides = [run.revision, *([against.other.revision] if against else [])]
+        notes += revisions.damaged(repo, sides, besides=paths.PREDICTIONS.as_posix())
         if why:
             notes.append(f"no pictures: {why}")
         page = report_page.page(run, against, functools.partial(picture, images), notes, provenance(repo))
@@ -69,8 +73,16 @@ def compared(repo: Any, name: str, run: Results) -> Against:
     return Against(other, document)
 
 
+def alone(run: Results) -> list[str]:
+    """The notes of a run that is not compared."""
+    table = run.predictions.table
+    test_metrics = paths.TEST_METRICS.as_posix()
+    contradictions = comparison.errors_elsewhere(run.revision, table, test_metrics) if table is not None else []
+    return [*run.revision.notes, *(f"{run.revision.name}: {note}" for note in run.predictions.notes), *contradictions]
+
+
 def test_images(repo: Any, run: Results) -> tuple[packed.Images | None, str]:
-    """The test set that the predictions are of, (N, C, H, W); or None, and why it is not to be had."""
+    """The test set that the predictions are of, (N, C, H, W); or None, with the reason."""
     if run.predictions.table is None:
         return None, f"no predictions: {run.predictions.why}"
     with tempfile.TemporaryDirectory() as folder:
@@ -98,17 +110,12 @@ def picture(images: packed.Images | None, index: int) -> str | None:
 
 def provenance(repo: Any) -> Provenance:
     """Where the work tree stands."""
-    from scmrepo.exceptions import SCMError
-
-    try:
-        branch = str(repo.scm.active_branch())
-    except SCMError:  # a commit that no branch is at
-        branch = None
-    staged, unstaged, _ = repo.scm.status(untracked_files="no")
-    changed = {name for names in staged.values() for name in names} | set(unstaged)
-    lock = Path(repo.root_dir) / revisions.LOCK
+    root = Path(repo.root_dir)
+    branch = os.fsdecode(git.run(root, "branch", "--show-current")).strip()  # nothing: a commit that no branch is at
+    changed = os.fsdecode(git.run(root, "diff", "--name-only", "--relative", "-z", "HEAD")).split("\0")[:-1]
+    lock = root / revisions.LOCK
     digest = hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None
-    return Provenance(str(repo.scm.get_rev()), branch, sorted(changed), digest)
+    return Provenance(revisions.resolve(repo, "HEAD"), branch or None, sorted(changed), digest)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ CSS = Path(__file__).with_name("report.css")
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 WORDS = {significance.BETTER: ("better", "▲"), significance.WORSE: ("worse", "▼"), significance.NOISE: ("noise", "≈")}
 
-Picture = Callable[[int], str | None]  # the data: URI of a test image; None: there is none to be had
+Picture = Callable[[int], str | None]  # the data: URI of a test image; None: unavailable
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,10 @@ def page(run: Results, against: Against | None, picture: Picture, notes: Sequenc
     main = tag("main", *(tag("section", tag("h2", s.title), s.content, id=s.key) for s in sections))
     foot = tag(
         "footer",
-        prose("Made by `python -m stages.report`. The same run gives the same bytes; nothing here is loaded or run."),
+        prose(
+            f"Made by `python -m stages.report`. Results: {comparison.RECORDED}. The same run gives the same bytes; "
+            "the page loads and runs nothing."
+        ),
     )
     return f"<!doctype html>\n{tag('html', head, tag('body', top, main, foot), lang='en')}\n"
 
@@ -111,7 +114,7 @@ def heading(metrics: dict[tuple[str, str], float]) -> str:
     accuracy, images = metrics.get((test, "accuracy")), metrics.get((test, "images"))
     if accuracy is None:
         return "Not measured on test images"
-    return f"{percent(accuracy)} of {f'{images:,} ' if images is not None else 'the '}test images right"
+    return f"Test accuracy {percent(accuracy)}" + (f" ({images:,} images)" if images is not None else "")
 
 
 def data_and_model(run: Results) -> str:
@@ -200,25 +203,25 @@ def comparison_sections(run: Results, against: Against, picture: Picture) -> lis
     counts, old, new = document["images"], against.other.predictions.table, run.predictions.table
     intro = join(
         table(
-            f"Test images right and wrong in {a} and {b}",
-            ["", f"{b} right", f"{b} wrong"],
+            f"Test images classified correctly and wrongly by {a} and {b}",
+            ["", f"{b} correct", f"{b} wrong"],
             [
-                [f"{a} right", f"{counts['both_right']:,}", tag("b", f"{counts['broken']:,} broken")],
+                [f"{a} correct", f"{counts['both_right']:,}", tag("b", f"{counts['broken']:,} broken")],
                 [f"{a} wrong", tag("b", f"{counts['fixed']:,} fixed"), f"{counts['both_wrong']:,}"],
             ],
         ),
-        tag("p", f"{counts['changed']:,} of {counts['images']:,} predictions changed. Below, was: {a}, now: {b}."),
+        tag("p", f"{counts['changed']:,} of {counts['images']:,} predictions changed. Before: {a}; after: {b}."),
     )
     parts = [intro]
     if old is not None and new is not None:
         columns = (old["label"], old["prediction"], new["prediction"])
         masks = significance.paired(*(column.cat.codes.to_numpy().astype(np.int64) for column in columns))
         for kind, wrong, right in (("broken", new, a), ("fixed", old, b)):
-            places = results.surest(wrong, np.flatnonzero(masks[kind]), MOST_PICTURES)
-            which = f"{kind}: right in {right} alone, the surest mistakes first"
+            places = results.most_confident(wrong, np.flatnonzero(masks[kind]), MOST_PICTURES)
+            which = f"{kind}: correct in {right} only, the most confident mistakes first"
             parts.append(tag("h3", kind.capitalize()))
             parts.append(tag("p", how_many(len(places), counts[kind], which)))
-            parts.append(gallery(places, picture, functools.partial(both_said, old=old, new=new), new))
+            parts.append(gallery(places, picture, functools.partial(both_predictions, old=old, new=new), new))
     sections.append(Section("images", "Images fixed and broken", join(*parts)))
     return sections
 
@@ -240,14 +243,14 @@ def metrics_of_both(document: dict[str, Any], a: str, b: str) -> Markup:
     return join(differ, details(same, table("Metrics that are the same", heads, rows[False])) if rows[False] else "")
 
 
-def both_said(at: int, old: pd.DataFrame, new: pd.DataFrame) -> Markup:
-    """What each side took an image for."""
+def both_predictions(at: int, old: pd.DataFrame, new: pd.DataFrame) -> Markup:
+    """What each side predicted for an image."""
     lines = []
-    for when, found in (("was", old), ("now", new)):
+    for when, found in (("before", old), ("after", new)):
         row = found.iloc[at]
         kind = "wrong" if row["prediction"] != row["label"] else "right"
-        said = f"{when} {short(str(row['prediction']), 24)}, {percent(row['probability'], 0)}"
-        lines.append(tag("span", said, class_=kind))
+        text = f"{when} {short(str(row['prediction']), 24)}, {percent(row['probability'], 0)}"
+        lines.append(tag("span", text, class_=kind))
     return join(*lines)
 
 
@@ -296,7 +299,7 @@ def training(curves: pd.DataFrame, against: Against | None) -> Markup:
         drawn.append(figure("Loss", charts.lines(losses, "epoch", what)))
     if accuracies := series("validation_accuracy", "validation"):
         what = f"Accuracy by epoch; the last: {', '.join(f'{one.name} {percent(one.y[-1])}' for one in accuracies)}"
-        drawn.append(figure("Share that is right", charts.lines(accuracies, "epoch", what, percent=True)))
+        drawn.append(figure("Accuracy", charts.lines(accuracies, "epoch", what, percent=True)))
     rows = [[f"{row['epoch']:g}", *(f"{value:.6g}" for value in row.iloc[1:])] for _, row in shown.iterrows()]
     heads = [str(name).replace("_", " ") for name in shown.columns]
     numbers = details("The numbers", table("Training, epoch by epoch", heads, rows[:MOST_ROWS]))
@@ -330,7 +333,7 @@ def confusion(found: Confusion) -> Markup:
             )
             for row, name in enumerate(names)
         ]
-        caption = tag("caption", "A row: images of a class. A column: what they were taken for. Empty: none.")
+        caption = tag("caption", "Rows: true class. Columns: predicted class. Empty cells: no images.")
         parts.append(scroll("Confusion matrix", tag("table", caption, top, *body, class_=f"matrix {kind}")))
     order = np.argsort(-wrong.ravel(), kind="stable")[:MOST_PAIRS]
     pairs = [(int(place) // len(names), int(place) % len(names)) for place in order if wrong.ravel()[place]]
@@ -338,14 +341,14 @@ def confusion(found: Confusion) -> Markup:
         [names[true], names[taken], f"{wrong[true, taken]:,}", percent(wrong[true, taken] / matrix[true].sum())]
         for true, taken in pairs
     ]
-    heads = ["true", "taken for", "images", "of the class"]
+    heads = ["true", "predicted", "images", "of the class"]
     frequent = table("The most frequent mistakes", heads, rows, words=(1,)) if rows else tag("p", "No mistakes.")
     parts.append(tag("div", tag("h3", "Most frequent"), frequent))
     return tag("div", *parts, class_="pair uneven")
 
 
 def cell(count: int, right: bool, wrong: scores.Ints, matrix: scores.Ints) -> Markup:
-    """A cell of the matrix: shades of one colour for what is right, of another for mistakes."""
+    """A cell of the matrix: shades of one colour for correct predictions, of another for mistakes."""
     if not count:
         return tag("td")
     most = int(matrix.diagonal().max() if right else wrong.max())
@@ -356,11 +359,11 @@ def cell(count: int, right: bool, wrong: scores.Ints, matrix: scores.Ints) -> Ma
 def reliability(found: pd.DataFrame) -> Markup:
     """The diagram, with words on how to read it, and its numbers."""
     error = scores.calibration_error(found) if found["images"].sum() else 0.0
-    sure = "less" if float(((found["accuracy"] - found["confidence"]) * found["images"]).sum()) > 0 else "more"
+    confident = "under" if float(((found["accuracy"] - found["confidence"]) * found["images"]).sum()) > 0 else "over"
     text = (
-        f"A point above the dashed line is right more often than it says. Over all images the network is {sure} sure "
-        f"than it is right; probability and accuracy differ by {100 * error:.2f} points on average (expected "
-        "calibration error). Most bins hold few images: the whisker says how little their accuracy means."
+        f"Above the dashed line, accuracy is higher than the predicted probability. Over all images the network is "
+        f"{confident}confident; probability and accuracy differ by {100 * error:.2f} points on average (expected "
+        "calibration error). Bins with few images have wide intervals."
     )
     what = f"Reliability diagram of {len(found)} bins; calibration error {error:.4f}"
     rows = [
@@ -375,7 +378,7 @@ def reliability(found: pd.DataFrame) -> Markup:
     ]
     heads = ["probability", "images", "mean probability", "accuracy", "95 % interval"]
     numbers = details("The numbers", table("Reliability, bin by bin", heads, rows[:MOST_ROWS]))
-    chart = figure("Share that is right", charts.reliability(found, what))
+    chart = figure("Accuracy", charts.reliability(found, what))
     return tag("div", chart, tag("div", tag("p", text), numbers), class_="pair")
 
 
@@ -395,7 +398,9 @@ def by_class(found: Confusion) -> Markup:
             ]
         )
     heads = ["class", "images", "precision", "95 % interval", "recall", "95 % interval", "F1"]
-    text = "Precision: of the images taken for the class, those that are. Recall: of the images of it, those found."
+    text = (
+        "Precision: share of the predictions of a class that are correct. Recall: share of its images that are found."
+    )
     return join(tag("p", text), table("Precision, recall and F1 of each class", heads, rows))
 
 
@@ -411,27 +416,28 @@ def mistakes(run: Results, picture: Picture) -> Markup:
     """The wrong predictions of the highest probability."""
     found = run.predictions.table
     if found is None:
-        return tag("p", prose(f"The predictions are not to be had: {run.predictions.why}."), class_="absent")
+        return tag("p", prose(f"The predictions are unavailable: {run.predictions.why}."), class_="absent")
     wrong = np.flatnonzero(found["label"].to_numpy() != found["prediction"].to_numpy())
     if not len(wrong):
         return tag("p", "No mistakes.")
-    places = results.surest(found, wrong, MOST_PICTURES)
+    places = results.most_confident(found, wrong, MOST_PICTURES)
 
-    def said(at: int) -> Markup:
+    def caption(at: int) -> Markup:
         row = found.iloc[at]
-        taken = tag("span", f"taken for {short(str(row['prediction']), 24)}", class_="wrong")
-        return join(taken, tag("span", f"at {percent(row['probability'], 1)}"))
+        taken = tag("span", f"predicted {short(str(row['prediction']), 24)}", class_="wrong")
+        return join(taken, tag("span", f"with probability {percent(row['probability'], 1)}"))
 
     return join(
-        tag("p", how_many(len(places), len(wrong), "mistakes, the surest first")), gallery(places, picture, said, found)
+        tag("p", how_many(len(places), len(wrong), "mistakes, the most confident first")),
+        gallery(places, picture, caption, found),
     )
 
 
 def parameters(run: Results) -> Markup:
-    """What the stages read, a table a block: not the blocks of what was not chosen."""
+    """What the stages read, one table per block, without the blocks of choices not taken."""
     asked, read = run.revision.params or {}, run.revision.ran_with
     values = {key: read[key] for key in [*asked, *read] if key in read}  # in the order of params.yaml
-    text = "As the stages read them; blocks of choices not taken are left out."
+    text = "As the stages read them, without the blocks of choices not taken."
     if not values:
         values, text = asked, "As they stand: dvc.lock does not say what the stages read."
     if not values:
@@ -455,8 +461,10 @@ def origin(run: Results, provenance: Provenance) -> Markup:
         ["dvc.lock, SHA-256", tag("code", provenance.lock_sha256 or "not there")],
     ]
     parts = [table("Git and DVC", ["what", "value"], facts, words=(1,), title=True, bare=True)]
-    if run.environment:
-        found = run.environment
+    if not run.environment:
+        parts.append(tag("p", "The environment of this run is not recorded.", class_="absent"))
+    else:
+        found = {stage: _without_outputs(each) for stage, each in run.environment.items()}
         first = next(iter(found.values()))
         if all(each == first for each in found.values()):
             found = {" and ".join(found): first}
@@ -477,6 +485,10 @@ def origin(run: Results, provenance: Provenance) -> Markup:
     if outs:
         parts.append(table("Outputs, by dvc.lock", ["output", "MD5", "bytes"], outs, words=(1,), title=True))
     return join(*parts)
+
+
+def _without_outputs(environment: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in environment.items() if key != "outputs"}  # a table of their own has them
 
 
 # The pieces
@@ -529,9 +541,9 @@ def figure(caption: str, content: Markup) -> Markup:
 
 
 def gallery(
-    places: Sequence[int], picture: Picture, said: Callable[[int], Markup], found: pd.DataFrame | None
+    places: Sequence[int], picture: Picture, describe: Callable[[int], Markup], found: pd.DataFrame | None
 ) -> Markup:
-    """Test images, each with its label and with what was said of it."""
+    """Test images, each with its label and its predictions."""
     if found is None or not places:
         return Markup()
     items = []
@@ -540,7 +552,10 @@ def gallery(
         source = picture(at)
         image = tag("img", src=source, alt=f"Test image {at}, labelled {label}") if source is not None else ""
         caption = tag(
-            "figcaption", tag("span", "label ", tag("b", label)), said(at), tag("span", f"image {at:,}", class_="small")
+            "figcaption",
+            tag("span", "label ", tag("b", label)),
+            describe(at),
+            tag("span", f"image {at:,}", class_="small"),
         )
         items.append(tag("li", tag("figure", image, caption)))
     return tag("ul", *items, class_="gallery")

@@ -1,18 +1,18 @@
-"""What a revision's run left, read and checked: what Git keeps of it (metrics, curves, …), and its predictions.
+"""What a run recorded, read and checked: what Git keeps of it (metrics, curves and so on), and its predictions.
 
-K: classes. What is not there, or not what a stage writes, is None, and `missing` says why: a page shows the rest.
+K: classes. A file that is missing, or that no stage wrote, is None, with the reason in `missing`.
 """
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from stages import paths, predictions, revisions
+from stages import paths, predictions, revisions, scores
 from stages.errors import UserError
 from stages.predictions import Found
 from stages.revisions import Revision
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Confusion:
-    """How many images of each class (row) were taken for each class (column): int64 (K, K)."""
+    """How many images of each class (row) were predicted as each class (column): int64 (K, K)."""
 
     classes: list[str]
     matrix: Ints
@@ -38,7 +38,7 @@ class Results:
 
     revision: Revision
     predictions: Found
-    curves: pd.DataFrame | None  # a row an epoch: epoch, and what was measured
+    curves: pd.DataFrame | None  # one row per epoch: epoch, and what was measured
     confusion: Confusion | None
     reliability: pd.DataFrame | None  # as stages.scores.reliability gives it
     environment: dict[str, dict[str, Any]]  # stage -> what it ran on
@@ -60,51 +60,76 @@ def read(repo: Any, name: str | None) -> Results:
             missing.append(str(error))
             return None
 
-    environment = {
-        stage: kept((paths.ENVIRONMENT / f"{stage}.json").as_posix(), revisions.parse_json) for stage in STAGES
-    }
+    outs = {path: out.md5 for path, out in side.outs.items()}
+    environment = {}
+    for stage in STAGES:
+        recorded = kept((paths.ENVIRONMENT / f"{stage}.json").as_posix(), revisions.parse_json)
+        if recorded is not None and describes(recorded, outs):
+            environment[stage] = recorded
+        elif recorded is not None:
+            missing.append(f"{side.name}: the environment of this run of {stage} is not recorded, only that of another")
+    found = predictions.load(repo, side, paths.PREDICTIONS.as_posix())
+    matrix = kept(paths.CONFUSION.as_posix(), confusion)
+    if matrix is not None and found.table is not None and not counted_from(matrix, found.table):
+        missing.append(f"{side.name}: {paths.CONFUSION} contradicts the predictions; `dvc repro` there")
     return Results(
         revision=side,
-        predictions=predictions.of(repo, side, paths.PREDICTIONS.as_posix()),
+        predictions=found,
         curves=kept(paths.TRAINING_CURVES.as_posix(), curves),
-        confusion=kept(paths.CONFUSION.as_posix(), confusion),
+        confusion=matrix,
         reliability=kept(paths.RELIABILITY.as_posix(), reliability),
-        environment={stage: found for stage, found in environment.items() if found is not None},
+        environment=environment,
         missing=missing,
     )
 
 
+def describes(environment: dict[str, Any], outs: Mapping[str, str | None]) -> bool:
+    """Whether a recorded environment is that of the run that made these outputs. outs: path -> MD5, by dvc.lock."""
+    recorded = environment.get("outputs")
+    return (
+        isinstance(recorded, dict) and bool(recorded) and all(outs.get(path) == oid for path, oid in recorded.items())
+    )
+
+
+def counted_from(found: Confusion, table: pd.DataFrame) -> bool:
+    """Whether a confusion matrix is that of a table of predictions."""
+    if list(table["label"].cat.categories) != found.classes:
+        return False
+    codes = [table[name].cat.codes.to_numpy().astype(np.int64) for name in ("label", "prediction")]
+    return np.array_equal(scores.confusion(codes[0], codes[1], len(found.classes)), found.matrix)
+
+
 def curves(content: bytes, name: str) -> pd.DataFrame:
-    """metrics/plots/training.csv: a number a column, the epoch first. Raises UserError."""
+    """metrics/plots/training.csv: columns of numbers, the epoch first. Raises UserError."""
     table = _csv(content, name)
     if table.columns[:1].tolist() != ["epoch"] or table.empty:
-        raise UserError(f"{name}: no table of epochs; `dvc repro` makes it")
+        raise UserError(f"{name}: no table of epochs; `dvc repro` writes it")
     return _numbers(table, name)
 
 
 def confusion(content: bytes, name: str) -> Confusion:
-    """metrics/plots/confusion.csv: label, prediction, images, a row for each pair of classes. Raises UserError."""
+    """metrics/plots/confusion.csv: label, prediction, images; one row per pair of classes. Raises UserError."""
     table = _csv(content, name)
     if table.columns.tolist() != ["label", "prediction", "images"]:
-        raise UserError(f"{name}: no table of label, prediction and images; `dvc repro` makes it")
+        raise UserError(f"{name}: no table of label, prediction and images; `dvc repro` writes it")
     classes = list(dict.fromkeys(table["label"]))
     pairs = [(label, prediction) for label in classes for prediction in classes]
     if list(zip(table["label"], table["prediction"], strict=True)) != pairs or len(classes) < 2:
-        raise UserError(f"{name}: not a row for each pair of classes; `dvc repro` makes it anew")
+        raise UserError(f"{name}: not one row per pair of classes; `dvc repro` writes it again")
     counts = _numbers(table[["images"]], name)["images"].to_numpy()
     if counts.min() < 0 or counts.max() > 1e12:
-        raise UserError(f"{name}: images are counts; `dvc repro` makes it anew")
+        raise UserError(f"{name}: images are counts; `dvc repro` writes it again")
     return Confusion(classes, counts.astype(np.int64).reshape(len(classes), len(classes)))
 
 
 def reliability(content: bytes, name: str) -> pd.DataFrame:
-    """metrics/plots/reliability.csv: a row for each bin of confidence. Raises UserError."""
+    """metrics/plots/reliability.csv: one row per bin of confidence. Raises UserError."""
     table = _csv(content, name)
     if table.columns.tolist() != BINS:
-        raise UserError(f"{name}: its columns are not {', '.join(BINS)}; `dvc repro` makes it anew")
+        raise UserError(f"{name}: its columns are not {', '.join(BINS)}; `dvc repro` writes it again")
     numbers = _numbers(table, name)
     if not numbers.drop(columns="images").apply(lambda column: column.between(0, 1)).all(axis=None):
-        raise UserError(f"{name}: shares are from 0 to 1; `dvc repro` makes it anew")
+        raise UserError(f"{name}: shares are from 0 to 1; `dvc repro` writes it again")
     return numbers.astype({"images": np.int64})
 
 
@@ -128,10 +153,10 @@ def _numbers(table: pd.DataFrame, name: str) -> pd.DataFrame:
     try:
         return pd.DataFrame({str(column): [number(text) for text in values] for column, values in table.items()})
     except ValueError as error:
-        raise UserError(f"{name}: {revisions.one_line(error)}; `dvc repro` makes it anew") from None
+        raise UserError(f"{name}: {revisions.one_line(error)}; `dvc repro` writes it again") from None
 
 
-def surest(table: pd.DataFrame, places: Ints, most: int) -> Sequence[int]:
-    """Of the images at `places`, the `most` with the highest probability of their prediction, the surest first."""
+def most_confident(table: pd.DataFrame, places: Ints, most: int) -> Sequence[int]:
+    """Of the images at `places`, the `most` with the highest probability of their prediction, the highest first."""
     order = np.argsort(-table["probability"].to_numpy()[places], kind="stable")[:most]
     return [int(place) for place in places[order]]

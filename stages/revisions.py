@@ -1,28 +1,30 @@
 """What Git and DVC hold of a revision: parameters, metrics, and the bytes of an output that dvc.lock names.
 
-Git is read through DVC's own file system of a commit, so a revision is whatever DVC calls one: a commit, a branch (of a
-remote, too), a tag, an experiment by name. Nothing is checked out, and the work tree is only read.
+A revision is whatever DVC calls one: a commit, a branch (of a remote, too), a tag, an experiment by name. Nothing is
+checked out, and nothing is written. What dvc.lock says was recorded by a run and is not rerun here; `make verify` does.
 """
 
-import hashlib
 import json
+import os
 import re
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import fsspec
 import yaml
-from fsspec.implementations.dirfs import DirFileSystem
 from pydantic import BaseModel, Field, ValidationError
 
-from stages import params
-from stages.errors import UserError
+from stages import git, params
+from stages.errors import UserError, printable
+from stages.snapshots import Commit, WorkTree, md5
 
 WORK_TREE = "work tree"
 LOCK = "dvc.lock"
 MAX_BYTES = 10_000_000  # of a file that Git keeps and that is parsed here
+EXPERIMENT = re.compile("refs/exps/([0-9a-f]{2})/([0-9a-f]{38,})/(.+)")  # baseline commit, in two parts, and name
 
 
 class LockedFile(BaseModel):
@@ -64,44 +66,84 @@ class Revision:
 
 @contextmanager
 def repository() -> Iterator[Any]:
-    """The DVC repository of the current folder. Raises UserError if it is none, or none in Git."""
+    """The DVC repository of the current folder, for reading. Raises UserError if it is none, or has no commit in Git.
+
+    DVC's locks and state lie in a temporary folder: the checkout may be read-only, and the user may have no name, which
+    DVC asks for to name the folder of its state.
+    """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
-    from dvc.scm import resolve_rev
 
+    with tempfile.TemporaryDirectory(prefix="dvc-") as scratch:
+        places = {"tmp_dir": scratch, "site_cache_dir": scratch, "data_index": None, "_ignore": lambda _: None}
+        try:
+            repo = type("ReadOnlyRepo", (Repo,), places)()
+        except (DvcException, OSError, KeyError) as error:
+            raise UserError(f"no commit of a DVC repository to read here: {one_line(error)}") from None
+        try:
+            _has_a_commit(Path(repo.root_dir))
+            yield repo
+        finally:
+            if "scm" in vars(repo):  # else close() would open it: an error where there is no Git
+                repo.close()
+            repo.state.close()
+
+
+def _has_a_commit(root: Path) -> None:
+    """Raise UserError, with the remedy, if Git has none in this folder, or may not read it."""
+    remedy = "`git init`, `git add --all` and `git commit`, or work in a clone (`git clone URL`)"
     try:
-        repo = Repo()
-        resolve_rev(repo.scm, "HEAD")  # a repository without Git, or without a commit, has no revisions
-    except (DvcException, AttributeError) as error:  # AttributeError: DVC without Git
-        raise UserError(f"no commit of a DVC repository to read here: {one_line(error)}") from None
-    with repo:
-        yield repo
+        if not git.run(root, "rev-list", "--all", "--max-count=1"):
+            raise UserError(f"{root}: no commit there yet: {remedy}")
+    except UserError as error:
+        if "not a git repository" in str(error):
+            raise UserError(f"{root}: not in a Git repository: {remedy}") from None
+        raise
 
 
 def resolve(repo: Any, name: str) -> str:
     """The full hash of the commit that DVC knows as `name`. Raises UserError."""
-    from dvc.repo.experiments.utils import exp_refs
-    from dvc.scm import RevError, resolve_rev
-
     if not name.strip():
         raise UserError(
             "the revision is empty; allowed: a commit, branch, tag or experiment, as in `make compare REV=main`"
         )
+    root, shown = Path(repo.root_dir), repr(name if len(name) <= 100 else f"{name[:100]}...")
+    if commit := _commit(root, name):
+        return commit
+    listed = os.fsdecode(git.run(root, "for-each-ref", "--format=%(objectname) %(refname)")).splitlines()
+    refs = {ref: commit for commit, _, ref in (line.partition(" ") for line in listed)}
+    remote = {commit for ref, commit in refs.items() if re.fullmatch(f"refs/remotes/[^/]+/{re.escape(name)}", ref)}
+    parts = [(match, commit) for ref, commit in refs.items() if (match := EXPERIMENT.fullmatch(ref))]
+    experiments = {match[1] + match[2]: commit for match, commit in parts if match[3] == name}  # baseline -> commit
+    found = remote or {experiments.get(_commit(root, "HEAD") or "")} - {None} or set(experiments.values())
+    if len(found) > 1:
+        raise UserError(f"revision {shown} is ambiguous: several have that name; give the commit")
+    if found:
+        return str(found.pop())
     try:
-        found = resolve_rev(repo.scm, name)
-    except RevError as error:
-        if "ambiguous" in str(error):
-            raise UserError(f"revision {name!r} is ambiguous: several have that name; give the commit") from None
-        heads = {ref.removeprefix("refs/heads/").removeprefix("refs/tags/") for ref in repo.scm.iter_refs("refs")}
-        near = params.nearest(name, [*sorted(heads), *(ref.name for ref in exp_refs(repo.scm))])
+        git.run(root, "cat-file", "-e", name)
+    except (UserError, ValueError):  # ValueError: a name that no program can be given
+        names = {ref.removeprefix("refs/heads/").removeprefix("refs/tags/") for ref in refs}
+        near = params.nearest(name, [*sorted(names), *(match[3] for match, _ in parts)]) if len(name) < 100 else ""
+        shallow = git.run(root, "rev-parse", "--is-shallow-repository") == b"true\n"
+        rest = (
+            "`git fetch --unshallow` gets the commits that this shallow clone lacks"
+            if shallow
+            else ("`git fetch` and `dvc exp pull` get others")
+        )
         raise UserError(
-            f"unknown revision {name!r}{near}; allowed: a commit, branch, tag or experiment that is here "
-            "(`git fetch` and `dvc exp pull` get others)"
+            f"unknown revision {shown}{near}; allowed: a commit, branch, tag or experiment that is here ({rest})"
         ) from None
+    raise UserError(f"revision {shown} is a file or a folder, not a commit")
+
+
+def _commit(root: Path, name: str) -> str | None:
+    """The full hash of the commit that git knows as `name`."""
     try:
-        return str(resolve_rev(repo.scm, f"{found}^{{commit}}"))
-    except RevError:
-        raise UserError(f"revision {name!r} is a file or a folder, not a commit") from None
+        found = git.run(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}").decode()
+    except (UserError, ValueError, OSError):  # OSError: longer than a program can be given
+        return None
+    return found.strip() if re.fullmatch("[0-9a-f]{40,64}\n", found) else None  # ^main is a hash with a ^
 
 
 def read(repo: Any, name: str | None, params_path: str, metrics_pattern: str, label: str | None = None) -> Revision:
@@ -111,39 +153,44 @@ def read(repo: Any, name: str | None, params_path: str, metrics_pattern: str, la
     label: what the revision is called, if not by its name.
     """
     commit = resolve(repo, name) if name is not None else None
-    label = label or (name if name is not None else WORK_TREE)
+    label = printable(label or (name if name is not None else WORK_TREE))
     files = _files(repo, commit)
+    paths = files.glob(metrics_pattern)
+    contents = files.read(*paths, params_path, LOCK)
+    for path, content in contents.items():
+        if len(content) > MAX_BYTES:
+            raise UserError(f"{label}: {path}: larger than {MAX_BYTES:,} bytes")
     notes = []
 
-    metrics = {
-        path: parse_json(_bytes(files, path, label), f"{label}: {path}") for path in sorted(files.glob(metrics_pattern))
-    }
+    metrics = {path: parse_json(contents[path], f"{label}: {path}") for path in paths}
     if not metrics:
         raise UserError(f"{label}: no {metrics_pattern} there; run `dvc repro` there, and commit what it writes")
     values = None
-    if files.isfile(params_path):
-        values = flatten(_yaml(_bytes(files, params_path, label), f"{label}: {params_path}"), f"{label}: {params_path}")
+    if params_path in contents:
+        values = flatten(_yaml(contents[params_path], f"{label}: {params_path}"), f"{label}: {params_path}")
     else:
         notes.append(f"{label}: no {params_path} there: parameters are not compared")
     try:
-        lock = parse_lock(_bytes(files, LOCK, label), f"{label}: {LOCK}") if files.isfile(LOCK) else Lock()
+        lock = parse_lock(contents[LOCK], f"{label}: {LOCK}") if LOCK in contents else Lock()
     except UserError as error:
         lock = Lock()
         notes.append(f"{error}: what the run read and wrote is not known")
     read_by: dict[str, list[str]] = {}
     ran_with: dict[str, Any] = {}
+    inputs = []  # that have changed since the run
     for stage, locked in lock.stages.items():
         for key, value in flatten(locked.params.get(params_path, {}), f"{label}: {LOCK}").items():
             read_by.setdefault(key, []).append(stage)
             ran_with[key] = value
-    # Git ignores what DVC keeps; in a commit it is not there at all.
-    changed = stale(files, lock, params_path, values, (lambda _: False) if commit else repo.scm.is_ignored)
-    if changed:
-        shown = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-        notes.append(
-            f"{label}: not as {LOCK} has it: {shown}; the results may be of other inputs: `dvc repro` there renews them"
-        )
+            if values is not None and (key not in values or values[key] != value):
+                inputs.append(key)
     outs = {out.path: out for locked in lock.stages.values() for out in locked.outs}
+    changed = stale(Path(repo.root_dir), files, lock)
+    if inputs := list(dict.fromkeys([*inputs, *(path for path in changed if path not in outs)])):
+        notes.append(f"{label}: changed since the run that {LOCK} records: {shortened(inputs)}; `dvc repro` there")
+    if outputs := [path for path in changed if path in outs]:
+        notes.append(f"{label}: not the file that {LOCK} names: {shortened(outputs)}; edited by hand, or damaged")
+    notes += [f"{label}: {line}" for line in contradictions(lock)]
     written = {path: place for place, path in enumerate(outs)}  # the pipeline's order
     metrics = dict(sorted(metrics.items(), key=lambda item: written.get(item[0], len(written))))
     return Revision(label, commit, values, read_by, metrics, outs, ran_with, notes)
@@ -151,26 +198,75 @@ def read(repo: Any, name: str | None, params_path: str, metrics_pattern: str, la
 
 def kept(repo: Any, side: Revision, path: str) -> bytes | None:
     """The bytes of a file that Git keeps, as a revision has it; None if it has none. Raises UserError if it is huge."""
-    files = _files(repo, side.commit)
-    return _bytes(files, path, side.name) if files.isfile(path) else None
+    content: bytes | None = _files(repo, side.commit).read(path).get(path)
+    if content is not None and len(content) > MAX_BYTES:
+        raise UserError(f"{side.name}: {path}: larger than {MAX_BYTES:,} bytes")
+    return content
 
 
-def stale(files: Any, lock: Lock, params_path: str, values: dict[str, Any] | None, ignored: Any) -> list[str]:
-    """The parameters and files in Git that are not those which dvc.lock was written for, each by name.
+def stale(root: Path, files: Commit | WorkTree, lock: Lock) -> list[str]:
+    """The dependencies and outputs that are there, or should be, and are not those which dvc.lock was written for.
 
-    files: a file system of the revision. ignored: a function that tells whether Git ignores a path.
+    Of a commit these are files and folders of files in Git; of the work tree, whatever lies there.
     """
-    changed = []
-    for stage in lock.stages.values():
-        for key, value in flatten(stage.params.get(params_path, {}), LOCK).items():
-            if values is not None and (key not in values or values[key] != value):
-                changed.append(key)
-        for file in [*stage.deps, *stage.outs]:
-            if file.md5 is None or file.md5.endswith(".dir") or not files.isfile(file.path) or ignored(file.path):
-                continue
-            if _md5(files.cat_file(file.path)) != file.md5:
-                changed.append(file.path)
+    made = [out.path for stage in lock.stages.values() for out in stage.outs]
+    deps = [dep for stage in lock.stages.values() for dep in stage.deps if dep.path not in made]
+    locked = [*deps, *(out for stage in lock.stages.values() for out in stage.outs)]
+    inside = [file for file in locked if file.md5 and not re.match(r"/|\w+:|\.\.(/|$)", file.path)]
+    hashes = files.hashes(dict.fromkeys(file.path for file in inside))
+
+    def missing(path: str) -> bool:
+        if any(path == out or path.startswith(f"{out}/") for out in made):  # can be pulled, or made
+            return False
+        try:
+            git.run(root, "check-ignore", "--quiet", "--no-index", path)
+        except UserError:  # not ignored, so Git should have it
+            return not files.exists(path)
+        return False
+
+    changed = [
+        file.path for file in inside if (hashes[file.path] != file.md5 if file.path in hashes else missing(file.path))
+    ]
     return list(dict.fromkeys(changed))
+
+
+def contradictions(lock: Lock) -> list[str]:
+    """Where dvc.lock names one file with two contents: what a stage wrote, and what another one read."""
+    written = {out.path: (stage, out.md5) for stage, locked in lock.stages.items() for out in locked.outs}
+    return [
+        f"by {LOCK}, {stage} read another {dep.path} than {written[dep.path][0]} wrote: edited by hand, or not all of "
+        "the stages ran; `dvc repro` there"
+        for stage, locked in lock.stages.items()
+        for dep in locked.deps
+        if dep.path in written and dep.md5 != written[dep.path][1]
+    ]
+
+
+def damaged(repo: Any, sides: Sequence[Revision], besides: str) -> list[str]:
+    """A line for each output whose copy in the cache is not the file that dvc.lock names.
+
+    besides: the output that `fetch` looks at. The smallest first, up to snapshots.MAX_HASHED_BYTES in all.
+    """
+    cache = repo.cache.local
+    outs = {out.md5: (side.name, out) for side in sides for out in side.outs.values() if out.path != besides}
+    places = {Path(cache.oid_to_path(oid)): oid for oid in outs if oid is not None and not oid.endswith(".dir")}
+    folder = Path(cache.path)
+    try:
+        hashes = WorkTree(folder).hashes([place.relative_to(folder).as_posix() for place in places])
+    except OSError as error:
+        return [f"the cache cannot be read: {error.filename}: {error.strerror}"]
+    lines = []
+    for place, oid in places.items():
+        name, out = outs[oid]
+        if hashes.get(place.relative_to(folder).as_posix(), oid) != oid:
+            shown = repo.fs.relpath(str(place))
+            lines.append(f"{name}: {out.path} is damaged in the cache (delete {shown}, and `dvc fetch`)")
+    return lines
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def fetch(repo: Any, out: LockedFile) -> tuple[bytes, list[str]]:
@@ -181,10 +277,10 @@ def fetch(repo: Any, out: LockedFile) -> tuple[bytes, list[str]]:
     """
     if out.md5 is None or out.md5.endswith(".dir"):
         raise UserError(f"{LOCK} names no file {out.path} with an MD5")
-    local = DirFileSystem(repo.root_dir, fsspec.filesystem("file"))
-    if local.isfile(out.path):
-        content: bytes = local.cat_file(out.path)
-        if _md5(content) == out.md5:
+    local = Path(repo.root_dir, out.path)
+    if local.is_file():
+        content = local.read_bytes()
+        if md5(content) == out.md5:
             return content, []
 
     notes = []
@@ -192,7 +288,7 @@ def fetch(repo: Any, out: LockedFile) -> tuple[bytes, list[str]]:
     cached = cache.oid_to_path(out.md5)
     try:
         content = _read(cache.fs, cached, out)
-        if _md5(content) == out.md5:
+        if md5(content) == out.md5:
             return content, []
         here = f"damaged in the cache (delete {repo.fs.relpath(cached)}, and `dvc fetch`)"
         notes.append(f"{out.path} is {here}; the remote's copy is used")
@@ -227,7 +323,7 @@ def _remote_copy(repo: Any, out: LockedFile) -> bytes:
         if store.fs.protocol == "local" and not store.fs.isdir(repo.cloud.get_remote().path):
             raise UserError(f"the folder of {name} is not there") from None
         raise UserError(f"not in {name}; `dvc push` (or `dvc exp push`) where it was made") from None
-    if _md5(content) != out.md5:
+    if md5(content) != out.md5:
         raise UserError(f"damaged in {name}: not the MD5 that {LOCK} names")
     return content
 
@@ -255,16 +351,9 @@ def one_line(error: BaseException) -> str:
     return re.sub(r"://[^@/\s]+@", "://***@", text)[:200]
 
 
-def _files(repo: Any, commit: str | None) -> Any:
-    """A file system of a commit, or of the work tree (None), with paths from the repository's root."""
-    return repo.scm.get_fs(commit) if commit else DirFileSystem(repo.root_dir, fsspec.filesystem("file"))
-
-
-def _bytes(files: Any, path: str, label: str) -> bytes:
-    content: bytes = files.cat_file(path)
-    if len(content) > MAX_BYTES:
-        raise UserError(f"{label}: {path}: larger than {MAX_BYTES:,} bytes")
-    return content
+def _files(repo: Any, commit: str | None) -> Commit | WorkTree:
+    """The files of a commit, or of the work tree (None)."""
+    return Commit(Path(repo.root_dir), commit) if commit else WorkTree(Path(repo.root_dir))
 
 
 def _read(files: Any, path: str, out: LockedFile) -> bytes:
@@ -272,10 +361,6 @@ def _read(files: Any, path: str, out: LockedFile) -> bytes:
     with files.open(path, "rb") as file:
         content: bytes = file.read() if out.size is None else file.read(out.size + 1)
     return content
-
-
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()  # DVC's choice
 
 
 def parse_json(content: bytes, name: str) -> dict[str, Any]:

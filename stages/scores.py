@@ -19,7 +19,7 @@ Z_95 = 1.959963984540054  # the 97.5 % point of the normal distribution: a two-s
 def summary(log_p: Floats, labels: Ints, classes: Sequence[str], bins: int) -> dict[str, Any]:
     """All that metrics/evaluate.json holds.
 
-    The numbers a class are a list of rows, which DVC's tables leave out: `dvc metrics diff` stays short, and
+    The numbers of each class are a list of rows, which DVC's tables leave out: `dvc metrics diff` stays short, and
     `pandas.DataFrame(metrics["classes"])` reads them. Raises ValueError without images.
     """
     if not len(labels):
@@ -42,7 +42,7 @@ def summary(log_p: Floats, labels: Ints, classes: Sequence[str], bins: int) -> d
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927): right near 0 and 1 as well, where p ± 2 s is not."""
+    """The 95 % interval of a share (Wilson 1927), valid near 0 and 1 as well, where p ± 2 s is not."""
     share, z2 = successes / trials, Z_95**2 / trials
     centre = (share + z2 / 2) / (1 + z2)
     half = Z_95 / (1 + z2) * np.sqrt(share * (1 - share) / trials + z2 / trials / 4)
@@ -51,7 +51,7 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 
 
 def confusion(labels: Ints, predictions: Ints, classes: int) -> Ints:
-    """How many images of each true class (row) were taken for each class (column): int64 (K, K)."""
+    """How many images of each true class (row) were predicted as each class (column): int64 (K, K)."""
     return np.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes).astype(np.int64)
 
 
@@ -77,7 +77,7 @@ def _share(part: Floats, whole: Ints) -> Floats:
 
 
 def reliability(confidences: Floats, correct: npt.NDArray[np.bool_], bins: int) -> pd.DataFrame:
-    """How often predictions of each confidence are right: a row a bin that has images.
+    """Accuracy of the predictions of each confidence: one row per bin that has images.
 
     confidences: probability of the predicted class, (N,). bins: how many, of equal width, over 0 … 1.
     Columns: low, high (the bin's bounds), images, confidence (its mean), accuracy, and its 95 % interval accuracy_low,

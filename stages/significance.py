@@ -12,6 +12,7 @@ from scipy import stats
 
 from stages.scores import Floats, Ints
 
+DECIMALS = 9  # of an accuracy; the last ones tell apart more images than anybody has
 RESAMPLES = 9_999  # of the bootstrap: its ends then vary by a few hundredths of the interval's width
 MOST_SEEDS = 10_000  # a side; nobody trains more
 
@@ -19,7 +20,10 @@ BETTER, WORSE, NOISE = "better", "worse", "within noise"
 
 
 def verdict(difference: float, p: float, level: float) -> str:
-    """better | worse | within noise, from a difference (B - A) and the p-value of its test."""
+    """better | worse | within noise, from a difference (B - A) and the p-value of its test.
+
+    The difference must be exactly 0 where there is none: counts divided once are, means of floats are not.
+    """
     if p >= level or difference == 0:
         return NOISE
     return BETTER if difference > 0 else WORSE
@@ -87,38 +91,42 @@ def _wilson(successes: int, trials: int, level: float) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def welch(a: Floats, b: Floats, level: float) -> dict[str, float]:
-    """Difference of the means of two samples (a number a seed, 2 or more a side), interval and p-value (Welch 1947).
+def welch(a: Floats, b: Floats, level: float) -> dict[str, float] | None:
+    """Difference of the means of two samples of accuracies (one per seed), interval and p-value (Welch 1947).
 
-    Where neither side varies, as accuracies of few images may, the interval is the difference itself. Raises ValueError
-    with fewer than two numbers a side.
+    None: the means differ and neither side varies between its seeds. Then there is no measure of chance to compare the
+    difference with. Raises ValueError with fewer than two accuracies per side.
     """
     if min(len(a), len(b)) < 2:
         raise ValueError("a spread needs two numbers or more")
+    # As whole numbers, floats add up exactly: equal means are equal, and a sample that does not vary has no variance.
+    a, b = (np.rint(side * 10**DECIMALS) for side in (a, b))
     difference = float(b.mean() - a.mean())
-    if np.ptp(a) == 0 and np.ptp(b) == 0:
-        return {"difference": difference, "low": difference, "high": difference, "p": float(difference == 0)}
-    result = stats.ttest_ind(b, a, equal_var=False)
-    interval = result.confidence_interval(1 - level)
-    return {
-        "difference": difference,
-        "low": float(interval.low),
-        "high": float(interval.high),
-        "p": float(result.pvalue),
-    }
+    variances = np.array([side.var(ddof=1) / len(side) for side in (a, b)])  # of the means
+    half, p = 0.0, 1.0
+    if variances.any():
+        error = np.sqrt(variances.sum())
+        freedom = variances.sum() ** 2 / (variances**2 / [len(a) - 1, len(b) - 1]).sum()
+        half, p = (
+            float(stats.t.isf(level / 2, freedom) * error),
+            float(2 * stats.t.sf(abs(difference) / error, freedom)),
+        )
+    elif difference:
+        return None
+    scaled = {"difference": difference, "low": difference - half, "high": difference + half}
+    return {**{name: value / 10**DECIMALS for name, value in scaled.items()}, "p": p}
 
 
 def seeds_needed(difference: float, deviation_a: float, deviation_b: float, level: float, power: float) -> int | None:
     """How many seeds a side Welch's test needs to find a difference of this size in `power` of the studies.
 
     difference, and the standard deviations over seeds, in the same unit. The power is that of the noncentral t
-    distribution (Cohen 1988) with Welch's degrees of freedom. At least 2; None: more than MOST_SEEDS, or no difference.
+    distribution (Cohen 1988) with Welch's degrees of freedom. At least 2. None: more than MOST_SEEDS, or there is no
+    difference or no deviation to compute it from.
     """
     variance = deviation_a**2 + deviation_b**2
-    if difference == 0:
+    if difference == 0 or variance == 0:
         return None
-    if variance == 0:
-        return 2
     n = np.arange(2, MOST_SEEDS + 1)
     freedom = (n - 1) * variance**2 / (deviation_a**4 + deviation_b**4)
     critical = stats.t.isf(level / 2, freedom)

@@ -10,13 +10,15 @@ chosen on the test set has no test set left. Not a stage: it reads what Git has,
 import argparse
 import fnmatch
 import json
+import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from scipy import stats
 
-from stages import compare, comparison_text, errors, files, paths, revisions
+from stages import command, compare, comparison_text, files, params, paths, revisions
 from stages.errors import UserError, printable
 from stages.revisions import Revision
 
@@ -86,34 +88,37 @@ def summary(runs: list[Revision], metric: str, level: float) -> dict[str, Any]:
     metric      what is measured, of the validation part
     varied      the parameters by which settings differ, in the order of params.yaml
     deviation   standard, over seeds, pooled over settings; None where no setting has two seeds
-    settings    the best first: parameters, seeds, values (one a seed), mean, deviation (None: one seed), and verdict:
+    settings    the best first: parameters (a key that it lacks is not there), seeds, values (one per seed), mean,
+                deviation (None: one seed), and verdict:
                 best | within noise | worse (than the best); None where there is no deviation to judge by
     notes       what the user must know to trust the rest, a line each
     """
     read_keys = {key for run in runs for key in run.read_by}
-    table = pd.DataFrame([{key: _plain(value) for key, value in (run.params or {}).items()} for run in runs])
-    varied = [key for key in table if key in read_keys and key != SEED and table[key].nunique(dropna=False) > 1]
-    if SEED not in table:
-        raise UserError(f"{runs[0].name}: {paths.PARAMS} there has no {SEED}")
-    table["value"] = [_value(run, metric) for run in runs]
+    keys = dict.fromkeys(key for run in runs for key in run.params or {} if key in read_keys and key != SEED)
+    varied = [key for key in keys if len({_plain(run, key) for run in runs}) > 1]
     notes = [note for run in runs for note in run.notes] + splits(runs)
-    twice = table.duplicated([*varied, SEED])
-    notes += [
-        f"{run.name}: left out: the same parameters and seed as another experiment" for run in _where(runs, twice)
-    ]
-    table = table[~twice]
+
+    seeds_of: dict[tuple[str, ...], dict[str, Revision]] = {}  # setting -> seed -> run
+    for run in runs:
+        if SEED not in (run.params or {}):
+            raise UserError(f"{run.name}: {paths.PARAMS} there has no {SEED}")
+        _value(run, metric)
+        of_setting = seeds_of.setdefault(tuple(_plain(run, key) for key in varied), {})
+        if of_setting.setdefault(_plain(run, SEED), run) is not run:
+            notes.append(f"{run.name}: left out: the same parameters and seed as another experiment")
 
     settings: list[dict[str, Any]] = []
-    for _, rows in table.groupby(varied, sort=False, dropna=False) if varied else [((), table)]:
-        rows = rows.sort_values(SEED)
-        values = rows["value"].tolist()
+    for of_setting in seeds_of.values():
+        ordered = sorted(of_setting.values(), key=lambda run: (len(_plain(run, SEED)), _plain(run, SEED)))
+        values = [_value(run, metric) for run in ordered]
+        parameters = ordered[0].params or {}
         settings.append(
             {
-                "parameters": {key: json.loads(rows[key].iloc[0]) for key in varied},
-                "seeds": [json.loads(seed) for seed in rows[SEED]],
+                "parameters": {key: parameters[key] for key in varied if key in parameters},
+                "seeds": [(run.params or {})[SEED] for run in ordered],
                 "values": values,
-                "mean": float(rows["value"].mean()),
-                "deviation": float(rows["value"].std()) if len(values) > 1 else None,
+                "mean": statistics.fmean(values),
+                "deviation": statistics.stdev(values) if len(values) > 1 else None,
             }
         )
     settings.sort(key=lambda setting: setting["mean"], reverse=HIGHER_IS_BETTER[metric])
@@ -138,19 +143,24 @@ def pooled(groups: list[list[float]]) -> float | None:
     freedom = sum(len(group) - 1 for group in groups)
     if not freedom:
         return None
-    squares = sum(float(pd.Series(group).var(ddof=0)) * len(group) for group in groups)
+    squares = sum(statistics.pvariance(group) * len(group) for group in groups)
     return float((squares / freedom) ** 0.5)
 
 
 def verdicts(groups: list[list[float]], level: float) -> list[str | None]:
-    """How each setting stands to the first, which is the best. None for all if a setting has one seed."""
+    """How each setting stands to the first, which is the best. None for all if a setting has one seed.
+
+    The stages write six decimals, which for accuracies stand for whole numbers of images: judged are whole millionths,
+    whose sums are exact. Of floats, equal ones can have means that differ in the last bit, and so a "significant" one.
+    """
     if len(groups) < 2:
         return [BEST] * len(groups)
     if min(map(len, groups)) < 2:
         return [None] * len(groups)
-    if not pooled(groups):  # seeds change nothing at all: every difference is one
-        return [BEST, *(NOISE if group[0] == groups[0][0] else WORSE for group in groups[1:])]
-    p = stats.tukey_hsd(*groups).pvalue[0]
+    whole = [[round(value * 1e6) for value in group] for group in groups]
+    if all(len(set(group)) == 1 for group in whole):  # seeds change nothing at all: every difference is one
+        return [BEST, *(NOISE if group[0] == whole[0][0] else WORSE for group in whole[1:])]
+    p = stats.tukey_hsd(*whole).pvalue[0]
     return [BEST, *(WORSE if value < level else NOISE for value in p[1:])]
 
 
@@ -164,7 +174,7 @@ def splits(runs: list[Revision]) -> list[str]:
 
 def text(document: dict[str, Any]) -> str:
     """A plain table, the notes, and how to read it."""
-    lines = frame(document).to_string(index=False).splitlines()
+    lines = frame(document, params.shown).to_string(index=False).splitlines()
     blocks = ["\n".join(line.rstrip() for line in lines)]
     if document["notes"]:
         blocks.append("\n".join(f"note: {note}" for note in document["notes"]))
@@ -174,23 +184,31 @@ def text(document: dict[str, Any]) -> str:
 
 def markdown(document: dict[str, Any]) -> str:
     """The same in GitHub's Markdown."""
-    table = frame(document)
-    table[document["varied"]] = table[document["varied"]].map(comparison_text._code)
-    table = table.rename(columns={key: comparison_text._code(key) for key in document["varied"]})
+    table = frame(document, comparison_text._code)
     blocks = [table.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, stralign="right")]
     blocks += [f"> {comparison_text._text(note)}" for note in document["notes"]]
     return "\n\n".join([*blocks, comparison_text._text(legend(document))]) + "\n"
 
 
-def frame(document: dict[str, Any]) -> pd.DataFrame:
-    """A row a setting, as text."""
-    rows = []
-    for setting in document["settings"]:
-        row = {key: comparison_text.value(value) for key, value in setting["parameters"].items()}
-        row |= {"seeds": str(len(setting["seeds"])), "mean": shown(setting["mean"], document["metric"])}
-        row["deviation"] = shown(setting["deviation"], document["metric"], unit=False)
-        rows.append({**row, "against the best": setting["verdict"] or comparison_text.MISSING})
-    return pd.DataFrame(rows)
+def frame(document: dict[str, Any], shown_as: Callable[[str], str]) -> pd.DataFrame:
+    """One row per setting, as text; parameters first, whatever they are called. shown_as: their names and values."""
+    varied, metric = document["varied"], document["metric"]
+    rows = [
+        [
+            *(
+                shown_as(comparison_text.value(setting["parameters"][key]))
+                if key in setting["parameters"]
+                else comparison_text.MISSING
+                for key in varied
+            ),
+            str(len(setting["seeds"])),
+            shown(setting["mean"], metric),
+            shown(setting["deviation"], metric, unit=False),
+            setting["verdict"] or comparison_text.MISSING,
+        ]
+        for setting in document["settings"]
+    ]
+    return pd.DataFrame(rows, columns=[*map(shown_as, varied), "seeds", "mean", "deviation", "against the best"])
 
 
 def legend(document: dict[str, Any]) -> str:
@@ -213,23 +231,19 @@ def shown(value: float | None, metric: str, unit: bool = True) -> str:
     return f"{100 * value:.3f}" + " %" * unit
 
 
-def _plain(value: Any) -> str:
-    """A parameter as text that is the same for the same value: lists have no hash to group by."""
-    return json.dumps(value, ensure_ascii=False)
+def _plain(run: Revision, key: str) -> str:
+    """A parameter as text, which is the same for the same value and nothing else: "" for none."""
+    return json.dumps(run.params[key], ensure_ascii=False) if run.params and key in run.params else ""
 
 
 def _value(run: Revision, metric: str) -> float:
-    value = run.metrics[paths.TRAIN_METRICS.as_posix()].get(metric)
-    if not isinstance(value, int | float):
+    value = run.metrics.get(paths.TRAIN_METRICS.as_posix(), {}).get(metric)
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(
             f"{run.name}: {paths.TRAIN_METRICS} has no {metric}; run it with a preprocess.validation_fraction above 0"
         )
     return float(value)
 
 
-def _where(runs: list[Revision], mask: "pd.Series[bool]") -> list[Revision]:
-    return [run for run, chosen in zip(runs, mask, strict=True) if chosen]
-
-
 if __name__ == "__main__":
-    errors.run(main, alone=False)  # it only reads, and may do so while experiments run
+    command.run(main)

@@ -295,4 +295,4 @@ def diverged(which: str, value: float, where: str) -> UserError:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, memory="train.batch_size, train.num_workers, train.shards, models")

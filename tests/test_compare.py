@@ -127,6 +127,28 @@ def test_a_worse_branch_fails_with_a_status_of_its_own(project: Project) -> None
     assert re.fullmatch(r"error: unknown revision 'nobody'.*\n", unknown.stderr)
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-16"])
+@pytest.mark.parametrize(("sides", "status"), [(("worse", "main"), 0), (("main", "worse"), 1), (("main", "fewer"), 2)])
+def test_the_status_is_the_verdict_whatever_the_terminal(
+    sides: tuple[str, str], status: int, encoding: str, project: Project
+) -> None:
+    # A list of more than ten images ended in "…", which latin-1 lacks: the traceback had the status of a verdict.
+    environment = {**project.environment, "PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-m", "stages.compare", *sides, "--fail-if", "worse"]
+    done = subprocess.run(command, cwd=project.path, env=environment, capture_output=True, timeout=120)
+    assert done.returncode == status
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_name_that_the_terminal_lacks_is_no_verdict(project: Project) -> None:
+    project.set(train={"channels": ["ü", "→"]})
+    environment = {**project.environment, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "stages.compare", "main", "--fail-if", "worse"]
+    done = subprocess.run(command, cwd=project.path, env=environment, capture_output=True, timeout=120)
+    assert done.returncode == 0
+    assert b"within noise" in done.stdout
+
+
 @pytest.mark.parametrize("arguments", [["main", "--level", "7"], ["main", "--fail-if", "better"], [], ["a", "b", "c"]])
 def test_a_wrong_command_line_has_the_status_of_an_error(arguments: list[str], monkeypatch: Patch) -> None:
     monkeypatch.setattr(sys, "argv", ["compare", *arguments])
@@ -216,14 +238,12 @@ def test_results_of_other_inputs_are_named(project: Project, monkeypatch: Patch,
     project.set(train={"skill": 0.5})
     project.write("toy.py", TOY + "# another line\n")
     found = document(monkeypatch, capsys, "main")
-    assert found["notes"] == [
-        "work tree: not as dvc.lock has it: train.skill, toy.py; the results may be of other inputs: "
-        "`dvc repro` there renews them"
-    ]
+    changed = "changed since the run that dvc.lock records: train.skill, toy.py; `dvc repro` there"
+    assert found["notes"] == [f"work tree: {changed}"]
     project.run("git", "checkout", "-q", "--detach")
     project.run("git", "commit", "-qam", "code without its results")
     found = document(monkeypatch, capsys, "main", "HEAD")
-    assert found["notes"][0].startswith("HEAD: not as dvc.lock has it: train.skill, toy.py; ")
+    assert found["notes"] == [f"HEAD: {changed}"]
 
 
 # The three formats
@@ -236,7 +256,7 @@ def test_the_table_fits_a_terminal(monkeypatch: Patch, capsys: Out) -> None:
     assert re.search(r"\n  train\.skill +0\.9 +0\.8 evaluate\n", printed)
     assert re.search(r"\n  models\.unread\.units +3 +4 no stage\n", printed)
     assert re.search(r"\n  evaluate: errors +\d+ +\d+ +\+\d+\n", printed)
-    assert re.search(r"\n  A right +\d+ +\d+ broken\n  A wrong +\d+ fixed +\d+\n", printed)
+    assert re.search(r"\n  A correct +\d+ +\d+ broken\n  A wrong +\d+ fixed +\d+\n", printed)
 
 
 def test_the_markdown_is_well_formed_whatever_the_values(project: Project, monkeypatch: Patch, capsys: Out) -> None:
@@ -543,9 +563,7 @@ def test_a_lock_with_aliases_is_read(project: Project, monkeypatch: Patch, capsy
         "dvc.lock", shared + "  another:\n    cmd: 'true'\n    params:\n      params.yaml:\n        c: *id001\n"
     )
     notes = document(monkeypatch, capsys, "main")["notes"]
-    assert notes == [
-        "work tree: not as dvc.lock has it: c; the results may be of other inputs: `dvc repro` there renews them"
-    ]
+    assert notes == ["work tree: changed since the run that dvc.lock records: c; `dvc repro` there"]
 
 
 def test_predictions_that_are_garbled_are_not_compared(project: Project, monkeypatch: Patch, capsys: Out) -> None:
@@ -601,11 +619,7 @@ def test_outside_a_repository(tmp_path: Path, monkeypatch: Patch) -> None:
     line = "no commit of a DVC repository to read here: "
     monkeypatch.chdir(tmp_path)
     assert refusal(monkeypatch, "main").startswith(line)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "--no-scm"], check=True, cwd=tmp_path)
-    assert refusal(monkeypatch, "main").startswith(line)
-    subprocess.run(["git", "init", "-q"], check=True, cwd=tmp_path)
-    (tmp_path / ".dvc/config").write_text("", encoding="utf-8")
-    assert refusal(monkeypatch, "main") == f"{line}unknown Git revision 'HEAD'"
+    (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc/config").write_text("[core", encoding="utf-8")
     assert refusal(monkeypatch, "main").startswith(f"{line}config file error: ")
 
@@ -617,6 +631,22 @@ def study(path: Path, name: str, accuracies: list[float]) -> str:
     runs = [{"seed": seed, "accuracy": accuracy, "loss": 0.1} for seed, accuracy in enumerate(accuracies)]
     path.write_text(json.dumps({"name": name, "runs": runs}), encoding="utf-8")
     return str(path)
+
+
+def test_equal_seeds_are_no_verdict(tmp_path: Path, monkeypatch: Patch, capsys: Out) -> None:
+    a, b = study(tmp_path / "a.json", "a", [0.99] * 2), study(tmp_path / "b.json", "b", [0.99] * 3)
+    for sides in ((a, b), (b, a)):
+        assert document(monkeypatch, capsys, *sides, "--fail-if", "worse")["verdict"]["word"] == "within noise"
+        printed = " ".join(text(monkeypatch, capsys, *sides).split())
+        assert "+0.000 points (95 % interval +0.000 to +0.000)" in printed
+        assert "seeds per side" not in printed
+    c = study(tmp_path / "c.json", "c", [0.98] * 3)  # neither side varies: nothing says how much is chance
+    found = document(monkeypatch, capsys, a, c)
+    assert found["verdict"]["word"] == "not comparable"
+    assert "no variation to judge the difference by" in found["verdict"]["text"]
+    assert refusal(monkeypatch, a, c, "--fail-if", "worse").startswith(
+        "cannot tell whether c is worse: mean test accuracy"
+    )
 
 
 def test_seed_studies(tmp_path: Path, monkeypatch: Patch, capsys: Out) -> None:
@@ -633,11 +663,39 @@ def test_seed_studies(tmp_path: Path, monkeypatch: Patch, capsys: Out) -> None:
         document(monkeypatch, capsys, b, a, "--fail-if", "worse")
     c = study(tmp_path / "c.json", "noise", [0.9946, 0.9949, 0.9947])
     noise = text(monkeypatch, capsys, a, c)
-    assert "noise against default: within noise: mean accuracy 99.47 % (5 seeds) -> 99.47 % (3 seeds)" in noise
+    noise = " ".join(noise.split())
+    assert "noise against default: within noise: mean test accuracy 99.470 % (5 seeds) -> 99.473 % (3 seeds)" in noise
     assert re.search(
-        r"\d+ seeds a side would show a difference of this size in 80 % of studies", " ".join(noise.split())
+        r"\d+ seeds per side would show a difference of this size in 80 % of studies", " ".join(noise.split())
     )
     assert "| A |" in re.sub(" +", " ", text(monkeypatch, capsys, a, b, "--format", "markdown"))
+
+
+def test_studies_without_test_accuracies_are_compared_on_validation(
+    tmp_path: Path, monkeypatch: Patch, capsys: Out
+) -> None:
+    def validated(name: str, errors: list[int], **more: Any) -> str:
+        runs = [
+            {
+                "seed": seed,
+                "validation_accuracy": round(1 - n / 6000, 6),
+                "validation_errors": n,
+                "validation_images": 6000,
+            }
+            for seed, n in enumerate(errors)
+        ]
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({"name": name, "runs": [{**run, **more} for run in runs]}), encoding="utf-8")
+        return str(path)
+
+    a, b = validated("a", [60, 62, 61]), validated("b", [80, 82, 81], accuracy=0.9)
+    found = document(monkeypatch, capsys, a, b)
+    assert (found["verdict"]["word"], found["part"]) == ("worse", "validation")
+    assert found["verdict"]["difference"] == pytest.approx(-20 / 6000)
+    assert found["notes"] == ["validation accuracies are compared: not all seeds were measured on the test set"]
+    assert "Validation accuracy over seeds" in text(monkeypatch, capsys, a, b)
+    tested = study(tmp_path / "tested.json", "tested", [0.99, 0.98])
+    assert refusal(monkeypatch, a, tested).startswith("a and tested were not measured on the same part; ")
 
 
 @pytest.mark.parametrize(
@@ -648,7 +706,10 @@ def test_seed_studies(tmp_path: Path, monkeypatch: Patch, capsys: Out) -> None:
         ('{"name": "x", "runs": [{"seed": 0, "accuracy": 0.9}, {"seed": 0, "accuracy": 0.8}]}', "seed 0 stands twice"),
         ('{"name": "x", "runs": [{"seed": 0, "accuracy": 99.4}, {"seed": 1, "accuracy": 0.8}]}', "runs.0.accuracy: "),
         ('{"name": "x", "runs": [{"seed": 0, "accuracy": NaN}, {"seed": 1, "accuracy": 0.8}]}', "runs.0.accuracy: "),
-        ('{"name": "x", "runs": [{"seed": 0}, {"seed": 1, "accuracy": 0.8}]}', "runs.0.accuracy: Field required"),
+        (
+            '{"name": "x", "runs": [{"seed": 0}, {"seed": 1, "accuracy": 0.8}]}',
+            "runs.0: has neither accuracy nor validation_accuracy",
+        ),
         ('{"name": "x", "runs": [{"seed": "0", "accuracy": 0.9}, {"seed": 1, "accuracy": 0.8}]}', "runs.0.seed: "),
         ('{"runs": []}', "name: Field required"),
         ("[" * 100_000, ""),

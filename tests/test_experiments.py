@@ -146,7 +146,7 @@ def test_a_sweep_is_a_table_of_validation_and_a_plot(swept: Clone, tmp_path: Pat
     with Image.open(BytesIO((tmp_path / "sweep.png").read_bytes()), formats=["PNG"]) as picture:
         assert picture.size == (700, 420)
     unknown = sweep(swept, "nobody-*")
-    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert (unknown.returncode, unknown.stdout) == (2, "")
     there = "there are: lr-1, lr-2, lr-3, lr-4"
     assert unknown.stderr == f"error: no experiment of {document['commit'][:7]} is named 'nobody-*'; {there}\n"
 

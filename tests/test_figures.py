@@ -24,7 +24,7 @@ def overview(classes: int = 3, images: int = 500) -> bytes:
 
 def worst(count: int = 7, channels: int = 1) -> bytes:
     images = np.random.default_rng(0).integers(0, 256, (count, channels, 9, 12), dtype=np.uint8)
-    return figures.worst(images, [f"{number}, taken for 3\nat 99 %" for number in range(count)], "mistakes")
+    return figures.worst(images, [f"{number}, predicted 3\nat 99 %" for number in range(count)], "mistakes")
 
 
 def picture(content: bytes) -> Image.Image:

@@ -295,6 +295,6 @@ def test_as_a_program(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stages.params"]
     environment = {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("error: params.yaml: train.epochs is -3; allowed: ")
     assert "Traceback" not in done.stderr

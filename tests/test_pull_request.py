@@ -198,7 +198,7 @@ def test_told_to_stop_it_ends_what_it_started(author: Project, tmp_path: Path) -
     line = next(line for line in process.stdout if line.startswith("pid"))
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 143
     deadline = time.monotonic() + 30
     while running(int(line.split()[1])):  # the kernel takes a moment
         assert time.monotonic() < deadline

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 from selenium import webdriver
 
@@ -177,20 +178,28 @@ def test_the_test_of_the_browser_can_fail(tmp_path: Path, chrome: webdriver.Chro
     assert chrome.execute_script("return document.documentElement.scrollWidth") > 390
 
 
+def outputs(clone: Clone) -> dict[str, dict[str, Any]]:
+    """The outputs in dvc.lock, by path."""
+    lock = yaml.safe_load((clone.path / "dvc.lock").read_text(encoding="utf-8"))
+    return {out["path"]: out for stage in lock["stages"].values() for out in stage["outs"]}
+
+
 def test_it_says_what_the_files_say(compared: Clone) -> None:
     page = harmless((compared.path / "report.html").read_text(encoding="utf-8"))
     measured, trained = compared.metrics("evaluate"), compared.metrics("train")
-    assert f"{100 * measured['accuracy']:.2f} % of 10,000 test images right" in page.text
+    assert f"Test accuracy {100 * measured['accuracy']:.2f} % (10,000 images)" in page.text
     assert f"{100 * measured['accuracy_low']:.2f} to {100 * measured['accuracy_high']:.2f} %" in page.text
     assert f"{trained['parameters']:,}" in page.text
-    assert f"24 of {measured['errors']:,} mistakes, the surest first." in page.text
+    assert f"24 of {measured['errors']:,} mistakes, the most confident first." in page.text
     assert "models.mlp" in page.text  # the chosen network, and no other
     assert "models.cnn" not in page.text
     assert compared.run("git", "rev-parse", "HEAD").strip() in page.text
     lock = (compared.path / "dvc.lock").read_bytes()
     assert hashlib.sha256(lock).hexdigest() in page.text
     environment = json.loads((compared.path / "metrics/environment/train.json").read_text(encoding="utf-8"))
-    assert environment["processor"] in page.text
+    assert (environment["processor"] in page.text) == results.describes(
+        environment, {path: out["md5"] for path, out in outputs(compared).items()}
+    )
     table = pd.read_csv(compared.path / "data/predictions.csv", dtype={"label": str, "prediction": str})
     first = table[table["label"] != table["prediction"]].sort_values("probability", ascending=False).iloc[0]
     image = next(attributes for name, attributes in page.tags if name == "img")
@@ -216,7 +225,9 @@ def test_the_same_bytes_twice_and_none_of_the_folder(compared: Clone, tmp_path: 
     told = make(compared, "--against", EVIL, "--out", str(out))
     assert out.read_bytes() == before
     assert str(compared.path) not in before.decode()
-    assert re.search(rf"^{re.escape(str(out))}: \d\d\.\d\d % of 10,000 test images right, \d+ kB$", told, re.MULTILINE)
+    assert re.search(
+        rf"^{re.escape(str(out))}: Test accuracy \d\d\.\d\d % \(10,000 images\), \d+ kB$", told, re.MULTILINE
+    )
     assert f"work tree against {EVIL}: better" in told
 
 
@@ -247,7 +258,7 @@ def test_what_is_missing_is_said(compared: Clone, tmp_path: Path) -> None:
     (compared.path / "less.html").unlink()
     for line in (
         "work tree: no metrics/plots/training.csv there",
-        "work tree: metrics/plots/confusion.csv: not a row for each pair of classes; dvc repro makes it anew",
+        "work tree: metrics/plots/confusion.csv: not one row per pair of classes; dvc repro writes it again",
         "work tree: no predictions, so no comparison image by image: data/predictions.csv is not in the cache, and",
         "no pictures: no predictions: data/predictions.csv is not in the cache, and the folder of the remote",
         "Fisher's exact test",
@@ -387,8 +398,57 @@ def test_nothing_but_metrics() -> None:
     bare = dataclasses.replace(bare, revision=dataclasses.replace(bare.revision, ran_with={}, params=None, metrics={}))
     text = harmless(page_of(bare)).text
     assert "Not measured on test images" in text
-    assert "The predictions are not to be had: not in the cache." in text
+    assert "The predictions are unavailable: not in the cache." in text
     assert "No parameters are known." in text
+    assert "The environment of this run is not recorded." in text
+
+
+@pytest.mark.parametrize(
+    ("recorded", "described"),
+    [
+        ({}, False),
+        ({"outputs": {}}, False),
+        ({"outputs": "a"}, False),
+        ({"outputs": {"a": "1"}}, True),
+        ({"outputs": {"a": "1", "b": "2"}}, True),
+        ({"outputs": {"a": "1", "b": "3"}}, False),  # b is that of another run
+        ({"outputs": {"a": "1", "c": "1"}}, False),  # no such output
+    ],
+    ids=["none", "no-outputs", "no-mapping", "one", "all", "another-run", "unknown"],
+)
+def test_an_environment_is_that_of_its_outputs_alone(recorded: dict[str, Any], described: bool) -> None:
+    assert results.describes(recorded, {"a": "1", "b": "2"}) is described
+
+
+def test_the_environment_on_the_page_is_that_of_the_run(
+    compared: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = compared.path / "metrics/environment/evaluate.json"
+    monkeypatch.chdir(compared.path)
+    monkeypatch.setattr(sys, "argv", ["report", "--out", str(tmp_path / "page.html")])
+    for md5, shown in ((outputs(compared)["data/predictions.csv"]["md5"], True), ("0" * 32, False)):
+        recorded = {"device": "abacus", "outputs": {"data/predictions.csv": md5}}
+        path.write_text(json.dumps(recorded), encoding="utf-8")
+        report.main()
+        text = harmless((tmp_path / "page.html").read_text(encoding="utf-8")).text
+        assert ("abacus" in text) == shown
+        assert ("the environment of this run of evaluate is not recorded" in text) != shown
+    compared.run("git", "checkout", "-q", "metrics")
+
+
+def test_a_matrix_that_contradicts_the_predictions_is_named(
+    compared: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = compared.path / "metrics/plots/confusion.csv"
+    first, *rest = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([first, f"{rest[0]}1", *rest[1:]]) + "\n", encoding="utf-8")
+    monkeypatch.chdir(compared.path)
+    monkeypatch.setattr(sys, "argv", ["report", "--out", str(tmp_path / "page.html")])
+    report.main()
+    compared.run("git", "checkout", "-q", "metrics")
+    text = harmless((tmp_path / "page.html").read_text(encoding="utf-8")).text
+    assert "work tree: metrics/plots/confusion.csv contradicts the predictions; dvc repro there" in text
+    assert "not the file that dvc.lock names: metrics/plots/confusion.csv; edited by hand, or damaged" in text
 
 
 # The pieces
@@ -447,8 +507,8 @@ def test_files_of_a_run_are_read() -> None:
         (results.curves, CURVES.replace("0.4", "low"), "x: could not convert string to float: 'low'"),
         (results.curves, CURVES.replace("0.4", "0.4,1"), "x: not a CSV file: "),
         (results.confusion, MATRIX.replace("label", "true"), "x: no table of label, prediction and images"),
-        (results.confusion, MATRIX.replace("b,b,4\n", ""), "x: not a row for each pair of classes"),
-        (results.confusion, MATRIX.replace("b,a", "b,b"), "x: not a row for each pair of classes"),
+        (results.confusion, MATRIX.replace("b,b,4\n", ""), "x: not one row per pair of classes"),
+        (results.confusion, MATRIX.replace("b,a", "b,b"), "x: not one row per pair of classes"),
         (results.confusion, MATRIX.replace(",4", ",-4"), "x: images are counts"),
         (results.reliability, BINS.replace("high,", "top,", 1), "x: its columns are not low, high, images"),
         (results.reliability, BINS.replace("0.9", "9"), "x: shares are from 0 to 1"),

@@ -15,10 +15,10 @@ def predictions_of(rows: list[list[float]]) -> np.ndarray:
 
 CASE = predictions_of(
     [
-        [0.7, 0.2, 0.1],  # 0, right
-        [0.6, 0.3, 0.1],  # 1, taken for 0
-        [0.1, 0.8, 0.1],  # 1, right
-        [0.4, 0.5, 0.1],  # 0, taken for 1
+        [0.7, 0.2, 0.1],  # 0, correct
+        [0.6, 0.3, 0.1],  # 1, predicted as 0
+        [0.1, 0.8, 0.1],  # 1, correct
+        [0.4, 0.5, 0.1],  # 0, predicted as 1
     ]
 )
 LABELS = np.array([0, 1, 1, 0])
@@ -35,7 +35,7 @@ def test_a_case_worked_out_by_hand() -> None:
         {"class": "c", "images": 0, "precision": 0.0, "recall": 0.0, "f1": 0.0},  # no image and no prediction
     ]
     assert found["macro"] == pytest.approx({"precision": 1 / 3, "recall": 1 / 3, "f1": 1 / 3})
-    # One image a bin: 0.7 right, 0.6 wrong, 0.8 right, 0.5 wrong.
+    # One image per bin: 0.7 correct, 0.6 wrong, 0.8 correct, 0.5 wrong.
     assert found["calibration_error"] == pytest.approx((0.3 + 0.6 + 0.2 + 0.5) / 4, rel=1e-6)
 
 

@@ -3,9 +3,6 @@
 import gzip
 import hashlib
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,6 @@ from stages import (
     datasets,
     download,
     evaluate,
-    files,
     idx,
     model_file,
     packed,
@@ -244,63 +240,3 @@ def test_a_gpu_that_is_not_there(bench: Workbench, monkeypatch: pytest.MonkeyPat
         bench.values[section]["device"] = "cuda"
         with pytest.raises(UserError, match=f"{section}.device is cuda, and this machine has none; it has: cpu"):
             bench.run(stage)
-
-
-# --- how a stage ends as a program
-
-
-def program(body: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom stages import errors, files\n{body}"
-    return subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "line"),
-    [
-        ("def stage(): raise errors.UserError('a: b')", 1, "error: a: b"),
-        ("def stage(): open('missing')", 1, "error: missing: No such file or directory"),
-        (
-            "def stage(): raise KeyboardInterrupt",
-            130,
-            "interrupted: nothing is kept of this stage; `dvc repro` begins it again",
-        ),
-    ],
-)
-def test_mistakes_end_in_one_line(body: str, status: int, line: str, tmp_path: Path) -> None:
-    done = program(f"{body}\nerrors.run(stage)", tmp_path)
-    assert done.returncode == status
-    assert done.stderr.strip() == line
-
-
-def test_our_own_bugs_keep_their_traceback(tmp_path: Path) -> None:
-    done = program("def stage(): 1 / 0\nerrors.run(stage)", tmp_path)
-    assert done.returncode == 1
-    assert "ZeroDivisionError" in done.stderr
-
-
-def test_a_write_that_is_killed_leaves_the_old_file(tmp_path: Path) -> None:
-    body = """
-import os, signal
-from pathlib import Path
-files.write_text(Path("a.json"), "old")
-os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)  # after all is written, before it counts
-files.write_text(Path("a.json"), "new")
-"""
-    assert program(body, tmp_path).returncode == -signal.SIGKILL
-    assert (tmp_path / "a.json").read_text(encoding="utf-8") == "old"
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.json"
-    files.write_json(path, {"b": 1 / 3, "a": [2.0]})
-    assert path.read_text(encoding="utf-8") == '{\n  "b": 0.333333,\n  "a": [\n    2.0\n  ]\n}\n'
-    before = path.read_bytes()
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        files.write_json(path, {})
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]

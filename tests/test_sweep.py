@@ -1,5 +1,6 @@
 """What a sweep makes of runs: settings, statistics, notes, a picture; tests/test_experiments.py has real ones."""
 
+import json
 import math
 from typing import Any
 
@@ -136,3 +137,68 @@ def test_places_on_the_axis() -> None:
     assert sweep_figure._places([1, 2, 4]) == {"1": 0.0, "2": 0.5, "4": 1.0}  # by their logarithm
     assert sweep_figure._places([0, 1, 4]) == {"0": 0.0, "1": 0.25, "4": 1.0}
     assert list(sweep_figure._places(["b2", "b10", "b1"])) == ["b1", "b2", "b10"]
+
+
+ODD = ["value", "seeds", "mean", "against the best", "parameters", "a|b", "$x$", "two\nlines", "ü\x1b[2J", "_x"]
+
+
+@pytest.mark.parametrize("key", ODD, ids=[f"name {number}" for number in range(len(ODD))])
+def test_parameters_may_be_called_anything(key: str) -> None:
+    runs = [run(f"{value}-{seed}", 0.9 + value / 50, train__seed=seed) for value in (1, 2) for seed in (0, 1)]
+    for each in runs:
+        assert each.params is not None
+        each.params[key] = int(each.name[0])
+        each.read_by[key] = ["train"]
+    document = {"commit": "0" * 40, **summary(runs)}
+    assert document["varied"] == [key]
+    assert [row["parameters"] for row in document["settings"]] == [{key: 2}, {key: 1}]
+    assert [row["seeds"] for row in document["settings"]] == [[0, 1], [0, 1]]
+    shown = sweep.text(document).splitlines()
+    assert shown[0].split()[-6:] == ["seeds", "mean", "deviation", "against", "the", "best"]
+    assert [line.split()[0] for line in shown[1:3]] == ["2", "1"]
+    assert len(sweep.markdown(document).split("\n\n")[0].splitlines()) == 4
+    assert sweep_figure.draw(document).startswith(b"\x89PNG")
+
+
+def test_an_experiment_may_lack_a_key_that_another_has() -> None:
+    runs = [run("a", 0.9, new=None), run("b", 0.8), run("c", 0.9, new=None, train__seed=1)]
+    runs[1].metrics["metrics/data.json"] = {}
+    document = {"commit": "0" * 40, **summary(runs)}
+    assert [row["parameters"] for row in document["settings"]] == [{"new": None}, {}]
+    assert [line.split()[0] for line in sweep.text(document).splitlines()[1:3]] == ["null", "-"]
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+    assert sweep_figure.draw(document).startswith(b"\x89PNG")
+
+
+def test_an_experiment_that_lacks_more_is_one_line() -> None:
+    runs = [run("a", 0.9), run("b", 0.8)]
+    assert runs[1].params is not None
+    del runs[1].params["train.seed"]
+    with pytest.raises(UserError, match="^b: params.yaml there has no train.seed$"):
+        summary(runs)
+    runs = [run("a", 0.9), run("b", 0.8, train__seed=1)]
+    runs[1].metrics.clear()
+    with pytest.raises(UserError, match="^b: metrics/train.json has no validation_accuracy; "):
+        summary(runs)
+
+
+def test_seeds_are_sorted_as_numbers() -> None:
+    (setting,) = summary([run(str(seed), 0.9, train__seed=seed) for seed in (10, 9, 100)])["settings"]
+    assert setting["seeds"] == [9, 10, 100]
+
+
+def test_equal_numbers_written_otherwise_have_one_place() -> None:
+    assert sweep_figure._places([1, 1.0, 2]) == {"1": 0.0, "1.0": 0.0, "2": 1.0}
+
+
+def test_equal_accuracies_are_never_a_difference() -> None:
+    wrong = []
+    for value in range(9900, 10_000, 7):
+        for a in range(2, 11):
+            groups = [[value / 10_000] * a, [value / 10_000] * (13 - a), [0.5, 0.5]]
+            wrong += [(value, a)] * (sweep.verdicts(groups[:2], 0.05) != ["best", "within noise"])
+            wrong += [(value, a)] * (sweep.verdicts(groups, 0.05) != ["best", "within noise", "worse"])
+    assert wrong == []
+    # Equal means where seeds do differ.
+    pair = [0.993, 0.995]
+    assert sweep.verdicts([pair, pair * 2, [0.9, 0.9001]], 0.05) == ["best", "within noise", "worse"]

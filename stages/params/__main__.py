@@ -91,4 +91,4 @@ def contradictions(values: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, alone=False)  # it only reads

@@ -86,7 +86,7 @@ class Run:
                     os.kill(process, signal.SIGKILL)
             self.wait()
             return victim
-        self.process.kill()  # the stage goes on, an orphan
+        self.process.kill()  # the stage goes on until it notices
         self.process.wait()
         return "dvc"
 
