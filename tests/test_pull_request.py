@@ -504,7 +504,6 @@ def test_rounding_is_no_forgery(branch: Project, gate: Gate) -> None:
         branch.run("git", "checkout", "-qf", "HEAD")
 
 
-@pytest.mark.skipif(not (ROOT / "stages/snapshots.py").exists(), reason="compare reads Git's top, and not DVC's root")
 def test_a_subfolder_of_a_repository(honest: Project, tmp_path: Path, gate: Gate) -> None:
     top = tmp_path / "mono"
     folder = top / "a[1]/digits"
