@@ -78,7 +78,7 @@ def digest(chosen: train_params.Chosen, target: torch.device, threads: int) -> s
             checkpoints=Checkpoints("none", every_seconds=1e9),
             stop=lambda: None,
         )
-        log_p = predict(model, images, output, 32, target, parallel).numpy()
+        log_p = predict(model, images, output, target, parallel).numpy()
     names = [str(each) for each in range(CLASSES)]
     told = hashlib.sha256(repr((history, scores.summary(log_p, labels.numpy(), names, 15))).encode())
     told.update(evaluate.csv(evaluate.table(log_p, labels.numpy(), names)).encode())

@@ -103,7 +103,7 @@ def train(
         )
     network.load_state_dict(weights)
     unseen, truth = toy(300, seed=3)
-    predicted = predict(network, unseen, OUTPUTS[loss], 128, torch.device("cpu")).argmax(1)
+    predicted = predict(network, unseen, OUTPUTS[loss], torch.device("cpu")).argmax(1)
     return weights, history, (predicted == truth).double().mean().item()
 
 

@@ -34,7 +34,7 @@ def after(steps: int) -> Callable[[], int | None]:
     def stop() -> int | None:
         nonlocal seen
         seen += 1
-        return signal.SIGTERM if seen == steps else None
+        return signal.SIGTERM if seen >= steps else None
 
     return stop
 
