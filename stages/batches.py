@@ -7,6 +7,8 @@ from them. Here the sampler draws the positions of a whole batch, and the Datase
 import multiprocessing
 import shutil
 import signal
+import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -150,7 +152,21 @@ class Fetcher(Iterable[Batch]):
         except (RuntimeError, OSError, MemoryError, EOFError) as error:
             if not self.batches.num_workers:
                 raise
+            _discard(error)
             raise UserError(workers_failed(error, self.batches.num_workers)) from None
+
+
+def _discard(error: BaseException) -> None:
+    """Delete what the frames of an error hold.
+
+    An iterator of torch's whose workers could not be started prints a traceback as it is deleted.
+    """
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        traceback.clear_frames(error.__traceback__)
+    finally:
+        sys.unraisablehook = hook
 
 
 def workers_failed(error: BaseException, num_workers: int) -> str:

@@ -115,7 +115,7 @@ def test_a_spoilt_checkpoint_is_set_aside_and_the_one_before_is_used(
     assert same(train("cnn", checkpoints=Checkpoints("a", 1e9))[0], whole)
     log = capsys.readouterr().out
     assert log.startswith("set a checkpoint aside that cannot be resumed from, as runs/resume/a/latest.unreadable: ")
-    assert log.splitlines()[1] == "resuming after step 10/19 of epoch 2"
+    assert log.splitlines()[1] == "resuming after step 9/19 of epoch 2"
     assert sorted(path.name for path in Path().iterdir()) == ["runs"]  # nothing was run
     # Both spoilt: from the start.
     with pytest.raises(Interrupted):
