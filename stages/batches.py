@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,10 @@ def _as_it_is(batch: Any) -> Any:
     return batch  # whole already: nothing to stack
 
 
-def _leave_interrupts_to_the_parent(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process of the terminal
+def _leave_signals_to_the_parent(worker: int) -> None:
+    for name in ("SIGINT", "SIGHUP"):  # which a terminal sends to all of its processes
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def loader(dataset: PackedImages, sampler: EpochBatches, num_workers: int, pin_memory: bool) -> DataLoader[Batch]:
@@ -127,7 +130,7 @@ def loader(dataset: PackedImages, sampler: EpochBatches, num_workers: int, pin_m
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         timeout=WAIT_SECONDS if num_workers else 0,
-        worker_init_fn=_leave_interrupts_to_the_parent,
+        worker_init_fn=_leave_signals_to_the_parent,
     )
 
 
@@ -140,10 +143,14 @@ class Fetcher(Iterable[Batch]):
 
     def __init__(self, batches: DataLoader[Batch], stop: Stop) -> None:
         self.batches, self.stop = batches, stop
+        self._started = False
 
     def __iter__(self) -> Iterator[Batch]:
-        iterator = self._of_workers(lambda: iter(self.batches))
-        while batch := self.stop.wait(lambda: self._of_workers(lambda: next(iterator, None))):
+        # The first time it starts the workers, which should not be given up half-way; later it waits for them.
+        begin = partial(self._of_workers, lambda: iter(self.batches))
+        iterator = self.stop.wait(begin) if self._started else begin()
+        self._started = True
+        while iterator and (batch := self.stop.wait(lambda: self._of_workers(lambda: next(iterator, None)))):
             yield batch
 
     def _of_workers(self, call: Callable[[], Any]) -> Any:
