@@ -1,8 +1,8 @@
 """SIGKILL at any moment of any stage, of the stage's process, of dvc, or of both; then `dvc repro`: the same bytes.
 
 `make test` kills 4 times, `make soak` 15; FAULTS_KILLS=100 make soak ARGS=tests/faults is the nightly run, and
-FAULTS_SEED=… draws other moments. Moments are drawn over the seconds that each stage took in the undisturbed run, hashing and caching by
-dvc included; a dvc that finds a stage of its predecessor still at work is part of it.
+FAULTS_SEED=… draws other moments. Moments are drawn over the seconds that each stage took in the undisturbed run,
+hashing and caching by dvc included; a dvc that finds a stage of its predecessor still at work is part of it.
 """
 
 import os
