@@ -450,10 +450,15 @@ def _no_waiting_for_ever() -> Iterator[None]:
 
 
 class Hangs(PackedImages):
-    """Images of which the third batch never comes; its worker tells the parent to stop."""
+    """Images of which the third batch never comes; its worker tells the parent to stop, once that has two."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(torch.zeros(count, 1, 1, 1), torch.arange(count))
+        self.two_are_there = multiprocessing.Event()
 
     def __getitems__(self, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         if positions[0] == 20:
+            self.two_are_there.wait()
             os.kill(os.getppid(), signal.SIGTERM)
             signal.pause()
         return super().__getitems__(positions)
@@ -462,17 +467,19 @@ class Hangs(PackedImages):
 @pytest.mark.usefixtures("_no_waiting_for_ever")
 @pytest.mark.parametrize("stopped", [False, True], ids=["hanging", "suspended"])
 def test_a_signal_ends_the_wait_for_a_worker_and_the_worker(stopped: bool) -> None:
-    dataset = Hangs(torch.zeros(40, 1, 1, 1), torch.arange(40))
+    dataset = Hangs(40)
     batches = loader(dataset, EpochBatches(40, 10, False, seed=0), 1, pin_memory=False)
     with told_to_stop() as stop, ending_workers(1):
         fetcher = Fetcher(batches, stop)
-        fetched = list(fetcher)
+        for count, _ in enumerate(fetcher, start=1):
+            if count == 2:
+                dataset.two_are_there.set()
+        assert count == 2
         assert stop() == signal.SIGTERM
         (worker,) = multiprocessing.active_children()
         if stopped:
             os.kill(worker.pid or 0, signal.SIGSTOP)
         assert list(fetcher) == []  # the next epoch's beginning would wait for the worker as well
-    assert len(fetched) == 2
     assert not worker.is_alive()
 
 
