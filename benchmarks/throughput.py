@@ -33,7 +33,7 @@ def main() -> None:
     left, right = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
 
     def evaluate(parallel: device.Map) -> None:
-        predict(model, images, "softmax", 250, target, parallel)
+        predict(model, images, "softmax", target, parallel)
 
     def products() -> None:
         with torchs_threads(all_cores):

@@ -1,25 +1,30 @@
 """What a killed training run resumes from: the whole state of the loop, in a file that no pickle can poison.
 
-It lives in runs/resume/KEY, where neither Git nor DVC looks. KEY is a digest of the code, the parameters and the data,
-so that nothing of another run is ever resumed; the folder is deleted when the stage succeeds.
+It lives in runs/resume/KEY, where neither Git nor DVC looks. KEY is a digest of the code, the parameters, the data and
+what computes, so that nothing of another run is ever resumed; the folder is deleted when the stage succeeds.
 """
 
 import hashlib
 import json
 import shutil
-import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from stages import files, paths
+from stages.errors import UserError
 
+PACKAGE = Path(__file__).parent  # of the stages
+UNUSED_SECONDS = 7 * 24 * 3600  # after which what other runs left is deleted
 LATEST, PREVIOUS = "latest.safetensors", "previous.safetensors"
 META = "state"  # safetensors writes its metadata in no fixed order: one key, one JSON document
 
@@ -34,18 +39,56 @@ class Progress(NamedTuple):
     weights: dict[str, Tensor]  # of the best epoch so far
 
 
-def key(parameters: object, inputs: Iterable[Path]) -> str:
-    """What a run is: a digest of the parameters, of the files it reads, and of the code that is loaded."""
-    code = sorted(
-        Path(module.__file__)
-        for name, module in list(sys.modules.items())
-        if name.partition(".")[0] == "stages" and module.__file__
-    )
-    digest = hashlib.sha256(f"{parameters!r} torch {torch.__version__}".encode())
-    for path in [*code, *inputs]:
+def key(stage: str, parameters: object, inputs: Iterable[Path], place: str) -> str:
+    """What a run is: a digest of all that can change a bit of its results.
+
+    parameters: those that can, of a type whose repr tells them apart. inputs: the data files that it reads. place: the
+    device and its instruction set. The code is what dvc.yaml says of the stage: not what is loaded, since the running
+    stage is called __main__ and some of it may not be loaded yet.
+    """
+    versions = f"torch {torch.__version__} numpy {version('numpy')}"
+    digest = hashlib.sha256(f"{stage} {parameters!r} {place} {versions}".encode())
+    root = PACKAGE.parent
+    named = [(path.relative_to(root).as_posix(), path) for path in code(stage, root)]
+    for name, path in [*named, *((path.as_posix(), path) for path in inputs)]:
+        digest.update(f"\0{name}\0".encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:32]
+
+
+def code(stage: str, root: Path) -> list[Path]:
+    """The files of a stage's code below `root`: what dvc.yaml there names as its inputs, and no other stage makes.
+
+    All of the package where dvc.yaml is not there or does not have the stage. Raises UserError where it is no YAML.
+    """
+    try:
+        stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+        inputs = [root / _path(entry) for entry in stages[stage]["deps"]]
+        made = {root / path for each in stages.values() for path in _outputs(each)}
+    except (FileNotFoundError, KeyError, TypeError):
+        return _files(PACKAGE)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"dvc.yaml: not valid YAML: {str(error).splitlines()[0]}") from None
+    kept = [path for path in inputs if not any(path.is_relative_to(out) or out.is_relative_to(path) for out in made)]
+    return sorted({file for path in kept for file in _files(path)})
+
+
+def _outputs(stage: dict[str, Any]) -> Iterator[str]:
+    for kind in ("outs", "metrics", "plots"):
+        yield from map(_path, stage.get(kind, []))
+
+
+def _path(entry: Any) -> str:
+    """Of an entry of dvc.yaml, which is a path or {path: options}."""
+    return str(next(iter(entry)) if isinstance(entry, dict) else entry)
+
+
+def _files(path: Path) -> list[Path]:
+    """A file, or all files of a folder but for Python's caches; nothing if it is not there."""
+    if path.is_file():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
 
 
 class Checkpoints:
@@ -122,8 +165,17 @@ class Checkpoints:
         return state, tensors
 
     def delete(self) -> None:
-        """Forget all checkpoints, those of other runs too: whoever finished a run is past what was killed before."""
-        shutil.rmtree(paths.RESUME, ignore_errors=True)
+        """Forget the run's checkpoints, and those of other runs that have been left alone for a week.
+
+        Others may be of a run that is at work beside this one, or that somebody comes back to.
+        """
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in paths.RESUME.glob("*"):
+            with suppress(OSError):  # another process has deleted it
+                if time.time() - folder.stat().st_mtime > UNUSED_SECONDS:  # of its last checkpoint's rename
+                    shutil.rmtree(folder)
+        with suppress(OSError):  # not empty, or not there
+            paths.RESUME.rmdir()
 
 
 def _restore(

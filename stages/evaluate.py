@@ -14,6 +14,7 @@ from stages.params.evaluate import Evaluate
 from stages.scores import Floats, Ints
 
 
+@device.enough_memory("fewer evaluate.threads, and train a smaller network (models)")
 def main() -> None:
     """data/processed (test), data/model -> data/predictions.csv, metrics/evaluate.json, metrics/plots."""
     start = time.perf_counter()
@@ -28,7 +29,7 @@ def main() -> None:
 
     model.to(target)
     with device.in_parallel(target, options.threads) as parallel:
-        log_p = predict(model, torch.from_numpy(images), spec.output, options.batch_size, target, parallel).numpy()
+        log_p = predict(model, torch.from_numpy(images), spec.output, target, parallel).numpy()
     if not np.isfinite(log_p).all():
         raise UserError(f"{paths.MODEL}: its outputs are not finite numbers; train it again, with a smaller lr")
     metrics = scores.summary(log_p, labels, card.classes, options.calibration_bins)
@@ -58,7 +59,8 @@ def main() -> None:
 
     low, high = metrics["accuracy_low"], metrics["accuracy_high"]
     print(f"{title} (95 % interval {low:.2%} to {high:.2%}), loss {metrics['loss']:.4f}")
-    record.environment("evaluate", str(target), torch.backends.cpu.get_cpu_capability())
+    outputs = (paths.PREDICTIONS, paths.TEST_METRICS, paths.CONFUSION, paths.RELIABILITY, paths.OVERVIEW, paths.WORST)
+    record.environment("evaluate", str(target), torch.backends.cpu.get_cpu_capability(), outputs)
     seconds = round(time.perf_counter() - start, 3)
     record.write("evaluate", {"seconds": seconds})
 

@@ -3,7 +3,7 @@
 fused: one pass over all weights instead of one an operation.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -56,6 +56,11 @@ def adamw(parameters: Parameters, lr: float, beta1: float, beta2: float, weight_
 def rmsprop(parameters: Parameters, lr: float, alpha: float, momentum: float, weight_decay: float) -> Optimizer:
     """Tieleman and Hinton 2012, lecture 6.5."""
     return RmsProp(parameters, lr, alpha, momentum, weight_decay)
+
+
+def numbers_a_weight(name: str, options: Mapping[str, Any]) -> int:
+    """How many numbers of its own an optimizer keeps for each weight."""
+    return int(options["momentum"] > 0) if name == "sgd" else 2
 
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"sgd": sgd, "adam": adam, "adamw": adamw, "rmsprop": rmsprop}

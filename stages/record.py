@@ -1,9 +1,11 @@
 """What a run took and where it ran: for people, and for comparing machines. Ignored by Git and by DVC."""
 
+import hashlib
 import json
 import os
 import platform
 import sys
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,15 +20,36 @@ def write(stage: str, facts: dict[str, Any]) -> None:
     files.write_text(paths.RUNS / f"{stage}.json", json.dumps({**facts, **machine()}, indent=2) + "\n")
 
 
-def environment(stage: str, device: str, instruction_set: str) -> None:
-    """Write metrics/environment/STAGE.json: what the last bits of the stage's numbers can depend on.
+def environment(stage: str, device: str, instruction_set: str, outputs: Iterable[Path]) -> None:
+    """Write metrics/environment/STAGE.json: what the last bits of the stage's outputs can depend on.
 
     Git keeps it beside the metrics, so that `make verify` can say of a run that ends in other bytes where it ran. It is
-    no output of DVC's: nothing there may depend on the machine. No clock and no host name, so the same machine writes
-    the same file.
+    no output of DVC's: nothing there may depend on the machine. So DVC does not bring it back with a run out of its
+    cache, and it names the outputs that it describes. It stays as it is while it describes the outputs that are there,
+    wherever these were made first: the same bytes on another machine leave nothing to commit.
     """
-    content = {"device": device, "instruction_set": instruction_set, **machine()}
-    files.write_text(paths.ENVIRONMENT / f"{stage}.json", json.dumps(content, indent=2) + "\n")
+    made = {path.as_posix(): _md5(path) for path in outputs}
+    path = paths.ENVIRONMENT / f"{stage}.json"
+    if describes(read(path), made):
+        return
+    content = {"device": device, "instruction_set": instruction_set, **machine(), "outputs": made}
+    files.write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read(path: Path) -> object:
+    """What a file of `environment` holds; None if it is not there or is not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+
+
+def describes(environment: object, outs: Mapping[str, str]) -> bool:
+    """Whether what `environment` wrote is of the run that made these outputs: each path of a stage with its MD5.
+
+    environment: the content of the file, whatever it holds. outs: as dvc.lock names them.
+    """
+    return isinstance(environment, dict) and bool(outs) and environment.get("outputs") == dict(outs)
 
 
 def machine() -> dict[str, Any]:
@@ -38,6 +61,12 @@ def machine() -> dict[str, Any]:
         "python": sys.version.split()[0],
         **{name: version(name) for name in PACKAGES},
     }
+
+
+def _md5(path: Path) -> str:
+    """As DVC has it in dvc.lock."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def _processor() -> str:

@@ -6,6 +6,7 @@ their gradients are added in order. As with DistributedDataParallel, batch norm 
 """
 
 import copy
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -56,8 +57,14 @@ def split(images: Tensor, labels: Tensor, shards: int, batch_size: int) -> list[
     None is smaller than batch_size / shards, so that batch norm sees no fewer images in a last, smaller batch; nor
     than two images, the fewest it can learn from.
     """
-    count = min(shards, max(len(labels) // max(batch_size // shards, 2), 1))
-    return list(zip(torch.tensor_split(images, count), torch.tensor_split(labels, count), strict=True))
+    ends = list(itertools.accumulate(sizes(len(labels), shards, batch_size)))[:-1]
+    return list(zip(torch.tensor_split(images, ends), torch.tensor_split(labels, ends), strict=True))
+
+
+def sizes(images: int, shards: int, batch_size: int) -> list[int]:
+    """How many images each shard of a batch of so many has, as `split` divides it."""
+    count = min(shards, max(images // max(batch_size // shards, 2), 1))
+    return [images // count + (number < images % count) for number in range(count)]
 
 
 def scatter(used: Sequence[Replica]) -> None:

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from stages import (
@@ -20,6 +19,7 @@ from stages import (
     device,
     errors,
     files,
+    machine,
     model_file,
     models,
     packed,
@@ -29,67 +29,87 @@ from stages import (
     shards,
 )
 from stages.augmentation import AUGMENTATIONS
-from stages.batches import Batch, EpochBatches, PackedImages, loader
+from stages.batches import Batch, EpochBatches, Fetcher, PackedImages, ending_workers, loader
 from stages.checkpoint import Checkpoints, Progress
 from stages.device import Map
-from stages.errors import Interrupted, UserError, told_to_stop
+from stages.errors import Interrupted, UserError
 from stages.inference import predict
 from stages.losses import LOSSES, OUTPUTS, Output
-from stages.optimizers import OPTIMIZERS
+from stages.optimizers import OPTIMIZERS, numbers_a_weight
 from stages.params import train as train_params
 from stages.rng import WEIGHTS, seed_for
 from stages.schedules import SCHEDULES
 from stages.shards import Replica
+from stages.stopping import told_to_stop
 
 LEARNS_WITHIN = 3  # epochs, after which a run that is no better than chance is told
-EVALUATION_BATCH = 250  # images of the validation part at a time: changes speed and memory only
+# What changes no bit of the result, so that a killed run may be resumed with another. Which device it is counts itself.
+ONLY_SPEED = {"device", "threads", "num_workers", "log_every_steps", "checkpoint_every_seconds"}
 
 
+@device.enough_memory("a smaller train.batch_size, a smaller network (models), or fewer train.shards or train.threads")
 def main() -> None:
     """data/processed (train, validation) -> data/model, metrics/train.json, metrics/plots/training.csv."""
     start = time.perf_counter()
-    chosen = train_params.read(params.load(paths.PARAMS))
+    values = params.load(paths.PARAMS)
+    chosen = train_params.read(values)
     options, seed = chosen.train, chosen.train.seed
 
+    # Whatever can be known to fail is told before the first step: first what this machine cannot do, evaluate included.
     target = device.set_up(options.device, options.threads, options.numerics, "train.device")
     device.check_precision(options.precision, target.type, device.has_bfloat16(target))
+    device.check_section(values.get("evaluate"), "evaluate")
+    free = device.free_bytes(target, "train.device")
 
     card = data_card.read(paths.DATA_CARD)
-    images, labels = map(torch.from_numpy, packed.read(paths.TRAIN, card.shape, len(card.classes)))
+    build = partial(
+        models.build, chosen.model, chosen.model_options, card.shape, len(card.classes), card.mean, card.std
+    )
+    try:
+        with torch.device("meta"):  # takes no memory
+            outline = build()
+    except ValueError as error:
+        raise UserError(f"{paths.PARAMS}: models.{chosen.model}: {error}") from None
     validation = packed.read(paths.VALIDATION, card.shape, len(card.classes))
     validation_images, validation_labels = map(torch.from_numpy, validation)
-    if not len(labels):
-        raise UserError(f"{paths.TRAIN}: no images to train on; set a smaller preprocess.validation_fraction")
     if options.early_stopping_patience_epochs and not len(validation_labels):
         raise UserError(
             f"{paths.PARAMS}: train.early_stopping_patience_epochs is {options.early_stopping_patience_epochs}, and "
             "there is no validation part to stop on; allowed: 0, or a preprocess.validation_fraction above 0"
         )
-    resident = device.keep_on_device(images.nbytes, device.free_bytes(target), options.num_workers)
+    images, labels = map(torch.from_numpy, packed.read(paths.TRAIN, card.shape, len(card.classes)))
+    if not len(labels):
+        raise UserError(f"{paths.TRAIN}: no images to train on; set a smaller preprocess.validation_fraction")
+    sampler = EpochBatches(len(labels), options.batch_size, options.shuffle, seed)
+    sizes = [shards.sizes(size, options.shards, options.batch_size) for size in sampler.batch_sizes()]
+    check_smallest_shard(outline, card.shape, min(map(min, sizes)), options.batch_size, chosen.model)
+    copies = 1 + max(map(len, sizes)) + numbers_a_weight(options.optimizer, chosen.optimizer_options)
+    where, room = ("the GPU", free) if free is not None else ("this machine", machine.memory_bytes())
+    check_memory(models.parameter_count(outline), copies, room, where, chosen.model)
+    resident = device.keep_on_device(images.nbytes, free, options.num_workers)
     if resident:
         images, labels = images.to(target), labels.to(target)
         validation_images = validation_images.to(target)
-    sampler = EpochBatches(len(labels), options.batch_size, options.shuffle, seed)
     pin_memory = target.type == "cuda" and not resident  # pinned memory is what non_blocking copies need
     steps = options.epochs * len(sampler)
 
-    place = f"{target} {torch.backends.cpu.get_cpu_capability()}"
-    run = checkpoint.key((chosen, place), [paths.TRAIN, paths.VALIDATION, paths.DATA_CARD])
+    decisive = chosen._asdict() | {"train": chosen.train.model_dump(exclude=ONLY_SPEED)}
+    inputs = [paths.TRAIN, paths.VALIDATION, paths.DATA_CARD]
+    run = checkpoint.key("train", decisive, inputs, device.place(target))
     checkpoints = Checkpoints(run, options.checkpoint_every_seconds)
 
     torch.manual_seed(seed_for(seed, WEIGHTS))
-    try:
-        model = models.build(chosen.model, chosen.model_options, card.shape, len(card.classes), card.mean, card.std).to(
-            target
-        )
-    except ValueError as error:
-        raise UserError(f"{paths.PARAMS}: models.{chosen.model}: {error}") from None
+    model = build().to(target)
     optimizer = OPTIMIZERS[options.optimizer](model.parameters(), **chosen.optimizer_options)
     loop = time.perf_counter()
-    with told_to_stop() as stop, device.in_parallel(target, options.threads) as parallel:
+    with (
+        told_to_stop() as stop,
+        ending_workers(options.num_workers),
+        device.in_parallel(target, options.threads) as parallel,
+    ):
         weights, history = fit(
             model,
-            loader(PackedImages(images, labels), sampler, options.num_workers, pin_memory),
+            Fetcher(loader(PackedImages(images, labels), sampler, options.num_workers, pin_memory), stop),
             sampler,
             (validation_images, validation_labels),
             objective=partial(LOSSES[options.loss], smoothing=options.label_smoothing),
@@ -127,14 +147,15 @@ def main() -> None:
     files.write_json(paths.TRAIN_METRICS, {**metrics, **measured})
     checkpoints.delete()
     print(f"best epoch {kept['epoch']} of {len(history)}, kept in {paths.MODEL}")
-    record.environment("train", str(target), torch.backends.cpu.get_cpu_capability())
+    outputs = (paths.MODEL, paths.TRAIN_METRICS, paths.TRAINING_CURVES)
+    record.environment("train", str(target), torch.backends.cpu.get_cpu_capability(), outputs)
     seconds = round(time.perf_counter() - start, 3)
     record.write("train", {"seconds": seconds, "loop_seconds": loop_seconds})
 
 
 def fit(
     model: nn.Module,
-    batches: DataLoader[Batch],
+    batches: Iterable[Batch],
     sampler: EpochBatches,
     validation: Batch,
     *,
@@ -155,11 +176,12 @@ def fit(
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """Train `model` in place; return the weights of the best epoch and a row an epoch of what was measured.
 
+    batches: those of the epoch that `sampler` has, at each iteration, or fewer once told to stop.
     validation: images and labels; with none, no validation columns are measured, and the last epoch is the best.
     objective: (logits, labels) -> scalar. output: what turns logits into probabilities. lr_factor: of the step.
     augment: (images, generator) -> images. precision: float32 | bfloat16 | float16. patience_epochs: stop after so many
-    epochs without a better one; 0: never. shard_count: parts of a batch (stages/shards.py). parallel: as `map`; it may
-    compute several of them at once.
+    epochs without a better validation accuracy; 0: never. shard_count: parts of a batch (stages/shards.py). parallel:
+    as `map`; it may compute several of them at once.
     checkpoints: where a killed run is resumed from, to the same bytes. stop: gives a signal's number once one has come.
     Raises UserError when the loss is not finite, Interrupted (with a checkpoint written) when told to stop.
     """
@@ -223,17 +245,19 @@ def fit(
                 bar.set_postfix_str(line)
                 if not terminal and step < len(sampler):  # the epoch's own line says the rest
                     print(f"epoch {epoch}/{epochs} step {step}/{len(sampler)} {line}", flush=True)
-            signum = stop()
-            if signum or checkpoints.due():
+            if stop():
+                break
+            if checkpoints.due():
                 checkpoints.save(model, optimizer, scaler, Progress(epoch, losses, sizes, history, weights))
-            if signum:
-                raise Interrupted(signum, f"`dvc repro` resumes after step {step} of epoch {epoch}")
+        if signum := stop():  # after a step, or while waiting for a batch
+            checkpoints.save(model, optimizer, scaler, Progress(epoch, losses, sizes, history, weights))
+            raise Interrupted(signum, f"`dvc repro` resumes after step {len(losses)} of epoch {epoch}")
         speed = (sum(sizes) - done) / (time.perf_counter() - began)
         train_loss = weighted_mean(losses, sizes)
         row = {"epoch": epoch, "lr": base_lr[0] * lr_factor(epoch * len(sampler) - 1), "train_loss": train_loss}
         line = f"epoch {epoch}/{epochs} loss {train_loss:.4f}"
         if len(validation[1]):
-            log_p = predict(model, validation[0], output, EVALUATION_BATCH, target, parallel)  # (N, K)
+            log_p = predict(model, validation[0], output, target, parallel)  # (N, K)
             row["validation_loss"] = F.nll_loss(log_p.double(), validation[1]).item()
             row["validation_accuracy"] = (log_p.argmax(dim=1) == validation[1]).double().mean().item()
             if not math.isfinite(row["validation_loss"]):
@@ -244,10 +268,9 @@ def fit(
         if epoch == min(LEARNS_WITHIN, epochs) and len(validation[1]):
             warn_if_at_chance(max(row["validation_accuracy"] for row in history), validation[1])
         losses, sizes = [], []
-        best = best_epoch(history)
-        if best == epoch:
+        if best_epoch(history) == epoch:
             weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-        if patience_epochs and epoch - best >= patience_epochs:
+        if patience_epochs and epochs_without_gain(history) >= patience_epochs:
             print(f"no better validation accuracy for {patience_epochs} epochs: stopped early", flush=True)
             break
     return weights, history
@@ -262,6 +285,47 @@ def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
         return len(history)
     ranks = [(row["validation_accuracy"], -row["validation_loss"]) for row in history]
     return ranks.index(max(ranks)) + 1
+
+
+def epochs_without_gain(history: Sequence[Mapping[str, float]]) -> int:
+    """Epochs since the validation accuracy was last better than in all before; a lower loss alone is no gain.
+
+    0 without validation.
+    """
+    accuracies = [row["validation_accuracy"] for row in history if "validation_accuracy" in row]
+    return len(accuracies) - 1 - accuracies.index(max(accuracies)) if accuracies else 0
+
+
+def check_smallest_shard(outline: nn.Module, shape: models.Shape, images: int, batch: int, name: str) -> None:
+    """Raise UserError if the network cannot learn from the shard of a step with the fewest images.
+
+    outline: the network, on the meta device. Batch norm needs two values a channel.
+    """
+    try:
+        outline.train()(torch.empty((images, *shape), dtype=torch.uint8, device="meta"))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"{paths.PARAMS}: train.batch_size is {batch}, and in a step of {images} image{'s' * (images > 1)} batch "
+            f"norm gets one value per channel, where it needs two: set a larger train.batch_size, or a models.{name} "
+            "with less pooling"
+        ) from None
+
+
+def check_memory(weights: int, copies: int, free: int | None, where: str, name: str) -> None:
+    """Raise UserError if a network of so many weights cannot be trained in `free` bytes, whatever the batch is.
+
+    copies: of each weight, float32: itself, its gradient in each shard, and what the optimizer keeps of it. free: None
+    if it is not known.
+    """
+    needed = 4 * weights * copies
+    if free is not None and needed > free:
+        raise UserError(
+            f"{paths.PARAMS}: models.{name} has {weights:,} weights, and training them takes at least "
+            f"{machine.gigabytes(needed)} ({copies} numbers per weight, by train.shards and train.optimizer); {where} "
+            f"has {machine.gigabytes(free)} free: set a smaller models.{name}, or fewer train.shards"
+        )
 
 
 def warn_if_at_chance(accuracy: float, labels: Tensor) -> None:

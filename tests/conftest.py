@@ -3,10 +3,14 @@
 from collections.abc import Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.clones import SHORT, Clone, copy_of_the_work_tree
 from tests.faults import ledger
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # a slow machine is no failure
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -15,9 +15,9 @@ from stages.batches import EpochBatches, PackedImages, loader
 from stages.checkpoint import Checkpoints
 from stages.errors import UserError
 from stages.inference import predict
-from stages.losses import LOSSES, OUTPUTS
+from stages.losses import LOSSES, OUTPUTS, Output
 from stages.optimizers import OPTIMIZERS
-from stages.train import best_epoch, fit
+from stages.train import best_epoch, epochs_without_gain, fit
 from tests.imports import ROOT
 
 DEFAULTS = params.load(ROOT / "params.yaml")
@@ -103,7 +103,7 @@ def train(
         )
     network.load_state_dict(weights)
     unseen, truth = toy(300, seed=3)
-    predicted = predict(network, unseen, OUTPUTS[loss], 128, torch.device("cpu")).argmax(1)
+    predicted = predict(network, unseen, OUTPUTS[loss], torch.device("cpu")).argmax(1)
     return weights, history, (predicted == truth).double().mean().item()
 
 
@@ -181,27 +181,78 @@ def test_what_ran_before_does_not_matter() -> None:
     assert same(first, train("cnn", augmentation="shift")[0])
 
 
+def last_weights(**options: Any) -> dict[str, Tensor]:
+    """Those of the last epoch, whichever was the best: validation takes no part in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stages.train.best_epoch", len)
+        return train(**options)[0]
+
+
 def test_without_validation_the_last_epoch_is_the_model() -> None:
     weights, history, _ = train(validation=0)
     assert best_epoch(history) == 3
     assert set(history[0]) == {"epoch", "lr", "train_loss"}
-    assert same(weights, train(validation=200)[0] if best_epoch(train(validation=200)[1]) == 3 else weights)
+    assert same(weights, last_weights(epochs=3, validation=200))
 
 
 def test_the_weights_are_those_of_the_best_epoch() -> None:
     # At this rate the accuracy goes up and down: the best epoch is not the last.
-    _, history, _ = train(lr=0.3, epochs=8)
+    weights, history, _ = train(lr=0.3, epochs=8)
     best = best_epoch(history)
     assert 1 <= best < 8
-    weights, short, _ = train(lr=0.3, epochs=best)
-    assert best_epoch(short) == best
-    assert same(weights, train(lr=0.3, epochs=8)[0])
+    assert same(weights, last_weights(lr=0.3, epochs=best))
+    assert not same(weights, last_weights(lr=0.3, epochs=8))
+
+
+@pytest.mark.parametrize("forced", [1, 2, 3])
+def test_the_weights_are_those_of_the_epoch_that_counts_as_best(forced: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = last_weights(epochs=forced)
+    monkeypatch.setattr("stages.train.best_epoch", lambda history: min(len(history), forced))
+    assert same(train(epochs=3)[0], wanted)
 
 
 def test_training_stops_early() -> None:
     _, history, _ = train(lr=0.3, epochs=50, patience=2)
     assert len(history) < 50
-    assert len(history) == best_epoch(history) + 2
+    accuracies = [row["validation_accuracy"] for row in history]
+    assert accuracies.index(max(accuracies)) + 1 == len(history) - 2
+
+
+def test_a_loss_that_creeps_down_at_the_same_accuracy_stops_early_as_well() -> None:
+    _, history, _ = train(lr=1e-9, epochs=20, patience=2)
+    losses = [row["validation_loss"] for row in history]
+    assert losses[2] < losses[1] < losses[0]
+    assert len(history) == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "epochs"),
+    [
+        ([(0.5, 1.0)], 0),
+        ([(0.5, 1.0), (0.5, 0.9), (0.5, 0.8)], 2),  # the loss does not count
+        ([(0.5, 1.0), (0.4, 0.1), (0.6, 2.0)], 0),
+        ([(0.9, 1.0), (0.8, 0.1), (0.9, 0.1)], 2),
+    ],
+)
+def test_epochs_without_a_better_accuracy(rows: list[tuple[float, float]], epochs: int) -> None:
+    history = [{"validation_accuracy": accuracy, "validation_loss": loss} for accuracy, loss in rows]
+    assert epochs_without_gain(history) == epochs
+    assert epochs_without_gain([{"train_loss": 1.0}]) == 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("output", ["softmax", "sigmoid"])
+def test_a_prediction_depends_on_its_image_alone(model: str, output: Output) -> None:
+    images = toy(1000, seed=4)[0]
+    network = models.build(model, MODELS[model], (1, 8, 8), 3, [0.2], [0.2])
+    cpu = torch.device("cpu")
+    with one_thread_an_operation(), device.in_parallel(cpu, 2) as parallel:
+        whole = predict(network, images, output, cpu, parallel)
+        for count in (0, 1, 7, 250, 256, 257):
+            assert torch.equal(predict(network, images[:count], output, cpu), whole[:count])
+        for seed in range(5):
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+            assert torch.equal(predict(network, images[order], output, cpu), whole[order])
 
 
 @pytest.mark.parametrize(

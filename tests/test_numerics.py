@@ -73,6 +73,7 @@ def test_fast_is_what_the_processor_can_do() -> None:
     assert held == portable
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not X86 or sys.platform != "linux", reason="emulates processors of x86-64 on Linux")
 def test_portable_is_the_same_on_processors_of_both_makers() -> None:
     """Intel's of 2013 and AMD's of 2017, emulated, against this one.

@@ -84,7 +84,7 @@ def test_the_committed_file_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("data.name", "minst", "(did you mean mnist?)"),
         ("data.mirrors", "http://x", "params.yaml: data.mirrors is 'http://x'; allowed: a list (text)"),
         ("data.mirrors", [3], "params.yaml: data.mirrors.0 is 3; allowed: a list (text)"),
-        ("evaluate", None, "params.yaml: evaluate is None; allowed: a mapping with batch_size, device, "),
+        ("evaluate", None, "params.yaml: evaluate is None; allowed: a mapping with device, "),
         ("schedules.constant", {"x": 1}, "params.yaml: schedules.constant.x: unknown key; allowed: nothing ({})"),
         ("trian", {}, "params.yaml: trian: unknown section (did you mean train?); allowed: data, preprocess, model, "),
         (

@@ -8,19 +8,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from torch import Tensor
 
-from stages import data_card, packed, params, paths
-from stages.checkpoint import LATEST, PREVIOUS, Checkpoints
+from stages import checkpoint, data_card, packed, params, paths
+from stages import train as train_stage
+from stages.checkpoint import LATEST, PREVIOUS, UNUSED_SECONDS, Checkpoints
 from stages.data_card import DataCard
 from stages.errors import Interrupted
 from stages.optimizers import OPTIMIZERS
+from stages.stopping import Stop
 from tests.imports import ROOT
 from tests.test_fit import same, train
 
@@ -34,7 +40,7 @@ def after(steps: int) -> Callable[[], int | None]:
     def stop() -> int | None:
         nonlocal seen
         seen += 1
-        return signal.SIGTERM if seen == steps else None
+        return signal.SIGTERM if seen >= steps else None
 
     return stop
 
@@ -44,12 +50,18 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
 
 
+@cache
+def undisturbed(**options: Any) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    weights, history, _ = train(**options)
+    return weights, history
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_a_run_stopped_at_any_step_ends_in_the_same_weights(optimizer: str, model: str) -> None:
     options: dict[str, Any] = {"model": model, "optimizer": optimizer, "augmentation": "shift", "schedule": "one_cycle"}
-    whole, history, _ = train(**options)
-    for stops in ((1,), (STEPS,), (STEPS + 1,), (3 * STEPS,), (5, 9, 20, 1)):
+    whole, history = undisturbed(**options)
+    for stops in ((1,), (STEPS + 1,), (5, 9, 20, 1)):
         for steps in stops:
             with pytest.raises(Interrupted, match="`dvc repro` resumes after step"):
                 train(**options, checkpoints=Checkpoints("a", 1e9), stop=after(steps))
@@ -67,9 +79,10 @@ def test_a_run_stopped_at_any_step_ends_in_the_same_weights(optimizer: str, mode
         {"model": "cnn", "precision": "bfloat16"},
         {"model": "cnn", "num_workers": 2},
     ],
+    ids=["early stopping", "no validation", "bfloat16", "workers"],
 )
 def test_what_else_a_run_remembers(options: dict[str, Any]) -> None:
-    whole, history, _ = train(**options)
+    whole, history = undisturbed(**options)
     with pytest.raises(Interrupted):
         train(**options, checkpoints=Checkpoints("a", 1e9), stop=after(2 * STEPS + 3))
     resumed, resumed_history, _ = train(**options, checkpoints=Checkpoints("a", 1e9))
@@ -105,7 +118,7 @@ def spoil(path: Path, how: str) -> None:
 def test_a_spoilt_checkpoint_is_set_aside_and_the_one_before_is_used(
     how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = train("cnn")[0]
+    whole = undisturbed(model="cnn")[0]
     with pytest.raises(Interrupted):  # a checkpoint every step: the last two are kept
         train("cnn", checkpoints=Checkpoints("a", 0), stop=after(30))
     folder = paths.RESUME / "a"
@@ -115,7 +128,7 @@ def test_a_spoilt_checkpoint_is_set_aside_and_the_one_before_is_used(
     assert same(train("cnn", checkpoints=Checkpoints("a", 1e9))[0], whole)
     log = capsys.readouterr().out
     assert log.startswith("set a checkpoint aside that cannot be resumed from, as runs/resume/a/latest.unreadable: ")
-    assert log.splitlines()[1] == "resuming after step 10/19 of epoch 2"
+    assert log.splitlines()[1] == "resuming after step 9/19 of epoch 2"
     assert sorted(path.name for path in Path().iterdir()) == ["runs"]  # nothing was run
     # Both spoilt: from the start.
     with pytest.raises(Interrupted):
@@ -158,9 +171,12 @@ class Stage:
         )
         self.values["train"].update(epochs=3, batch_size=16, checkpoint_every_seconds=0.05)
 
-    def start(self) -> subprocess.Popen[str]:
+    def write_params(self) -> None:
         Path("params.yaml").write_text(yaml.safe_dump(self.values), encoding="utf-8")
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def start(self, code: Path = ROOT, **environment: str) -> subprocess.Popen[str]:
+        self.write_params()
+        environment = {**os.environ, "PYTHONPATH": str(code), **environment}
         return subprocess.Popen(
             [sys.executable, "-m", "stages.train"],
             env=environment,
@@ -169,8 +185,8 @@ class Stage:
             text=True,
         )
 
-    def run(self) -> str:
-        process = self.start()
+    def run(self, code: Path = ROOT, **environment: str) -> str:
+        process = self.start(code, **environment)
         output = process.communicate(timeout=120)[0]
         assert process.returncode == 0, output
         return output
@@ -184,6 +200,7 @@ def stage() -> Stage:
     return Stage()
 
 
+@pytest.mark.soak
 def test_killed_at_random_moments_it_ends_in_the_same_bytes(stage: Stage) -> None:
     began = time.monotonic()
     stage.run()
@@ -221,19 +238,183 @@ def test_told_to_stop_it_writes_a_checkpoint_and_says_so(signum: int, status: in
     assert stage.digests() == undisturbed
 
 
-def test_a_changed_parameter_never_resumes_a_stale_run(stage: Stage) -> None:
-    stage.values["train"]["seed"] = 5
-    stage.run()
-    fresh = stage.digests()
-    stage.values["train"]["seed"] = 4
-    process = stage.start()
+class InProcess:
+    """The stage without a process of its own: the signal comes after a number of steps."""
+
+    def __init__(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.stage, self.monkeypatch = stage, monkeypatch
+        stage.values["train"].update(numerics="fast", batch_size=128)  # 19 steps an epoch
+        stage.values["evaluate"]["numerics"] = "fast"
+
+    def run(self, steps: int | None = None) -> None:
+        """Run the stage, or the given number of steps and no more of it."""
+        self.stage.write_params()
+        if steps is None:
+            train_stage.main()
+            return
+
+        class Told(Stop):
+            def __call__(self) -> int | None:
+                return count()
+
+        count = after(steps)
+
+        @contextmanager
+        def told_to_stop() -> Iterator[Stop]:
+            yield Told()
+
+        with self.monkeypatch.context() as patch:
+            patch.setattr("stages.train.told_to_stop", told_to_stop)
+            with pytest.raises(Interrupted):
+                train_stage.main()
+
+
+@pytest.fixture
+def in_process(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[InProcess]:
+    threads = torch.get_num_threads()
+    yield InProcess(stage, monkeypatch)
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "resumed"),
+    [
+        ("threads", 3, True),
+        ("num_workers", 1, True),
+        ("log_every_steps", 7, True),
+        ("checkpoint_every_seconds", 12.5, True),
+        ("device", "cpu", True),  # which `auto` was before
+        ("seed", 4, False),
+        ("label_smoothing", 0.1, False),
+        ("shards", 2, False),
+        ("epochs", 4, False),
+    ],
+    ids=str,
+)
+def test_what_changes_no_bit_may_change_before_a_run_is_resumed(
+    key: str, value: Any, resumed: bool, in_process: InProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_process.run(steps=25)
+    in_process.stage.values["train"][key] = value
+    capsys.readouterr()
+    in_process.run()
+    assert ("resuming after step " in capsys.readouterr().out) is resumed
+    digests = in_process.stage.digests()
+    shutil.rmtree(paths.RUNS)
+    in_process.run()
+    assert in_process.stage.digests() == digests
+
+
+def pipeline_at(root: Path) -> None:
+    """A repository whose stage of two folders and a file reads what another stage makes."""
+    files = {"code/a.py": "1", "code/deep/b.py": "2", "one.py": "3", "other.py": "4", "data/x": "5", "folder/y": "6"}
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content, encoding="utf-8")
+    stages = {
+        "make": {"deps": ["other.py"], "outs": ["folder"], "metrics": [{"data/x": {"cache": False}}]},
+        "train": {"deps": ["code", "one.py", "data", "folder/y", "not/there"]},
+    }
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}), encoding="utf-8")
+
+
+def test_the_code_of_a_run_is_what_dvc_yaml_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "PACKAGE", tmp_path / "code")
+    pipeline_at(tmp_path)
+    names = [path.relative_to(tmp_path).as_posix() for path in checkpoint.code("train", tmp_path)]
+    assert names == ["code/a.py", "code/deep/b.py", "one.py"]  # what another stage makes is data
+
+    def key() -> str:
+        return checkpoint.key("train", {"lr": 1}, [tmp_path / "data/x"], "cpu")
+
+    keys = [key()]
+    for name in ("code/a.py", "code/deep/b.py", "one.py", "data/x", "code/new.py"):
+        (tmp_path / name).write_text("changed", encoding="utf-8")
+        keys.append(key())
+    (tmp_path / "code/deep/b.py").rename(tmp_path / "code/deep/c.py")
+    keys.append(key())
+    assert len(set(keys)) == len(keys)
+    (tmp_path / "other.py").write_text("changed", encoding="utf-8")
+    (tmp_path / "code/__pycache__").mkdir()
+    (tmp_path / "code/__pycache__/a.pyc").write_text("made by Python", encoding="utf-8")
+    assert key() == keys[-1]
+    others = [checkpoint.key("train", {"lr": 2}, [tmp_path / "data/x"], "cpu")]
+    others.append(checkpoint.key("train", {"lr": 1}, [tmp_path / "data/x"], "cuda"))
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    assert len({key(), *others, keys[-1]}) == 4
+
+
+@pytest.mark.parametrize("content", [None, "", "stages: {}", "stages: [1]"], ids=["none", "empty", "no stage", "list"])
+def test_without_a_word_in_dvc_yaml_the_code_is_the_whole_package(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "dvc.yaml").write_text(content, encoding="utf-8")
+    assert ROOT / "stages/train.py" in checkpoint.code("train", tmp_path)
+
+
+def test_the_code_of_this_pipeline_is_all_of_dvc_yaml_but_its_data() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    files = {path.relative_to(ROOT).as_posix() for path in checkpoint.code("train", ROOT)}
+    assert {path for path in stages["train"]["deps"] if path.endswith(".py")} <= files
+    assert "requirements.txt" in files
+    assert not any(path.startswith("data/") for path in files)
+
+
+@pytest.mark.soak
+def test_a_killed_run_of_other_code_is_not_resumed(stage: Stage, tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    shutil.copytree(ROOT / "stages", code / "stages")
+    shutil.copy2(ROOT / "dvc.yaml", code)
+    process = stage.start(code)
     while not list(paths.RESUME.glob(f"*/{LATEST}")):
+        assert process.poll() is None
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    stage.values["train"]["seed"] = 5
-    assert "resuming" not in stage.run()
-    assert stage.digests() == fresh
+    shutil.copytree(paths.RUNS, tmp_path / "kept")
+    assert "resuming after step" in stage.run(code)
+    shutil.rmtree(paths.RUNS)
+    shutil.move(tmp_path / "kept", paths.RUNS)
+    running = code / "stages/train.py"  # which is called __main__ in its process
+    running.write_text(running.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
+    assert "resuming" not in stage.run(code)
+
+
+def test_a_finished_run_forgets_its_own_checkpoints_and_those_that_nobody_used_for_a_week() -> None:
+    for name in ("a", "at work", "old"):
+        (paths.RESUME / name).mkdir(parents=True)
+        (paths.RESUME / name / LATEST).write_text(name, encoding="utf-8")
+    long_ago = time.time() - 2 * UNUSED_SECONDS
+    os.utime(paths.RESUME / "old", (long_ago, long_ago))
+    Checkpoints("a", 1e9).delete()
+    assert [path.name for path in paths.RESUME.iterdir()] == ["at work"]
+    Checkpoints("at work", 1e9).delete()
+    assert not paths.RESUME.exists()
+
+
+@pytest.mark.soak
+def test_workers_train_below_a_tmpdir_with_a_long_name(stage: Stage, tmp_path: Path) -> None:
+    temporary = tmp_path / ("x" * 90)
+    temporary.mkdir()
+    stage.run()
+    digests = stage.digests()
+    stage.values["train"]["num_workers"] = 2
+    assert "best epoch" in stage.run(TMPDIR=str(temporary))
+    assert stage.digests() == digests
+
+
+@pytest.mark.soak
+def test_memory_that_ends_while_it_trains_is_one_line(stage: Stage) -> None:
+    stage.values["models"]["cnn"]["channels"] = [512, 512]
+    stage.values["train"].update(batch_size=2400, shards=1)
+    stage.write_params()
+    command = ["sh", "-c", 'ulimit -v 4000000 && exec "$@"', "sh", sys.executable, "-m", "stages.train"]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode != 0
+    assert done.stderr.startswith("error: not enough memory (")
+    assert "params.yaml: set a smaller train.batch_size, a smaller network (models)" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_two_at_once_do_not_write_over_each_other(stage: Stage) -> None:

@@ -24,6 +24,7 @@ from stages import (
     paths,
     predictions,
     preprocess,
+    record,
 )
 from stages import train as train_stage
 from stages.datasets import DataSet, PublishedFile
@@ -152,6 +153,96 @@ def test_the_same_inputs_give_the_same_bytes_with_or_without_workers(bench: Work
     changed = {name for name, digest in bench.content().items() if first[name] != digest}
     assert str(paths.MODEL) in changed
     assert not any(name.startswith(("data/raw", "data/processed")) for name in changed)
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_an_environment_names_the_outputs_that_it_describes(name: str, bench: Workbench) -> None:
+    stage = {"train": train_stage, "evaluate": evaluate}[name]
+    bench.run(*ALL)
+    path = paths.ENVIRONMENT / f"{name}.json"
+    written = path.read_bytes()
+    recorded = json.loads(written)
+    listed = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"][name]
+    entries = [entry for kind in ("outs", "metrics", "plots") for entry in listed.get(kind, [])]
+    outs = [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+    md5 = {out: hashlib.md5(Path(out).read_bytes(), usedforsecurity=False).hexdigest() for out in outs}
+    assert recorded["outputs"] == md5
+    assert record.describes(recorded, md5)
+    # The same bytes elsewhere: what is recorded of them stays as it is.
+    elsewhere = json.dumps({**recorded, "device": "abacus"})
+    path.write_text(elsewhere, encoding="utf-8")
+    bench.run(stage)
+    assert path.read_text(encoding="utf-8") == elsewhere
+    # A record of other outputs, as a run out of the run cache leaves it, or what is none, is written anew.
+    for stale in (json.dumps({**recorded, "outputs": dict.fromkeys(md5, "0" * 32)}), "{", "[" * 100_000, "3"):
+        path.write_text(stale, encoding="utf-8")
+        bench.run(stage)
+        assert path.read_bytes() == written
+
+
+@pytest.mark.parametrize(
+    ("environment", "outs", "described"),
+    [
+        ({"outputs": {"a": "1", "b": "2"}}, {"b": "2", "a": "1"}, True),
+        ({"outputs": {"a": "1"}}, {"a": "2"}, False),
+        ({"outputs": {"a": "1"}}, {"a": "1", "b": "2"}, False),
+        ({"outputs": {}}, {}, False),
+        ({"device": "cpu"}, {"a": "1"}, False),  # as all were written before
+        ({"outputs": ["a"]}, {"a": "1"}, False),
+        (["outputs"], {"a": "1"}, False),
+        (None, {"a": "1"}, False),
+    ],
+    ids=["same", "other", "fewer", "nothing", "old", "list", "no mapping", "none"],
+)
+def test_an_environment_is_of_exactly_these_outputs(environment: object, outs: dict[str, str], described: bool) -> None:
+    assert record.describes(environment, outs) is described
+
+
+@pytest.mark.parametrize(
+    ("section", "options", "expected"),
+    [
+        ("evaluate", {"device": "cuda"}, "evaluate.device is cuda, and this machine has none; it has: cpu"),
+        ("train", {"device": "mps"}, "train.device is mps, and this machine has none; it has: cpu"),
+        ("train", {"precision": "float16"}, "train.precision is float16, which trains on cuda only"),
+    ],
+    ids=["evaluate.device", "train.device", "train.precision"],
+)
+def test_what_the_machine_lacks_is_told_before_anything_is_read(
+    section: str, options: dict[str, Any], expected: str, bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.device.found", lambda: {"cpu": 1, "cuda": 0, "mps": 0})
+    bench.values[section] |= options
+    with pytest.raises(UserError, match=expected):
+        bench.run(train_stage)  # there are no data at all
+
+
+@pytest.mark.parametrize(
+    ("section", "options", "expected"),
+    [
+        (
+            "mlp",
+            {"hidden": 65536, "depth": 3},
+            r"models\.mlp has \d.* weights, and training them takes at least 2\d\d\.\d GB \(7 numbers .* has 8\.0 GB",
+        ),
+        (
+            "cnn",
+            {"channels": [4], "kernel_sizes": [3], "paddings": [1], "pool_sizes": [8]},
+            r"train\.batch_size is 1, and in a step of 1 image batch norm gets one value per channel, where it needs",
+        ),
+    ],
+    ids=["memory", "batch norm"],
+)
+def test_what_cannot_train_is_told_before_the_first_step(
+    section: str, options: dict[str, Any], expected: str, bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.run(download, preprocess)
+    monkeypatch.setattr("stages.machine.memory_bytes", lambda: 8_000_000_000)
+    monkeypatch.setattr(train_stage, "fit", lambda *arguments, **options: pytest.fail("it trains"))
+    bench.values["model"]["name"] = section
+    bench.values["models"][section] |= options
+    bench.values["train"].update({"batch_size": 1} if section == "cnn" else {})
+    with pytest.raises(UserError, match=expected):
+        bench.run(train_stage)
 
 
 def test_training_never_reads_the_test_set(bench: Workbench) -> None:

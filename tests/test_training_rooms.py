@@ -1,8 +1,17 @@
-"""The rooms of train: networks, model files, losses, schedules, augmentation, batches, device."""
+"""The rooms of train: networks, model files, losses, schedules, augmentation, batches, machine, device."""
 
+import gc
 import json
 import math
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from itertools import chain
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +24,14 @@ from safetensors.torch import save
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 from torchvision.transforms.v2 import functional as tv
 
-from stages import augmentation, device, losses, model_file, models, schedules
-from stages.batches import EpochBatches, PackedImages, loader
+from stages import augmentation, device, losses, machine, model_file, models, schedules
+from stages.batches import EpochBatches, Fetcher, PackedImages, ending_workers, loader
 from stages.errors import UserError
 from stages.model_file import Spec
 from stages.params.model import Name
+from stages.stopping import SIGNALS, Stop, told_to_stop
 from tests import forging
+from tests.imports import ROOT
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "mlp": {"hidden": 16, "depth": 2, "dropout": 0.1},
@@ -410,6 +421,300 @@ def test_images_and_labels_of_different_number_are_refused() -> None:
         PackedImages(torch.zeros(3, 1, 1, 1), torch.zeros(2))
 
 
+def test_batches_of_workers_take_no_shared_memory_and_no_sockets() -> None:
+    images = torch.arange(20, dtype=torch.uint8).reshape(20, 1, 1, 1)
+    sampler = EpochBatches(20, 10, False, seed=0)
+    dataset = PackedImages(images, torch.arange(20))
+    with ending_workers(1):
+        got = list(loader(dataset, sampler, 1, pin_memory=False))
+    assert [labels.tolist() for _, labels in got] == [list(range(10)), list(range(10, 20))]
+    assert not any(tensor.is_shared() for batch in got for tensor in batch)
+    # A worker that is not forked, as from Python 3.14 on, gets the images in the same way.
+    sent: PackedImages = pickle.loads(ForkingPickler.dumps(dataset))  # noqa: S301 - our own
+    assert torch.equal(sent.images, images)
+    assert not dataset.images.is_shared()
+
+
+@pytest.fixture
+def _no_waiting_for_ever() -> Iterator[None]:
+    """A test that hangs fails."""
+
+    def fail(signum: int, frame: object) -> None:
+        raise AssertionError("it waits and waits")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+class Hangs(PackedImages):
+    """Images of which the third batch never comes; its worker tells the parent to stop, once that has two."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(torch.zeros(count, 1, 1, 1), torch.arange(count))
+        self.two_are_there = multiprocessing.Event()
+
+    def __getitems__(self, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        if positions[0] == 20:
+            self.two_are_there.wait()
+            os.kill(os.getppid(), signal.SIGTERM)
+            signal.pause()
+        return super().__getitems__(positions)
+
+
+@pytest.mark.usefixtures("_no_waiting_for_ever")
+@pytest.mark.parametrize("stopped", [False, True], ids=["hanging", "suspended"])
+def test_a_signal_ends_the_wait_for_a_worker_and_the_worker(stopped: bool) -> None:
+    dataset = Hangs(40)
+    batches = loader(dataset, EpochBatches(40, 10, False, seed=0), 1, pin_memory=False)
+    with told_to_stop() as stop, ending_workers(1):
+        fetcher = Fetcher(batches, stop)
+        for count, _ in enumerate(fetcher, start=1):
+            if count == 2:
+                dataset.two_are_there.set()
+        assert count == 2
+        assert stop() == signal.SIGTERM
+        (worker,) = multiprocessing.active_children()
+        if stopped:
+            os.kill(worker.pid or 0, signal.SIGSTOP)
+        assert list(fetcher) == []  # the next epoch's beginning would wait for the worker as well
+    assert not worker.is_alive()
+
+
+class Dies(PackedImages):
+    """Images whose worker is killed as by a system without memory."""
+
+    def __getitems__(self, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitems__(positions)
+
+
+class Starves(PackedImages):
+    """Images whose worker finds no memory."""
+
+    def __getitems__(self, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        raise MemoryError("no room for a batch")
+
+
+@pytest.mark.usefixtures("_no_waiting_for_ever")
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Dies, r"DataLoader worker \(pid.*\) (is killed by signal: Killed|exited unexpectedly)"),
+        (Starves, "MemoryError: no room for a batch"),
+    ],
+    ids=["killed", "without memory"],
+)
+def test_a_worker_that_fails_is_one_line(kind: type[PackedImages], reason: str) -> None:
+    dataset = kind(torch.zeros(20, 1, 1, 1), torch.arange(20))
+    batches = loader(dataset, EpochBatches(20, 10, False, seed=0), 2, pin_memory=False)
+    ending = (
+        r"; params\.yaml: train\.num_workers is 2: set 0, or fewer, or a smaller train\.batch_size \(.*ulimit -n is"
+    )
+    with pytest.raises(UserError, match=reason + ending), told_to_stop() as stop, ending_workers(2):
+        list(Fetcher(batches, stop))
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), OSError(28, "No space left on device")], ids=str)
+def test_workers_that_cannot_be_started_are_one_line(
+    error: OSError, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("torch.multiprocessing.Queue", fails)
+    monkeypatch.setattr(torch.multiprocessing.get_context().__class__, "Queue", fails, raising=False)
+    batches = loader(
+        PackedImages(torch.zeros(20, 1, 1, 1), torch.arange(20)), EpochBatches(20, 10, False, 0), 2, pin_memory=False
+    )
+    with pytest.raises(UserError, match=f"the loader's workers failed: .*{error.strerror}; params.yaml: train.num_w"):
+        list(Fetcher(batches, Stop()))
+    gc.collect()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=str)
+def test_a_signal_is_noted_while_at_work_and_the_second_does_what_it_does(number: int) -> None:
+    came: list[int] = []
+    before = signal.signal(number, lambda signum, frame: came.append(signum))
+    try:
+        with told_to_stop() as stop:
+            assert stop() is None
+            assert stop.wait(lambda: 3) == 3
+            signal.raise_signal(number)
+            assert stop() == number
+            assert stop.wait(lambda: 3) is None
+            assert came == []
+            signal.raise_signal(number)
+            assert came == [number]
+        signal.raise_signal(number)
+        assert came == [number, number]
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_signal_ends_what_can_be_given_up() -> None:
+    with told_to_stop() as stop:
+        assert stop.wait(lambda: signal.raise_signal(signal.SIGTERM)) is None
+        assert stop() == signal.SIGTERM
+
+
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with told_to_stop() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop() is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# --- what a process may use of the machine
+
+
+def fake_process(folder: Path, groups: str, mounts: list[tuple[str, str, str]], files: dict[str, str]) -> Path:
+    """A folder as /proc/self. mounts: root, place, and "cgroup2" or the controllers of a version 1. files: content."""
+    process = folder / "proc" / "self"
+    process.mkdir(parents=True)
+    (process / "cgroup").write_text(groups, encoding="utf-8")
+    lines = [f"20 1 0:20 / {folder} rw - ext4 /dev/sda rw\n"]
+    for root, place, kind in mounts:
+        version = "cgroup2 cgroup2 rw" if kind == "cgroup2" else f"cgroup cgroup rw,{kind}"
+        lines.append(f"30 20 0:30 {root} {folder / place} rw,nosuid shared:7 - {version}\n")
+    (process / "mountinfo").write_text("".join(lines), encoding="utf-8")
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content, encoding="utf-8")
+    return process
+
+
+@pytest.mark.parametrize(
+    ("groups", "mounts", "files", "quota"),
+    [
+        ("0::/\n", [("/", "cg", "cgroup2")], {}, None),
+        ("0::/a/b\n", [("/", "cg", "cgroup2")], {"cg/a/b/cpu.max": "max 100000\n"}, None),
+        ("0::/a/b\n", [("/", "cg", "cgroup2")], {"cg/a/b/cpu.max": "50000 100000\n"}, 0.5),
+        (
+            "0::/a/b\n",
+            [("/", "cg", "cgroup2")],
+            {"cg/a/b/cpu.max": "800000 100000\n", "cg/a/cpu.max": "150000 100000\n"},
+            1.5,
+        ),
+        ("0::/../x\n", [("/", "cg", "cgroup2")], {"cg/cpu.max": "200000 100000\n"}, 2),
+        (
+            "4:memory:/m\n3:cpu,cpuacct:/a\n",
+            [("/", "cpu", "cpu,cpuacct"), ("/", "memory", "memory")],
+            {
+                "cpu/a/cpu.cfs_quota_us": "300000\n",
+                "cpu/a/cpu.cfs_period_us": "100000\n",
+                "cpu/cpu.cfs_quota_us": "-1\n",
+            },
+            3,
+        ),
+        (
+            "3:cpu:/a\n",
+            [("/", "cpu", "cpu")],
+            {"cpu/a/cpu.cfs_quota_us": "-1\n", "cpu/a/cpu.cfs_period_us": "9\n"},
+            None,
+        ),
+        (
+            "3:cpu:/docker/1f\n",  # the host's path, of which the container sees its own part alone
+            [("/docker/1f", "cpu", "cpu")],
+            {"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+            0.5,
+        ),
+        ("0::/a\n", [("/", "cg", "cgroup2")], {"cg/a/cpu.max": "nonsense"}, None),
+    ],
+    ids=["none", "max", "half", "nested", "above", "v1", "v1 none", "v1 container", "nonsense"],
+)
+def test_quotas_of_control_groups(
+    groups: str, mounts: list[tuple[str, str, str]], files: dict[str, str], quota: float | None, tmp_path: Path
+) -> None:
+    assert machine.cpu_quota(fake_process(tmp_path, groups, mounts, files)) == quota
+
+
+def test_without_proc_there_is_no_quota(tmp_path: Path) -> None:
+    assert machine.cpu_quota(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize(
+    ("quota", "assigned", "cores"), [(None, 8, 8), (0.5, 8, 1), (1.2, 8, 2), (2.0, 8, 2), (16.0, 8, 8), (0.01, 1, 1)]
+)
+def test_cores_are_what_a_quota_leaves(
+    quota: float | None, assigned: int, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.machine.cpu_quota", lambda: quota)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(assigned)), raising=False)
+    assert device.cores() == cores
+
+
+def test_a_real_quota() -> None:
+    root = Path("/sys/fs/cgroup/cpu")
+    group = root / f"tests-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "cpu.cfs_quota_us").write_text("150000", encoding="utf-8")
+    except OSError as error:
+        pytest.skip(f"needs the right to make control groups of version 1: {error}")
+    try:
+        script = "import sys; open(sys.argv[1], 'w').write('0'); from stages import machine; print(machine.cpu_quota())"
+        command = [sys.executable, "-c", script, str(group / "tasks")]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+        assert done.stdout == "1.5\n"
+    finally:
+        group.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({"cg/a/memory.max": "max\n"}, 3000 * 1024),
+        ({"cg/a/memory.max": "1000000\n", "cg/memory.max": "500000\n"}, 500_000),
+    ],
+    ids=["the machine's", "a control group's"],
+)
+def test_memory_is_the_least_of_its_limits(
+    files: dict[str, str], limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.machine.address_space", lambda: None)
+    files |= {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    2000 kB\nSwapFree: 1000 kB\nHugePages_Total: 3\n"}
+    process = fake_process(tmp_path, "0::/a\n", [("/", "cg", "cgroup2")], files)
+    assert machine.memory_bytes(process) == limit
+    (process / "status").write_text("Name:\tx\nVmSize:\t    100 kB\n", encoding="utf-8")
+    monkeypatch.setattr("stages.machine.address_space", lambda: 200_000)
+    assert machine.memory_bytes(process) == 200_000 - 102_400
+
+
+@pytest.mark.parametrize(
+    ("error", "known"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes"),
+            True,
+        ),
+        (RuntimeError("MPS backend out of memory"), True),
+        (RuntimeError("can't start new thread"), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (OSError(28, "No space left on device"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+)
+def test_memory_that_does_not_suffice_is_one_line(error: Exception, known: bool) -> None:
+    with pytest.raises(UserError if known else type(error)) as raised, device.enough_memory("a smaller x.y"):
+        raise error
+    if known:
+        text = str(raised.value)
+        assert text.startswith("not enough memory (")
+        assert text.endswith("; params.yaml: set a smaller x.y")
+        assert "\n" not in text
+
+
 # --- device
 
 
@@ -462,3 +767,126 @@ def test_several_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     there = {"cpu": 1, "cuda": 3, "mps": 0}
     assert device.describe("cuda", there, 2).startswith("device: cuda:0, A GPU (2 more not used")
     assert device.describe("cuda", {**there, "cuda": 1}, 2) == "device: cuda:0, A GPU"
+
+
+@pytest.mark.parametrize(
+    ("visible", "built", "usable", "installed", "expected"),
+    [
+        (None, True, 0, 0, ""),
+        ("7", True, 0, 0, ""),
+        (None, True, 2, 2, ""),
+        (
+            "7",
+            True,
+            0,
+            2,
+            "CUDA_VISIBLE_DEVICES=7 hides the 2 NVIDIA GPUs of this machine: unset it, or name one that is",
+        ),
+        ("", True, 0, 1, "CUDA_VISIBLE_DEVICES= hides the 1 NVIDIA GPU of this machine"),
+        (
+            None,
+            True,
+            0,
+            1,
+            "torch cannot use the 1 NVIDIA GPU of this machine: its driver is too old for this torch, or",
+        ),
+        ("0", False, 0, 1, "torch is built without CUDA and cannot use the 1 NVIDIA GPU of this machine"),
+    ],
+    ids=["none", "none to hide", "all there", "wrong index", "empty", "old driver", "no CUDA"],
+)
+def test_why_a_gpu_is_not_seen(visible: str | None, built: bool, usable: int, installed: int, expected: str) -> None:
+    why = device.why_hidden(visible, built, usable, installed)
+    assert why.startswith(expected)
+    assert bool(why) == bool(expected)
+
+
+def test_a_hidden_gpu_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.device.found", lambda: {"cpu": 1, "cuda": 0, "mps": 0})
+    monkeypatch.setattr("stages.machine.gpus", lambda: 2)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    threads = torch.get_num_threads()
+    try:
+        device.set_up("auto", 1, "fast", "train.device")
+        device.set_up("cpu", 1, "fast", "train.device")
+    finally:
+        torch.set_num_threads(threads)
+    auto, cpu = capsys.readouterr().out.splitlines()
+    assert auto.startswith("device: cpu, 1 thread; CUDA_VISIBLE_DEVICES=7 hides the 2 NVIDIA GPUs")
+    assert cpu == "device: cpu, 1 thread"
+    with pytest.raises(UserError, match=r"it has: cpu. Set one of these, or auto \(CUDA_VISIBLE_DEVICES=7 hides"):
+        device.set_up("cuda", 1, "fast", "train.device")
+
+
+def test_a_quota_is_told() -> None:
+    there = {"cpu": 1, "cuda": 0, "mps": 0}
+    assert device.describe("cpu", there, 1, 0.5) == "device: cpu, 1 thread (a control group allows 0.5 cores)"
+    assert device.describe("cpu", there, 2) == "device: cpu, 2 threads"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB.\nMore"),
+            "train.device: the memory of the GPU is full (CUDA out of memory. Tried to allocate 2 MiB.): end what uses",
+        ),
+        (
+            torch.AcceleratorError("CUDA error: no kernel image is available for execution\nCUDA kernel errors might"),
+            "train.device: the GPU cannot be used (CUDA error: no kernel image is available for execution): choose "
+            "another one with CUDA_VISIBLE_DEVICES, or set cpu",
+        ),
+    ],
+    ids=["full", "too old"],
+)
+def test_a_gpu_that_cannot_be_used(error: RuntimeError, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("torch.zeros", fails)
+    monkeypatch.setattr("torch.cuda.mem_get_info", fails)
+    for ask in (device.check_usable, device.free_bytes):
+        with pytest.raises(UserError) as raised:
+            ask(torch.device("cuda"), "train.device")
+        assert str(raised.value).startswith(expected)
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "capability", "expected"),
+    [
+        ({"device": "auto", "numerics": "fast"}, "DEFAULT", ""),
+        ({"device": "cpu", "numerics": "portable"}, "AVX2", ""),
+        (
+            {"device": "cuda", "numerics": "fast"},
+            "AVX2",
+            "evaluate.device is cuda, and this machine has none; it has: cpu",
+        ),
+        (
+            {"device": "mps", "numerics": "fast"},
+            "AVX2",
+            "evaluate.device is mps, and this machine has none; it has: cpu",
+        ),
+        (
+            {"device": "cpu", "numerics": "portable"},
+            "DEFAULT",
+            "evaluate.numerics is portable, which needs a processor",
+        ),
+        ("nonsense", "AVX2", ""),
+        ({"device": 3}, "AVX2", ""),
+    ],
+    ids=["auto", "fine", "cuda", "mps", "no AVX2", "no mapping", "wrong type"],
+)
+def test_what_a_later_stage_needs_is_known_before(
+    options: object, capability: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.device.found", lambda: {"cpu": 1, "cuda": 0, "mps": 0})
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    if not expected:
+        device.check_section(options, "evaluate")
+        return
+    with pytest.raises(UserError, match=expected):
+        device.check_section(options, "evaluate")

@@ -10,7 +10,6 @@ from stages.params import Section
 class Evaluate(Section):
     """Section `evaluate`."""
 
-    batch_size: int = Field(ge=1, le=1_000_000)
     device: Literal["auto", "cpu", "cuda", "mps"]
     numerics: Literal["fast", "portable"]
     threads: int = Field(ge=0, le=1024)

@@ -1,8 +1,8 @@
 """SIGKILL at any moment of any stage, of the stage's process, of dvc, or of both; then `dvc repro`: the same bytes.
 
-`make test` kills 15 times; FAULTS_KILLS=100 make test ARGS=tests/faults is the nightly run, and FAULTS_SEED=… draws
-other moments. Moments are drawn over the seconds that each stage took in the undisturbed run, hashing and caching by
-dvc included; a dvc that finds a stage of its predecessor still at work is part of it.
+`make test` kills 4 times, `make soak` 15; FAULTS_KILLS=100 make soak ARGS=tests/faults is the nightly run, and
+FAULTS_SEED=… draws other moments. Moments are drawn over the seconds that each stage took in the undisturbed run,
+hashing and caching by dvc included; a dvc that finds a stage of its predecessor still at work is part of it.
 """
 
 import os
@@ -60,12 +60,13 @@ def one_run(lab: Lab, moments: random.Random, wanted: Callable[[str], bool]) -> 
     return None
 
 
-def test_killed_at_random_moments_it_ends_in_the_same_bytes(lab: Lab) -> None:
+@pytest.mark.parametrize("kills", [len(STAGES), pytest.param(KILLS, marks=pytest.mark.soak)], ids=["few", "many"])
+def test_killed_at_random_moments_it_ends_in_the_same_bytes(kills: int, lab: Lab) -> None:
     moments = random.Random(SEED)
     with faults("kills") as count:
-        while count["kills"] < KILLS:
+        while count["kills"] < kills:
             lab.forget()
-            killed, most = 0, min(len(STAGES) * A_STAGE, KILLS - count["kills"])
+            killed, most = 0, min(len(STAGES) * A_STAGE, kills - count["kills"])
 
             def wanted(stage: str) -> bool:
                 # A stage's share; what one leaves over, killed when it was as good as done, the next ones get.
@@ -78,8 +79,8 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(lab: Lab) -> None:
                 KILLS_OF[stage] += 1
                 print(f"kill {count['kills']}: {victim} in {stage}")
             assert lab.digest() == lab.digests
-    if KILLS >= 100:
-        assert all(KILLS_OF[stage] >= KILLS // 10 for stage in STAGES), KILLS_OF
+    if kills >= 100:
+        assert all(KILLS_OF[stage] >= kills // 10 for stage in STAGES), KILLS_OF
     lab.clone.run(*lab.MEND)
     assert "nothing to mend" in lab.doctor()
 
