@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m stages.pull", description="`dvc pull` that checks first.")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="outputs, stages or .dvc files; all if none")
     parser.add_argument("--remote", metavar="NAME", help="another remote than the default one")
-    parser.add_argument("--jobs", type=int, metavar="N", help="objects fetched at the same time")
+    parser.add_argument("--jobs", type=int, choices=range(1, 1001), metavar="N", help="objects fetched at the same time")
     parser.add_argument("--run-cache", action="store_true", help="also the runs that were pushed with --run-cache")
     parser.add_argument("--force", action="store_true", help="replace files in the work tree that are not in the cache")
     parser.add_argument(
@@ -213,8 +213,10 @@ def read(store: Store, path: str) -> Iterator[bytes]:
     except GeneratorExit:
         raise
     except Exception as error:  # each kind of remote fails with errors of its own: botocore's, asyncssh's, aiohttp's, …
-        cause = error.__cause__ or error  # HTTP says "no such file" of a server that is down, too: the cause tells
-        if isinstance(error, FileNotFoundError) and (cause is error or getattr(cause, "status", None) == 404):
+        cause = error.__cause__ or error
+        # HTTP says "no such file" of a server that is down or fails, too: the cause tells.
+        down = cause is not error and (isinstance(cause, OSError) or getattr(cause, "status", 404) != 404)
+        if isinstance(error, FileNotFoundError) and not down:
             raise BadObject("not there: `dvc push` where it was made") from None
         raise BadObject(f"cannot be fetched: {revisions.one_line(cause)}") from None
 

@@ -1,0 +1,289 @@
+"""`make pull` against remotes that somebody has tampered with: nothing of it reaches the cache or the work tree."""
+
+import gc
+import hashlib
+import io
+import json
+import runpy
+import shutil
+import sys
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dvc.cli
+import pytest
+import yaml
+
+from stages import objects
+from stages.objects import BadObject
+from tests.clones import Clone
+from tests.remote_servers import RECIPES, SERVERS, paste
+from tests.toy import Project
+
+PIPELINE = """
+stages:
+  make:
+    cmd: mkdir -p made && cp in.txt made/f && cp in.txt made/g
+    deps: [in.txt]
+    outs: [made]
+  single:
+    cmd: cp in.txt single.txt
+    deps: [in.txt]
+    outs: [single.txt]
+"""
+EVIL = b"raise SystemExit('code of the remote')\n"
+# Each kind of remote; the slow ones, and those that need a program of Debian, in `make soak`.
+KINDS = [
+    kind if kind in ("Directory", "WebDAV") else pytest.param(kind, marks=pytest.mark.soak, id=kind) for kind in SERVERS
+]
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def put(storage: Path, content: bytes) -> str:
+    """An object of these bytes in a remote; its name."""
+    name = md5(content)
+    replace(storage / "files/md5" / name[:2] / name[2:], content)
+    return name
+
+
+def replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # it may be read-only, or linked
+    path.write_bytes(content)
+
+
+@dataclass
+class Victim:
+    """A clone of the repository, and the storage of its remote."""
+
+    project: Clone
+    storage: Path
+
+    def module(self, name: str, *arguments: str) -> tuple[int, str, str]:
+        """A command of ours, in this process: its status and what it says."""
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
+            patch.chdir(self.project.path)
+            patch.setattr(sys, "argv", [name, *arguments])
+            for variable, value in self.project.environment.items():
+                patch.setenv(variable, value)
+            with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
+                runpy.run_module(name, run_name="__main__")
+            gc.collect()  # the clients of remotes leave their sockets to it, which is a warning anywhere else
+        return int(end.value.code or 0), out.getvalue(), err.getvalue()
+
+    def pull(self, *arguments: str) -> tuple[int, str, str]:
+        return self.module("stages.pull", *arguments)
+
+    def dvc(self, *arguments: str) -> int:
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
+            patch.chdir(self.project.path)
+            for variable, value in self.project.environment.items():
+                patch.setenv(variable, value)
+            return int(dvc.cli.main([*arguments]))
+
+    def forget(self) -> None:
+        """As after `git clone`, but configured."""
+        self.project.run("git", "reset", "-q", "--hard")
+        self.project.run("git", "clean", "-qffdx", "--exclude=.dvc")
+        shutil.rmtree(self.project.path / ".dvc/cache", ignore_errors=True)
+
+    def files(self) -> dict[str, str]:
+        """Every file of the clone and around it but those of Git and DVC: path -> MD5."""
+        around = self.project.path.parent
+        found = (path for path in sorted(around.rglob("*")) if path.is_file())
+        return {
+            str(path.relative_to(around)): objects.md5(path)
+            for path in found
+            if not {".dvc", ".git", "site-cache"} & set(path.relative_to(around).parts)
+        }
+
+    def cached(self) -> dict[str, str]:
+        """The names of the objects in the cache, and the MD5 that each has."""
+        places = (self.project.path / ".dvc/cache/files/md5").glob("*/*")
+        return {place.parent.name + place.name: objects.md5(place) for place in places}
+
+    def untouched(self, before: dict[str, str]) -> None:
+        """Nothing has come into the work tree, and nothing bad into the cache."""
+        assert self.files() == before
+        for name, digest in self.cached().items():
+            assert name.removesuffix(".dir") == digest
+        assert md5(EVIL) not in self.cached()
+
+
+@pytest.fixture(scope="module")
+def author(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A repository with outputs that are folders, one of a stage and one added, pushed with its runs."""
+    project = Project(tmp_path_factory.mktemp("author") / "clone")
+    project.path.mkdir()
+    project.run("git", "init", "-q", "-b", "main")
+    project.dvc("init", "-q")
+    project.dvc("config", "core.analytics", "false")
+    project.dvc("remote", "add", "-q", "--default", "author", str(project.path.parent / "remote"))
+    project.write("dvc.yaml", PIPELINE)
+    project.write("in.txt", "one\n")
+    for name in ("b", "c/d"):
+        (project.path / "added" / name).parent.mkdir(parents=True, exist_ok=True)
+        project.write(f"added/{name}", name)
+    project.dvc("add", "-q", "added")
+    project.dvc("repro", "-q")
+    project.dvc("push", "-q", "--run-cache")
+    project.dvc("remote", "remove", "author")
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "-qm", "all")
+    return project
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def victim(
+    request: pytest.FixtureRequest, author: Project, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Victim]:
+    """A clone whose remote is served, of each kind, with all that the author has pushed."""
+    folder = tmp_path_factory.mktemp(f"victim-{request.param}")
+    with SERVERS[request.param](folder) as remote:
+        project = Clone(folder / "victim/clone")
+        project.environment.update(remote.environment)
+        project.path.parent.mkdir()
+        Clone(folder).run("git", "clone", "-q", str(author.path), str(project.path))
+        paste(project, remote, [line for line in RECIPES[request.param] if "upload" not in line])
+        project.run("git", "commit", "-qam", "a remote")
+        shutil.copytree(author.path.parent / "remote", remote.storage, dirs_exist_ok=True)
+        yield Victim(project, remote.storage)
+
+
+def the_list(storage: Path, containing: str) -> Path:
+    """The list of the folder that has a file of this name."""
+    return next(path for path in storage.glob("files/md5/*/*.dir") if containing in path.read_text(encoding="utf-8"))
+
+
+def with_entry(path: str) -> Callable[[Path], object]:
+    """The list of `added` with another file in it, whose object has its true MD5."""
+
+    def attack(storage: Path) -> None:
+        place = the_list(storage, "c/d")
+        entries = [*json.loads(place.read_bytes()), {"md5": put(storage, EVIL), "relpath": path}]
+        replace(place, json.dumps(entries).encode())
+
+    return attack
+
+
+def flipped(storage: Path) -> None:
+    place = the_list(storage, "c/d")
+    replace(place, place.read_bytes().replace(b'"b"', b'"c"'))
+
+
+def renamed(storage: Path) -> None:
+    """The list of another folder under this one's name."""
+    replace(the_list(storage, "c/d"), the_list(storage, '"g"').read_bytes())
+
+
+def other_bytes(content: bytes) -> Callable[[Path], object]:
+    def attack(storage: Path) -> None:
+        name = md5(b"c/d")
+        replace(storage / "files/md5" / name[:2] / name[2:], content)
+
+    return attack
+
+
+REPLACED = "not the bytes of its name: damaged, or replaced"
+ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a bit of a list": (flipped, REPLACED),
+    "another folder's list": (renamed, REPLACED),
+    "a list with a file above the folder": (with_entry("../../yaml.py"), REPLACED),
+    "a list with an absolute path": (with_entry("/tmp/yaml.py"), REPLACED),
+    "a list with a path through a link": (with_entry("link/yaml.py"), REPLACED),
+    "a list with a name in other case": (with_entry("B"), REPLACED),
+    "other bytes of a file": (other_bytes(b"C/D"), REPLACED),
+    "a file that is too long": (other_bytes(b"c/d" * 10), "longer than the 4 bytes that it has to have"),
+    "a list that is gone": (lambda storage: the_list(storage, "c/d").unlink(), "not there: `dvc push`"),
+}
+
+
+def test_every_attack_is_refused(victim: Victim, tmp_path: Path) -> None:
+    """On each kind of remote: one line, status 2, and nothing taken; afterwards a pull brings everything."""
+    pristine = shutil.copytree(victim.storage, tmp_path / "pristine")
+    for name, (attack, reason) in ATTACKS.items():
+        victim.forget()
+        before = victim.files()
+        attack(victim.storage)
+        status, _, told = victim.pull()
+        assert status == 2, name
+        assert told.startswith("error: remote 'storage': object "), (name, told)
+        assert reason in told, name
+        assert " of added: " in told, name
+        assert len(told.splitlines()) == 1, name
+        shutil.rmtree(victim.storage)
+        shutil.copytree(pristine, victim.storage)
+        victim.untouched({path: digest for path, digest in before.items() if path in victim.files()} | before)
+    victim.forget()
+    assert victim.pull()[::2] == (0, "")
+    assert (victim.project.path / "added/c/d").read_bytes() == b"c/d"
+    assert (victim.project.path / "made/g").read_text() == "one\n"
+    assert victim.dvc("status", "-q") == 0
+
+
+def a_run(storage: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """Change the run of `single` in a remote; gives its place."""
+    found = ((place, yaml.safe_load(place.read_bytes())) for place in storage.glob("runs/*/*/*"))
+    place, entry = next((place, entry) for place, entry in found if entry["cmd"] == "cp in.txt single.txt")
+    change(entry)
+    replace(place, yaml.safe_dump(entry).encode())
+    return place
+
+
+def names(path: str, content: bytes) -> Callable[[dict[str, Any]], object]:
+    output = {"path": path, "hash": "md5", "md5": md5(content), "size": len(content)}
+    return lambda entry: entry["outs"].append(output)
+
+
+RUNS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a file of the repository": names("yaml.py", EVIL),
+    "a file outside": names("../../escaped.py", EVIL),
+    "an absolute path": names("/tmp/escaped.py", EVIL),
+    "an output of another stage": names("made", b"one\n"),
+    "other bytes": lambda entry: entry["outs"][0].update(md5=md5(EVIL)),
+    "another command": lambda entry: entry.update(cmd="true"),
+    "no outputs": lambda entry: entry.pop("outs"),
+    "no mapping": lambda entry: entry.clear(),
+}
+
+
+def test_a_run_that_is_not_that_of_its_name_is_refused(victim: Victim, tmp_path: Path) -> None:
+    pristine = shutil.copytree(victim.storage, tmp_path / "pristine")
+    for name, change in RUNS.items():
+        victim.forget()
+        put(victim.storage, EVIL)
+        place = a_run(victim.storage, change)
+        status, said, told = victim.pull("--run-cache")
+        here = victim.project.path / ".dvc/cache/runs"
+        if "runs do not travel over HTTP" in said:
+            assert status == 0
+            assert not here.exists()
+            return
+        assert status == 2, name
+        assert told.startswith("error: remote 'storage': run "), name
+        assert len(told.splitlines()) == 1, name
+        assert not list(here.rglob(place.name)), name
+        assert len(list(here.glob("*/*/*"))) == 1, name  # that of the other stage
+        # One that an earlier `dvc pull` has brought goes as well.
+        copy = here / place.relative_to(victim.storage / "runs")
+        replace(copy, place.read_bytes())
+        status, _, told = victim.pull()
+        assert status == 2, name
+        assert f"{place.name}: " in told, name
+        assert not copy.parent.exists(), name
+        shutil.rmtree(victim.storage)
+        shutil.copytree(pristine, victim.storage)
+    victim.forget()
+    assert victim.pull("--run-cache")[::2] == (0, "")
+    (victim.project.path / "dvc.lock").unlink()
+    assert victim.dvc("repro", "-q", "--dry") == 0
+    assert victim.module("stages.pull")[0] == 2  # nothing names the outputs now
