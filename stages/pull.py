@@ -76,7 +76,9 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m stages.pull", description="`dvc pull` that checks first.")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="outputs, stages or .dvc files; all if none")
     parser.add_argument("--remote", metavar="NAME", help="another remote than the default one")
-    parser.add_argument("--jobs", type=int, choices=range(1, 1001), metavar="N", help="objects fetched at the same time")
+    parser.add_argument(
+        "--jobs", type=int, choices=range(1, 1001), metavar="N", help="objects fetched at the same time"
+    )
     parser.add_argument("--run-cache", action="store_true", help="also the runs that were pushed with --run-cache")
     parser.add_argument("--force", action="store_true", help="replace files in the work tree that are not in the cache")
     parser.add_argument(

@@ -1,6 +1,8 @@
 """The doctor finds real damage in a real pipeline, and what it says mends it does."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from stages import objects
 from tests.clones import Clone
 
 
@@ -49,10 +52,6 @@ def in_both(clone: Clone) -> None:
     flip(clone.path / "data/predictions.csv")
 
 
-def in_a_folder(clone: Clone) -> None:
-    flip(clone.path / "data/raw/t10k-labels-idx1-ubyte")
-
-
 def torn_lock(clone: Clone) -> None:
     content = (clone.path / "dvc.lock").read_bytes()
     (clone.path / "dvc.lock").write_bytes(content[: content.rindex(b"md5: ") + 2])
@@ -72,6 +71,75 @@ def leftovers(clone: Clone) -> None:
     (clone.path / ".dvc/cache/runs/ab/abcd/.x.tmp").write_bytes(b"")
 
 
+def without_a_cache(clone: Clone) -> None:
+    shutil.rmtree(clone.path / ".dvc/cache")
+    flip(clone.path / "data/raw/t10k-labels-idx1-ubyte")
+
+
+def an_unsafe_list(clone: Clone) -> None:
+    content = json.dumps([{"md5": "0" * 32, "relpath": "../yaml.py"}]).encode()
+    name = objects.md5_of(content)
+    place = clone.path / f".dvc/cache/files/md5/{name[:2]}/{name[2:]}.dir"
+    place.parent.mkdir(exist_ok=True)
+    place.write_bytes(content)
+
+
+def a_forged_run(clone: Clone) -> None:
+    place = next((clone.path / ".dvc/cache/runs").glob("*/*/*"))
+    place.write_text(place.read_text(encoding="utf-8").replace("data/", "stages/"), encoding="utf-8")
+
+
+def commit_elsewhere(clone: Clone) -> None:
+    clone.run("git", "checkout", "-q", "--detach")
+    clone.commit("forged")
+
+
+def forged_metrics(clone: Clone) -> None:
+    path = clone.path / "metrics/evaluate.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"accuracy": 0.', '"accuracy": 0.9'), encoding="utf-8")
+    commit_elsewhere(clone)
+
+
+def forged_predictions(clone: Clone) -> None:
+    path = clone.path / "data/predictions.csv"
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content.replace(b"1,", b"2,", 1))
+
+
+def forged_model(clone: Clone) -> None:
+    """Another model in the work tree and, under the true one's name, in the cache."""
+    for path in (clone.path / "data/model/model.safetensors", cached(clone, "data/model/model.safetensors")):
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content[:-1] + b"?")
+
+
+def forged_lock(clone: Clone) -> None:
+    path = clone.path / "dvc.lock"
+    stages = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+    model = next(out for out in stages["train"]["outs"] if out["path"].startswith("data/model"))
+    before, _, train = path.read_text(encoding="utf-8").rpartition(f"md5: {model['md5']}")
+    path.write_text(f"{before}md5: {'0' * 32}{train}", encoding="utf-8")
+    commit_elsewhere(clone)
+
+
+def forged_code(clone: Clone) -> None:
+    with (clone.path / "stages/augmentation.py").open("a", encoding="utf-8") as file:
+        file.write("# another line\n")
+    commit_elsewhere(clone)
+
+
+def a_cut_in_the_last_number(clone: Clone) -> None:
+    content = (clone.path / "dvc.lock").read_bytes().rstrip()
+    (clone.path / "dvc.lock").write_bytes(content[:-1] + b"\n")
+
+
+def data_is_a_link(clone: Clone) -> None:
+    (clone.path / "data").rename(clone.path.parent / "moved")
+    (clone.path / "data").symlink_to(clone.path.parent / "moved")
+
+
 DAMAGE: dict[str, tuple[Callable[[Clone], object], list[str]]] = {
     "a bit in the cache": (
         lambda clone: flip(cached(clone, "data/model/model.safetensors")),
@@ -81,11 +149,23 @@ DAMAGE: dict[str, tuple[Callable[[Clone], object], list[str]]] = {
         in_both,
         [": not the bytes of its name\n", "data/predictions.csv: not the bytes that dvc.lock names"],
     ),
-    "a bit in the list of a folder": (
-        lambda clone: flip(cached(clone, "data/raw")),
-        [".dir: not the bytes of its name\n"],
+    "a bit without a cache": (without_a_cache, ["data/raw/t10k-labels-idx1-ubyte: not the bytes that dvc.lock names"]),
+    "a list that leads out of its folder": (an_unsafe_list, ["not safe to check out: lists '../yaml.py'"]),
+    "a run of other outputs": (a_forged_run, ["must not be used: not the run of its name", "mend: rm -rf .dvc/cache/"]),
+    "forged metrics": (
+        forged_metrics,
+        ["metrics/evaluate.json: not the bytes", "in HEAD as well\n    mend: rm -f metrics/evaluate.json && dvc repro"],
     ),
-    "a bit in a file of a folder": (in_a_folder, ["data/raw: not the bytes that dvc.lock names"]),
+    "forged predictions": (forged_predictions, ["data/predictions.csv: not the bytes that dvc.lock names"]),
+    "a forged model": (forged_model, ["data/model/model.safetensors: not the bytes that dvc.lock names"]),
+    "a forged dvc.lock": (forged_lock, ["dvc.lock: evaluate has read another data/model/model.safetensors than train"]),
+    "forged code": (forged_code, ["stages/augmentation.py: not what train ran with"]),
+    "a parameter that was not run": (
+        lambda clone: clone.set("evaluate.calibration_bins", "14"),
+        ["params.yaml: evaluate.calibration_bins: not what evaluate ran with"],
+    ),
+    "data is a link": (data_is_a_link, ["data: a link to "]),
+    "a dvc.lock cut off in its last number": (a_cut_in_the_last_number, ["dvc.lock: ", "cut off, or changed by hand"]),
     "a metric changed by hand": (
         lambda clone: (clone.path / "metrics/evaluate.json").write_text("{}", encoding="utf-8"),
         ["metrics/evaluate.json: not the bytes", "mend: git checkout HEAD -- metrics/evaluate.json"],
@@ -97,7 +177,10 @@ DAMAGE: dict[str, tuple[Callable[[Clone], object], list[str]]] = {
     "a torn dvc.lock": (torn_lock, ["dvc.lock: ", "mend: git checkout HEAD -- dvc.lock"]),
     "a torn dvc.lock that can be read": (
         torn_lock_that_can_be_read,
-        ["dvc.lock: lacks ", ": cut off, or never run", "mend: git checkout HEAD -- dvc.lock, or dvc repro"],
+        [
+            "dvc.lock: lacks the stage of evaluate: cut off, or dvc.yaml has changed",
+            "mend: git checkout HEAD -- dvc.lock, or dvc repro",
+        ],
     ),
     "leftovers": (
         leftovers,
@@ -127,7 +210,8 @@ def test_what_it_finds_its_mend_mends(clone: Clone, damage: str) -> None:
     status, told = doctor(clone)
     assert status == 0, told
     assert clone.repro() == []
-    assert clone.run("git", "status", "--short") == ""
+    if damage not in ("forged code", "a parameter that was not run"):  # which were run now
+        assert clone.run("git", "diff", "--stat", "main") == ""
 
 
 def test_outside_a_repository(clone: Clone, tmp_path: Path) -> None:

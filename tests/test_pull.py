@@ -7,7 +7,6 @@ import json
 import runpy
 import shutil
 import sys
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -19,9 +18,10 @@ import dvc.cli
 import pytest
 import yaml
 
-from stages import objects
+from stages import download, objects
 from stages.objects import BadObject
 from tests.clones import Clone
+from tests.imports import ROOT
 from tests.remote_servers import RECIPES, SERVERS, paste
 from tests.toy import Project
 
@@ -95,6 +95,7 @@ class Victim:
         self.project.run("git", "reset", "-q", "--hard")
         self.project.run("git", "clean", "-qffdx", "--exclude=.dvc")
         shutil.rmtree(self.project.path / ".dvc/cache", ignore_errors=True)
+        shutil.rmtree(self.project.path.parent / "site-cache", ignore_errors=True)  # where DVC notes what remotes have
 
     def files(self) -> dict[str, str]:
         """Every file of the clone and around it but those of Git and DVC: path -> MD5."""
@@ -198,7 +199,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a bit of a list": (flipped, REPLACED),
     "another folder's list": (renamed, REPLACED),
     "a list with a file above the folder": (with_entry("../../yaml.py"), REPLACED),
-    "a list with an absolute path": (with_entry("/tmp/yaml.py"), REPLACED),
+    "a list with an absolute path": (with_entry("/yaml.py"), REPLACED),
     "a list with a path through a link": (with_entry("link/yaml.py"), REPLACED),
     "a list with a name in other case": (with_entry("B"), REPLACED),
     "other bytes of a file": (other_bytes(b"C/D"), REPLACED),
@@ -247,7 +248,7 @@ def names(path: str, content: bytes) -> Callable[[dict[str, Any]], object]:
 RUNS: dict[str, Callable[[dict[str, Any]], object]] = {
     "a file of the repository": names("yaml.py", EVIL),
     "a file outside": names("../../escaped.py", EVIL),
-    "an absolute path": names("/tmp/escaped.py", EVIL),
+    "an absolute path": names("/escaped.py", EVIL),
     "an output of another stage": names("made", b"one\n"),
     "other bytes": lambda entry: entry["outs"][0].update(md5=md5(EVIL)),
     "another command": lambda entry: entry.update(cmd="true"),
@@ -287,3 +288,221 @@ def test_a_run_that_is_not_that_of_its_name_is_refused(victim: Victim, tmp_path:
     (victim.project.path / "dvc.lock").unlink()
     assert victim.dvc("repro", "-q", "--dry") == 0
     assert victim.module("stages.pull")[0] == 2  # nothing names the outputs now
+
+
+@pytest.fixture(scope="module")
+def served(author: Project, tmp_path_factory: pytest.TempPathFactory) -> Victim:
+    """A clone whose remote is a directory, which does not say `verify`."""
+    folder = tmp_path_factory.mktemp("served")
+    storage = Path(shutil.copytree(author.path.parent / "remote", folder / "remote"))
+    project = Clone(folder / "victim/clone")
+    project.path.parent.mkdir()
+    Clone(folder).run("git", "clone", "-q", str(author.path), str(project.path))
+    victim = Victim(project, storage)
+    assert victim.dvc("remote", "add", "-q", "--default", "storage", str(storage)) == 0
+    project.run("git", "commit", "-qam", "a remote")
+    return victim
+
+
+@pytest.fixture
+def directory(served: Victim, tmp_path: Path) -> Iterator[Victim]:
+    """The same for each test, with nothing fetched, and put back after it."""
+    pristine = shutil.copytree(served.storage, tmp_path / "pristine")
+    served.project.run("git", "checkout", "-qf", "main")
+    served.forget()
+    yield served
+    shutil.rmtree(served.storage)
+    shutil.copytree(pristine, served.storage)
+
+
+UNSAFE = {
+    "above": "../yaml.py",
+    "within and above": "a/../../yaml.py",
+    "absolute": "/yaml.py",
+    "this folder": "./a",
+    "empty": "",
+    "empty part": "a//b",
+    "folder": "a/",
+    "backslash": "..\\yaml.py",
+    "drive": "C:/yaml.py",
+    "drive within": "a/c:yaml.py",
+    "nul": "a\0b",
+    "line end": "a\nb",
+    "half a character": "a\ud800",
+    "git": "x/.GIT/config",
+    "git with a dot": ".git./config",
+    "dvc": ".dvc/config",
+    "device": "con.txt",
+    "device in capitals": "a/LPT1",
+    "same name": "b",
+    "same in other case": "B",
+    "file that is a folder": "b/c",
+    "folder that is a file": "c",
+}
+
+
+@pytest.mark.parametrize("path", UNSAFE.values(), ids=UNSAFE)
+def test_a_list_with_this_path_is_refused(path: str) -> None:
+    """Also if the list has its true MD5: whoever made the commit may be the one who attacks."""
+    content = json.dumps([{"md5": md5(EVIL), "relpath": name} for name in ("b", "c/d", path)]).encode()
+    with pytest.raises(BadObject, match="lists '"):
+        objects.folder_list(content, f"{md5(content)}.dir")
+
+
+def test_names_that_a_file_system_folds_together_are_refused() -> None:
+    for one, other in (("\u00e9", "e\u0301"), ("Stra\u00dfe", "STRASSE"), ("a/\u212b", "A/\u00e5")):
+        assert one != other
+        content = json.dumps([{"md5": md5(EVIL), "relpath": name} for name in (one, other)]).encode()
+        with pytest.raises(BadObject, match="twice, or with another name"):
+            objects.folder_list(content, f"{md5(content)}.dir")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{}", b"[1]", b'[{"relpath": "a"}]', b'[{"md5": "../../../x", "relpath": "a"}]', b"[" * 100_000, b"\xff"],
+    ids=["empty", "mapping", "number", "no MD5", "path for an MD5", "nested", "no text"],
+)
+def test_what_is_no_list_is_refused(content: bytes) -> None:
+    if content == b"{}":
+        assert objects.folder_list(content, f"{md5(content)}.dir") == []
+        return
+    with pytest.raises(BadObject):
+        objects.folder_list(content, f"{md5(content)}.dir")
+
+
+def test_names_that_people_have_are_taken() -> None:
+    names = ["A/1.png", "a/2.png", "12:30.png", "what?.txt", ".gitkeep", "é ü.txt", "console.log", "a.b/c..d", "~x"]
+    content = json.dumps([{"md5": md5(EVIL), "relpath": name} for name in names]).encode()
+    assert [file.path for file in objects.folder_list(content, f"{md5(content)}.dir")] == names
+
+
+def name_in_git(victim: Victim, paths: list[str]) -> tuple[str, bytes]:
+    """A commit whose added.dvc names a list of these paths, by its true MD5; gives the list's name and content."""
+    content = json.dumps([{"md5": md5(EVIL), "relpath": path} for path in paths], sort_keys=True).encode()
+    name = f"{md5(content)}.dir"
+    place = victim.project.path / "added.dvc"
+    document = yaml.safe_load(place.read_text(encoding="utf-8"))
+    document["outs"][0].update(md5=name)
+    place.write_text(yaml.safe_dump(document), encoding="utf-8")
+    put(victim.storage, EVIL)
+    return name, content
+
+
+@pytest.mark.parametrize("where", ["remote", "cache"])
+def test_a_commit_that_names_an_unsafe_list_is_refused(directory: Victim, where: str) -> None:
+    name, content = name_in_git(directory, ["b", "../../yaml.py"])
+    before = directory.files()
+    folder = directory.storage if where == "remote" else directory.project.path / ".dvc/cache"
+    replace(folder / "files/md5" / name[:2] / name[2:], content)
+    status, _, told = directory.pull()
+    assert status == 2
+    assert "lists '../../yaml.py': an absolute path, or one that leaves the folder" in told
+    assert len(told.splitlines()) == 1
+    directory.untouched(before)
+
+
+def test_a_path_through_a_link_of_the_work_tree_is_refused(directory: Victim, tmp_path: Path) -> None:
+    name, content = name_in_git(directory, ["b", "link/yaml.py"])
+    replace(directory.storage / "files/md5" / name[:2] / name[2:], content)
+    (directory.project.path / "added").mkdir()
+    (directory.project.path / "added/link").symlink_to(tmp_path)
+    status, _, told = directory.pull()
+    assert status == 2
+    assert "goes through the link added/link out of the folder" in told
+    assert not (tmp_path / "yaml.py").exists()
+
+
+def test_an_output_behind_a_link_is_refused(directory: Victim, tmp_path: Path) -> None:
+    (directory.project.path / "dvc.yaml").write_text(PIPELINE.replace("single.txt", "deep/single.txt"))
+    (directory.project.path / "deep").symlink_to(tmp_path)
+    status, _, told = directory.pull()
+    assert status == 2
+    assert "deep" in told
+    assert len(told.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == [tmp_path / "pristine"]
+
+
+def test_wrong_bytes_in_the_cache_are_fetched_again(directory: Victim) -> None:
+    assert directory.pull()[0] == 0
+    name = md5(b"c/d")
+    replace(directory.project.path / ".dvc/cache/files/md5" / name[:2] / name[2:], b"C/D")
+    shutil.rmtree(directory.project.path / "added")
+    status, said, _ = directory.pull("added")
+    assert status == 0
+    assert "not the bytes of its name" in said
+    assert (directory.project.path / "added/c/d").read_bytes() == b"c/d"
+
+
+def test_without_verify_wrong_bytes_are_refused(directory: Victim) -> None:
+    before = directory.files()
+    other_bytes(b"C/D")(directory.storage)
+    status, _, told = directory.pull()
+    assert (status, REPLACED in told) == (2, True)
+    directory.untouched({name: digest for name, digest in directory.files().items() if name in before} | before)
+
+
+def test_a_target_alone(directory: Victim) -> None:
+    assert directory.pull("made")[0] == 0
+    assert sorted(path.name for path in directory.project.path.iterdir() if path.is_dir()) == [".dvc", ".git", "made"]
+    status, _, told = directory.pull("nothing")
+    assert status == 2
+    assert told == "error: 'nothing' does not exist as an output or a stage name in 'dvc.yaml'\n"
+
+
+def test_without_a_remote_what_the_cache_has_is_enough(directory: Victim) -> None:
+    assert directory.pull()[0] == 0
+    shutil.rmtree(directory.project.path / "made")
+    assert directory.pull("--remote", "nowhere", "made")[0] == 0
+    shutil.rmtree(directory.project.path / ".dvc/cache")
+    status, _, told = directory.pull("--remote", "nowhere")
+    assert status == 2
+    assert told.startswith("error: remote 'nowhere' cannot be used: ")
+
+
+def test_an_experiment(directory: Victim, author: Project) -> None:
+    """`dvc exp pull --no-cache` brings the commit alone; what it names comes checked, and then it is applied."""
+    author.run("git", "checkout", "-qb", "experiment")
+    author.write("in.txt", "two\n")
+    author.dvc("remote", "add", "-q", "--local", "--default", "storage", str(directory.storage))
+    author.dvc("repro", "-q")
+    author.dvc("push", "-q")
+    author.run("git", "add", "--all")
+    author.run("git", "commit", "-qm", "two")
+    author.run("git", "checkout", "-qf", "main")
+    directory.project.run("git", "fetch", "-q", "origin", "experiment:experiment")
+    listed = the_list(directory.storage, '"g"')
+    for place in directory.storage.glob("files/md5/*/*.dir"):
+        replace(place, listed.read_bytes()[:-1] + b" ]")
+    status, _, told = directory.pull("--rev", "experiment")
+    assert (status, REPLACED in told) == (2, True)
+    assert not (directory.project.path / "made").exists()
+
+
+def test_dvc_itself_takes_it(directory: Victim) -> None:
+    """Why there is a pull of our own. A version of DVC that refuses this makes stages/pull.py superfluous."""
+    directory.dvc("remote", "modify", "-q", "storage", "verify", "true")
+    with_entry("../yaml.py")(directory.storage)
+    assert directory.dvc("pull") == 0
+    assert (directory.project.path / "yaml.py").read_bytes() == EVIL
+    (directory.project.path / "yaml.py").unlink()
+
+    directory.forget()
+    a_run(directory.storage, names("yaml.py", EVIL))
+    directory.dvc("pull", "-q", "--run-cache")
+    lock = directory.project.path / "dvc.lock"
+    document = yaml.safe_load(lock.read_text(encoding="utf-8"))
+    del document["stages"]["single"]
+    lock.write_text(yaml.safe_dump(document), encoding="utf-8")
+    assert directory.dvc("repro", "-q", "--pull", "single") == 0
+    assert (directory.project.path / "yaml.py").read_bytes() == EVIL
+
+
+def test_download_deletes_nothing_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.setattr(download, "collect", lambda *_: {"train-labels-idx1-ubyte": b"labels"})
+    (tmp_path / "data/raw").mkdir(parents=True)
+    (tmp_path / "data/raw/mine").touch()
+    download.main()
+    assert (tmp_path / "data/raw/mine").exists()
+    assert (tmp_path / "data/raw/train-labels-idx1-ubyte").read_bytes() == b"labels"
