@@ -1,25 +1,19 @@
 """`make pull` against remotes that somebody has tampered with: nothing of it reaches the cache or the work tree."""
 
-import gc
 import hashlib
-import io
 import json
-import runpy
 import shutil
-import sys
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import dvc.cli
 import pytest
 import yaml
 
 from stages import download, objects
 from stages.objects import BadObject
+from tests import inside
 from tests.clones import Clone
 from tests.imports import ROOT
 from tests.remote_servers import RECIPES, SERVERS, paste
@@ -68,27 +62,13 @@ class Victim:
     storage: Path
 
     def module(self, name: str, *arguments: str) -> tuple[int, str, str]:
-        """A command of ours, in this process: its status and what it says."""
-        out, err = io.StringIO(), io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
-            patch.chdir(self.project.path)
-            patch.setattr(sys, "argv", [name, *arguments])
-            for variable, value in self.project.environment.items():
-                patch.setenv(variable, value)
-            with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
-                runpy.run_module(name, run_name="__main__")
-            gc.collect()  # the clients of remotes leave their sockets to it, which is a warning anywhere else
-        return int(end.value.code or 0), out.getvalue(), err.getvalue()
+        return inside.module(self.project.path, self.project.environment, name, *arguments)
 
     def pull(self, *arguments: str) -> tuple[int, str, str]:
         return self.module("stages.pull", *arguments)
 
     def dvc(self, *arguments: str) -> int:
-        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
-            patch.chdir(self.project.path)
-            for variable, value in self.project.environment.items():
-                patch.setenv(variable, value)
-            return int(dvc.cli.main([*arguments]))
+        return inside.run_dvc(self.project.path, self.project.environment, *arguments)
 
     def forget(self) -> None:
         """As after `git clone`, but configured."""
