@@ -193,7 +193,11 @@ DAMAGE: dict[str, tuple[Callable[[Clone], object], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    "damage",
+    # What is mended by training again is long.
+    [pytest.param(name, marks=pytest.mark.soak, id=name) if name == "forged code" else name for name in DAMAGE],
+)
 def test_what_it_finds_its_mend_mends(clone: Clone, damage: str) -> None:
     inflict, expected = DAMAGE[damage]
     assert doctor(clone)[0] == 0

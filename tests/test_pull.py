@@ -60,6 +60,7 @@ class Victim:
 
     project: Clone
     storage: Path
+    kind: str = "Directory"
 
     def module(self, name: str, *arguments: str) -> tuple[int, str, str]:
         return inside.module(self.project.path, self.project.environment, name, *arguments)
@@ -137,7 +138,7 @@ def victim(
         paste(project, remote, [line for line in RECIPES[request.param] if "upload" not in line])
         project.run("git", "commit", "-qam", "a remote")
         shutil.copytree(author.path.parent / "remote", remote.storage, dirs_exist_ok=True)
-        yield Victim(project, remote.storage)
+        yield Victim(project, remote.storage, request.param)
 
 
 def the_list(storage: Path, containing: str) -> Path:
@@ -239,7 +240,9 @@ RUNS: dict[str, Callable[[dict[str, Any]], object]] = {
 
 def test_a_run_that_is_not_that_of_its_name_is_refused(victim: Victim, tmp_path: Path) -> None:
     pristine = shutil.copytree(victim.storage, tmp_path / "pristine")
-    for name, change in RUNS.items():
+    for name, change in list(RUNS.items())[
+        : len(RUNS) if victim.kind == "Directory" else 2
+    ]:  # the rest is not of the kind
         victim.forget()
         put(victim.storage, EVIL)
         place = a_run(victim.storage, change)
