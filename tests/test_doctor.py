@@ -348,7 +348,7 @@ def test_a_dvc_lock_is_noticed_wherever_it_is_cut_off() -> None:
 
 @pytest.mark.soak
 def test_the_committed_dvc_lock_is_noticed_wherever_it_is_cut_off(clone: Clone) -> None:
-    """Stage by stage, since reading all of it takes a while; before its first stage's end, the others lack anyhow."""
+    """Within its last stage: a cut before that lacks the last stage as a whole."""
     content = (clone.path / "dvc.lock").read_text(encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(clone.path)
@@ -356,12 +356,13 @@ def test_the_committed_dvc_lock_is_noticed_wherever_it_is_cut_off(clone: Clone) 
             stages = doctor_module.declared(repo)
     head, *parts = re.split(r"(?m)^(?=  \w+:\n)", content)
     assert len(parts) == len(stages)
-    for part in parts:
-        name = part.strip().partition(":")[0]
-        whole = (head + part).encode()
-        assert doctor_module.lock_faults(whole, {name: stages[name]}) == []
-        for size in range(len(whole)):
-            assert doctor_module.lock_faults(whole[:size], {name: stages[name]}), whole[:size].decode()
+    name = parts[-1].strip().partition(":")[0]
+    whole = (head + parts[-1]).encode()
+    assert doctor_module.lock_faults(whole, {name: stages[name]}) == []
+    for size in range(len(whole)):
+        assert doctor_module.lock_faults(whole[:size], {name: stages[name]}), whole[:size].decode()
+    without_it = "".join([head, *parts[:-1]]).encode()
+    assert doctor_module.lock_faults(without_it, stages)
 
 
 def test_outside_a_repository(clone: Clone, tmp_path: Path) -> None:
