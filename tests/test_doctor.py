@@ -1,6 +1,9 @@
 """The doctor finds real damage in a real pipeline, and what it says mends it does."""
 
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,21 +12,25 @@ from pathlib import Path
 import pytest
 import yaml
 
+from stages import doctor as doctor_module
+from stages import objects, revisions
+from tests import inside
 from tests.clones import Clone
+from tests.imports import ROOT
+from tests.toy import Project
 
 
 def doctor(clone: Clone) -> tuple[int, str]:
     """Its exit status, and what it says."""
-    done = subprocess.run(
-        [sys.executable, "-m", "stages.doctor"],
-        cwd=clone.path,
-        env=clone.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stdout + done.stderr
+    status, said, told = inside.module(clone.path, clone.environment, "stages.doctor")
+    return status, said + told
+
+
+def cure(clone: Clone, told: str) -> None:
+    """Run the commands that mend, in a shell as a person's."""
+    for line in told.splitlines():
+        if line.startswith("    mend: "):
+            clone.run("sh", "-c", line.removeprefix("    mend: ").partition(", or ")[0])
 
 
 def flip(path: Path) -> None:
@@ -49,10 +56,6 @@ def in_both(clone: Clone) -> None:
     flip(clone.path / "data/predictions.csv")
 
 
-def in_a_folder(clone: Clone) -> None:
-    flip(clone.path / "data/raw/t10k-labels-idx1-ubyte")
-
-
 def torn_lock(clone: Clone) -> None:
     content = (clone.path / "dvc.lock").read_bytes()
     (clone.path / "dvc.lock").write_bytes(content[: content.rindex(b"md5: ") + 2])
@@ -72,6 +75,70 @@ def leftovers(clone: Clone) -> None:
     (clone.path / ".dvc/cache/runs/ab/abcd/.x.tmp").write_bytes(b"")
 
 
+def an_unsafe_list(clone: Clone) -> None:
+    content = json.dumps([{"md5": "0" * 32, "relpath": "../yaml.py"}]).encode()
+    name = objects.md5_of(content)
+    place = clone.path / f".dvc/cache/files/md5/{name[:2]}/{name[2:]}.dir"
+    place.parent.mkdir(exist_ok=True)
+    place.write_bytes(content)
+
+
+def a_forged_run(clone: Clone) -> None:
+    place = next((clone.path / ".dvc/cache/runs").glob("*/*/*"))
+    place.write_text(place.read_text(encoding="utf-8").replace("data/", "stages/"), encoding="utf-8")
+
+
+def commit_elsewhere(clone: Clone) -> None:
+    clone.run("git", "checkout", "-q", "--detach")
+    clone.commit("forged")
+
+
+def forged_metrics(clone: Clone) -> None:
+    path = clone.path / "metrics/evaluate.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"accuracy": 0.', '"accuracy": 0.9'), encoding="utf-8")
+    commit_elsewhere(clone)
+
+
+def forged_predictions(clone: Clone) -> None:
+    path = clone.path / "data/predictions.csv"
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content.replace(b"1,", b"2,", 1))
+
+
+def forged_model(clone: Clone) -> None:
+    """Another model in the work tree and, under the true one's name, in the cache."""
+    for path in (clone.path / "data/model/model.safetensors", cached(clone, "data/model/model.safetensors")):
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content[:-1] + b"?")
+
+
+def forged_lock(clone: Clone) -> None:
+    path = clone.path / "dvc.lock"
+    stages = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+    model = next(out for out in stages["train"]["outs"] if out["path"].startswith("data/model"))
+    before, _, train = path.read_text(encoding="utf-8").rpartition(f"md5: {model['md5']}")
+    path.write_text(f"{before}md5: {'f' * 32}{train}", encoding="utf-8")
+    commit_elsewhere(clone)
+
+
+def forged_code(clone: Clone) -> None:
+    with (clone.path / "stages/augmentation.py").open("a", encoding="utf-8") as file:
+        file.write("# another line\n")
+    commit_elsewhere(clone)
+
+
+def a_cut_in_the_last_number(clone: Clone) -> None:
+    content = (clone.path / "dvc.lock").read_bytes().rstrip()
+    (clone.path / "dvc.lock").write_bytes(content[:-1] + b"\n")
+
+
+def data_is_a_link(clone: Clone) -> None:
+    (clone.path / "data").rename(clone.path.parent / "moved")
+    (clone.path / "data").symlink_to(clone.path.parent / "moved")
+
+
 DAMAGE: dict[str, tuple[Callable[[Clone], object], list[str]]] = {
     "a bit in the cache": (
         lambda clone: flip(cached(clone, "data/model/model.safetensors")),
@@ -81,11 +148,22 @@ DAMAGE: dict[str, tuple[Callable[[Clone], object], list[str]]] = {
         in_both,
         [": not the bytes of its name\n", "data/predictions.csv: not the bytes that dvc.lock names"],
     ),
-    "a bit in the list of a folder": (
-        lambda clone: flip(cached(clone, "data/raw")),
-        [".dir: not the bytes of its name\n"],
+    "a list that leads out of its folder": (an_unsafe_list, ["not safe to check out: lists '../yaml.py'"]),
+    "a run of other outputs": (a_forged_run, ["must not be used: not the run of its name", "mend: rm -rf .dvc/cache/"]),
+    "forged metrics": (
+        forged_metrics,
+        ["metrics/evaluate.json: not the bytes", "in HEAD as well\n    mend: rm -f metrics/evaluate.json && dvc repro"],
     ),
-    "a bit in a file of a folder": (in_a_folder, ["data/raw: not the bytes that dvc.lock names"]),
+    "forged predictions": (forged_predictions, ["data/predictions.csv: not the bytes that dvc.lock names"]),
+    "a forged model": (forged_model, ["data/model/model.safetensors: not the bytes that dvc.lock names"]),
+    "a forged dvc.lock": (forged_lock, ["dvc.lock: evaluate has read another data/model/model.safetensors than train"]),
+    "forged code": (forged_code, ["stages/augmentation.py: not what train ran with"]),
+    "a parameter that was not run": (
+        lambda clone: clone.set("evaluate.calibration_bins", "14"),
+        ["params.yaml: evaluate: not what evaluate ran with"],
+    ),
+    "data is a link": (data_is_a_link, ["data: a link to "]),
+    "a dvc.lock cut off in its last number": (a_cut_in_the_last_number, ["dvc.lock: ", "cut off, or changed by hand"]),
     "a metric changed by hand": (
         lambda clone: (clone.path / "metrics/evaluate.json").write_text("{}", encoding="utf-8"),
         ["metrics/evaluate.json: not the bytes", "mend: git checkout HEAD -- metrics/evaluate.json"],
@@ -97,7 +175,10 @@ DAMAGE: dict[str, tuple[Callable[[Clone], object], list[str]]] = {
     "a torn dvc.lock": (torn_lock, ["dvc.lock: ", "mend: git checkout HEAD -- dvc.lock"]),
     "a torn dvc.lock that can be read": (
         torn_lock_that_can_be_read,
-        ["dvc.lock: lacks ", ": cut off, or never run", "mend: git checkout HEAD -- dvc.lock, or dvc repro"],
+        [
+            "dvc.lock: lacks the stage of evaluate: cut off, or dvc.yaml has changed",
+            "mend: git checkout HEAD -- dvc.lock, or dvc repro",
+        ],
     ),
     "leftovers": (
         leftovers,
@@ -112,7 +193,11 @@ DAMAGE: dict[str, tuple[Callable[[Clone], object], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    "damage",
+    # What is mended by training again is long.
+    [pytest.param(name, marks=pytest.mark.soak, id=name) if name == "forged code" else name for name in DAMAGE],
+)
 def test_what_it_finds_its_mend_mends(clone: Clone, damage: str) -> None:
     inflict, expected = DAMAGE[damage]
     assert doctor(clone)[0] == 0
@@ -121,13 +206,163 @@ def test_what_it_finds_its_mend_mends(clone: Clone, damage: str) -> None:
     assert status == 1
     for part in expected:
         assert part in told
-    for line in told.splitlines():
-        if line.startswith("    mend: "):
-            clone.run("sh", "-c", line.removeprefix("    mend: ").partition(", or ")[0])
+    cure(clone, told)
     status, told = doctor(clone)
     assert status == 0, told
-    assert clone.repro() == []
-    assert clone.run("git", "status", "--short") == ""
+    assert inside.run_dvc(clone.path, clone.environment, "status", "-q") == 0
+    if damage not in ("forged code", "a parameter that was not run"):  # which were run now
+        assert clone.run("git", "diff", "--stat", "main") == ""
+
+
+def test_a_bit_without_a_cache(clone: Clone) -> None:
+    """Each output is compared with dvc.lock, whether the cache has it or not."""
+    cache, aside = clone.path / ".dvc/cache", clone.path.parent / "aside"
+    cache.rename(aside)
+    try:
+        flip(clone.path / "data/raw/t10k-labels-idx1-ubyte")
+        status, told = doctor(clone)
+        assert (status, told.count("mend: ")) == (1, 1)
+        assert told.startswith("data/raw/t10k-labels-idx1-ubyte: not the bytes that dvc.lock names")
+        cure(clone, told)
+        assert doctor(clone)[0] == 0
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+        aside.rename(cache)
+
+
+def test_a_cache_that_was_moved_and_linked_back(clone: Clone) -> None:
+    cache, elsewhere = clone.path / ".dvc/cache", clone.path.parent / "elsewhere"
+    cache.rename(elsewhere)
+    cache.symlink_to(elsewhere)
+    try:
+        flip(cached(clone, "data/predictions.csv"))
+        (elsewhere / "runs/ab/abcd").mkdir(parents=True)
+        status, told = doctor(clone)
+        assert (status, told.count("mend: ")) == (1, 2)
+        cure(clone, told)
+        assert doctor(clone)[0] == 0
+        assert inside.run_dvc(clone.path, clone.environment, "status", "-q") == 0
+    finally:
+        cache.unlink()
+        elsewhere.rename(cache)
+
+
+def test_what_file_managers_leave_counts_for_nothing(clone: Clone) -> None:
+    names = (".DS_Store", "._train-images-idx3-ubyte", "Thumbs.db", "desktop.ini", ".nfs0001", ".ipynb_checkpoints/a")
+    for name in names:
+        (clone.path / "data/raw" / name).parent.mkdir(exist_ok=True)
+        (clone.path / "data/raw" / name).touch()
+    assert inside.run_dvc(clone.path, clone.environment, "status", "-q") == 0
+    assert doctor(clone)[0] == 0
+    clone.run("git", "clean", "-qfdx", "data/raw", "-e", "*ubyte")
+
+
+def test_a_folder_is_compared_by_the_list_of_what_is_in_it(tmp_path: Path) -> None:
+    """Our pipeline has no output that is a folder; another may."""
+    project = Project(tmp_path / "clone")
+    project.path.mkdir()
+    project.run("git", "init", "-q")
+    project.dvc("init", "-q")
+    project.write("params.yaml", "a: 1\n")
+    project.write(
+        "dvc.yaml", "stages:\n  a:\n    cmd: mkdir -p b/c && cp params.yaml b/c/d\n    params: [a]\n    outs: [b]\n"
+    )
+    project.dvc("repro", "-q")
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "-qm", "all")
+    shutil.rmtree(project.path / ".dvc/cache")
+
+    def says() -> str:
+        return inside.module(project.path, project.environment, "stages.doctor")[1]
+
+    assert "nothing to mend" in says()
+    (project.path / "b/.DS_Store").touch()
+    assert "b: not the bytes that dvc.lock names" in says()
+    project.write(".dvcignore", (ROOT / ".dvcignore").read_text(encoding="utf-8"))
+    assert "nothing to mend" in says()
+    flip(project.path / "b/c/d")
+    assert "b: not the bytes that dvc.lock names" in says()
+
+
+STAGE = {
+    "cmd": "python -m stages.evaluate",
+    "deps": ["data/model", "stages/evaluate.py"],
+    "params": ["evaluate", "model.name", {"other.yaml": ["x"]}, {"whole.yaml": None}],
+    "outs": ["data/predictions.csv"],
+    "metrics": [{"metrics/evaluate.json": {"cache": False}}],
+    "plots": [{"metrics/plots/worst.png": {"cache": False}}],
+}
+LOCKED = """\
+schema: '2.0'
+stages:
+  evaluate:
+    cmd: python -m stages.evaluate
+    deps:
+    - path: data/model
+      hash: md5
+      md5: 43b78ab7f7cbc2ae5b2d6d6cdeb1b8ba.dir
+      size: 12345
+      nfiles: 3
+    - path: stages/evaluate.py
+      hash: md5
+      md5: 926af2eca2c370b56fa5b8c94eb1b26b
+      size: 386
+    params:
+      other.yaml:
+        x: 1
+      params.yaml:
+        evaluate:
+          batch_size: 250
+          device: auto
+        model.name: cnn
+      whole.yaml:
+        y: 2
+    outs:
+    - path: data/predictions.csv
+      hash: md5
+      md5: d0193be11ab497254ec667a4864050d9
+      size: 1234567
+    - path: metrics/evaluate.json
+      hash: md5
+      md5: 0854b413f00c47835ff806f26efcf9e2
+      size: 7873
+    - path: metrics/plots/worst.png
+      hash: md5
+      md5: a35ed8f63fb1e1c119d0996c1ee0de26
+      size: 190215
+"""
+LAST = len("90215\n")  # cut off within it, it is another number: what the file's size tells
+
+
+def test_a_dvc_lock_is_noticed_wherever_it_is_cut_off() -> None:
+    content = LOCKED.encode()
+    assert doctor_module.lock_faults(content, {"evaluate": STAGE}) == []
+    for size in range(len(content)):
+        faults = doctor_module.lock_faults(content[:size], {"evaluate": STAGE})
+        assert len(faults) == 1, content[:size].decode()
+        assert faults[0].startswith("dvc.lock: ")
+        # As it would be if a line had ended there by chance.
+        if content[size - 1 : size] not in (b"\n", b"") and size < len(content) - LAST:
+            assert doctor_module.lock_faults(content[:size] + b"\n", {"evaluate": STAGE}), content[:size].decode()
+
+
+@pytest.mark.soak
+def test_the_committed_dvc_lock_is_noticed_wherever_it_is_cut_off(clone: Clone) -> None:
+    """Within its last stage: a cut before that lacks the last stage as a whole."""
+    content = (clone.path / "dvc.lock").read_text(encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(clone.path)
+        with revisions.repository() as repo:
+            stages = doctor_module.declared(repo)
+    head, *parts = re.split(r"(?m)^(?=  \w+:\n)", content)
+    assert len(parts) == len(stages)
+    name = parts[-1].strip().partition(":")[0]
+    whole = (head + parts[-1]).encode()
+    assert doctor_module.lock_faults(whole, {name: stages[name]}) == []
+    for size in range(len(whole)):
+        assert doctor_module.lock_faults(whole[:size], {name: stages[name]}), whole[:size].decode()
+    without_it = "".join([head, *parts[:-1]]).encode()
+    assert doctor_module.lock_faults(without_it, stages)
 
 
 def test_outside_a_repository(clone: Clone, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,14 @@ from pathlib import Path
 import pytest
 
 from tests.clones import Clone
+from tests.imports import ROOT
 from tests.remote_servers import RECIPES, SERVERS, Proxy, Remote, of_a_reader, paste
 
+# README's, for a directory that several people push to. All folders at once: DVC takes the setgid bit from those that
+# it makes, so that the group of the next ones is the person's own.
+SHARED = (
+    "install -d -g GROUP -m 2770 FOLDER FOLDER/files FOLDER/files/md5 FOLDER/files/md5/{{0..9},{a..f}}{{0..9},{a..f}}"
+)
 OUTS = ("data/raw", "data/processed", "data/model", "data/predictions.csv")
 OF_A_SEED = ("data/model/model.safetensors", "data/predictions.csv")
 RESULTS = ("params.yaml", "dvc.lock", "metrics")  # what a commit of a run holds
@@ -152,11 +159,8 @@ def test_a_recipe_for_each_kind_in_at_most_four_lines() -> None:
 
 def test_only_what_changed_travels(team: Team) -> None:
     first, second = team.arrived
-    listing = {name: size for name, size in first.items() if name.endswith(".dir")}
-    assert len(first) == len(team.data) + len(listing)
-    assert sum(first.values()) == sum((team.ann.path / name).stat().st_size for name in team.data) + sum(
-        listing.values()
-    )
+    assert len(first) == len(team.data)  # and no list of a folder, which DVC would not check
+    assert sum(first.values()) == sum((team.ann.path / name).stat().st_size for name in team.data)
     lock = team.ann.run("git", "show", "seed-1:dvc.lock")
     digests = [
         match[1] for name in OF_A_SEED if (match := re.search(rf"path: {name}\n +hash: md5\n +md5: (\w+)", lock))
@@ -316,3 +320,76 @@ def test_no_remote(team: Team) -> None:
         status, told = attempt(team.bob, command)
         assert status != 0
         assert message in told
+
+
+DVC = f"{sys.executable} -m dvc"
+
+
+@dataclass(frozen=True)
+class User:
+    """Another user of this machine, in the group of the project; may look into root's folders, to find Python."""
+
+    number: int
+    clone: Clone
+    umask: str
+
+    GROUP = 54320
+
+    def shell(self, script: str) -> subprocess.CompletedProcess[str]:
+        reads = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+        who = [f"--reuid={self.number}", f"--regid={self.number}", f"--groups={self.GROUP}"]
+        environment = {**self.clone.environment, "LOGNAME": f"u{self.number}", "HOME": str(self.clone.path.parent)}
+        return subprocess.run(
+            ["setpriv", *who, *reads, "sh", "-ec", f"umask {self.umask}; {script}"],
+            cwd=self.clone.path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that others can reach, which those of pytest are not."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root can be two other users")
+@pytest.mark.parametrize(
+    ("recipe", "umask", "works"),
+    [(SHARED, "022", True), (SHARED, "077", True), (SHARED.partition(" FOLDER/")[0], "002", False)],
+    ids=["as README says", "and umask 077", "one folder alone"],
+)
+def test_two_people_push_to_one_directory(recipe: str, umask: str, works: bool, open_folder: Path) -> None:
+    share = open_folder / "share"
+    subprocess.run(["bash", "-c", recipe.replace("GROUP", str(User.GROUP)).replace("FOLDER", str(share))], check=True)
+    users = []
+    for number in (54321, 54322):
+        user = User(number, Clone(open_folder / str(number) / "clone"), umask)
+        user.clone.path.mkdir(parents=True)
+        user.clone.environment["DVC_NO_ANALYTICS"] = "1"
+        for path in (user.clone.path, user.clone.path.parent):
+            os.chown(path, number, number)
+        done = user.shell(f"git init -q && {DVC} init -q && {DVC} remote add -q -d share {share}")
+        assert done.returncode == 0, done.stderr
+        users.append(user)
+    # Many small files, so that the second person's objects meet folders that the first one has made.
+    told = []
+    for user in users:
+        fill = f"mkdir many; for i in $(seq 600); do echo {user.number} $i > many/$i; done"
+        told.append(user.shell(f"{fill}; {DVC} add -q many && {DVC} push"))
+    assert told[0].returncode == 0, told[0].stderr
+    assert (told[1].returncode == 0) is works, told[1].stderr
+    if not works:
+        assert "Permission denied" in told[1].stderr
+        return
+    assert all(path.stat().st_mode & 0o040 and path.stat().st_gid == User.GROUP for path in share.rglob("*"))
+    script = f"rm -r many many.dvc; cp ../../{users[0].number}/clone/many.dvc .; git add -A; git commit -qm all"
+    users[1].clone.environment["PYTHONPATH"] = str(ROOT)
+    done = users[1].shell(f"{script}; {sys.executable} -m stages.pull")
+    assert done.returncode == 0, done.stderr
+    assert (users[1].clone.path / "many/600").read_text() == f"{users[0].number} 600\n"

@@ -1,0 +1,155 @@
+"""What `make repro` mends before it runs: it never drops a good dvc.lock, and looks where DVC's cache really is."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stages import command, git, mend
+from stages.errors import UserError
+
+GOOD = f"""\
+schema: '2.0'
+stages:
+  a:
+    cmd: ls
+    outs:
+    - path: b
+      hash: md5
+      md5: {"0" * 31}a
+      size: 1
+"""
+TORN = GOOD[: GOOD.index("md5: 0") + 3]
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository in a subfolder of Git's, with a good dvc.lock in HEAD and a torn one in the work tree."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path / "global"))
+    for who in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{who}_NAME", "a")
+        monkeypatch.setenv(f"GIT_{who}_EMAIL", "a@b.c")
+    root = tmp_path / "git/project"
+    (root / ".dvc/tmp").mkdir(parents=True)
+    (root / ".dvc/config").write_text("")
+    (root / "dvc.lock").write_text(GOOD)
+    for arguments in (["init", "-q"], ["add", "--all"], ["commit", "-qm", "all"]):
+        git.run(tmp_path / "git" if arguments[0] == "init" else root, *arguments)
+    (root / "dvc.lock").write_text(TORN)
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(sys, "argv", ["mend"])
+    return root
+
+
+def test_that_of_head_takes_its_place(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mend.main()
+    assert (repository / "dvc.lock").read_text() == GOOD
+    assert (repository / "runs/dvc.lock.torn").read_text() == TORN
+    assert "that of HEAD takes its place" in capsys.readouterr().out
+
+
+def test_where_head_has_none_it_is_begun_anew(repository: Path) -> None:
+    for arguments in (["rm", "-q", "--cached", "dvc.lock"], ["commit", "-qm", "none"]):
+        git.run(repository, *arguments)
+    mend.main()
+    assert not (repository / "dvc.lock").exists()
+    assert (repository / "runs/dvc.lock.torn").read_text() == TORN
+
+
+def another_owner(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+
+
+def no_git(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git._local_variables.cache_clear()
+    monkeypatch.setenv("PATH", str(repository))
+
+
+def no_repository(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(repository.parent / ".git")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(repository.parent.parent))
+
+
+def a_missing_object(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = git.run(repository, "rev-parse", "HEAD:./dvc.lock").decode().strip()
+    (repository.parent / ".git/objects" / name[:2] / name[2:]).unlink()
+
+
+def no_commit(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git.run(repository, "update-ref", "-d", "HEAD")
+
+
+@pytest.mark.parametrize("trouble", [another_owner, no_git, no_repository, a_missing_object, no_commit])
+def test_if_head_cannot_be_read_nothing_is_changed(
+    repository: Path,
+    trouble: Callable[[Path, pytest.MonkeyPatch], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trouble(repository, monkeypatch)
+    with pytest.raises(SystemExit) as end:
+        command.run(mend.main)
+    assert end.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: dvc.lock was cut off while it was written, and that of HEAD cannot be read: ")
+    assert told.endswith("; nothing was changed. To begin anew: mv dvc.lock runs/dvc.lock.torn\n")
+    assert len(told.splitlines()) == 1
+    assert (repository / "dvc.lock").read_text() == TORN
+    assert not (repository / "runs/dvc.lock.torn").exists()
+
+
+def in_config(repository: Path, cache: Path) -> None:
+    (repository / ".dvc/config").write_text(f"[cache]\n    dir = {cache}\n")
+
+
+def in_config_local(repository: Path, cache: Path) -> None:
+    (repository / ".dvc/config.local").write_text("['cache']\n    dir = ../../../cache\n".replace("'", ""))
+
+
+def in_global_config(repository: Path, cache: Path) -> None:
+    (repository.parent.parent / "global").mkdir()
+    (repository.parent.parent / "global/config").write_text(
+        f"[core]\n    analytics = false\n[cache]\n    dir = {cache}\n"
+    )
+
+
+def as_a_link(repository: Path, cache: Path) -> None:
+    cache.mkdir()
+    (repository / ".dvc/cache").symlink_to(cache)
+
+
+@pytest.mark.parametrize("elsewhere", [in_config, in_config_local, in_global_config, as_a_link])
+def test_an_unfinished_run_is_found_wherever_the_cache_is(
+    repository: Path, elsewhere: Callable[[Path, Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (repository / "dvc.lock").write_text(GOOD)
+    cache = repository.parent.parent / "cache"
+    elsewhere(repository, cache)
+    entry = cache / "runs/ab" / ("ab" * 32)
+    entry.mkdir(parents=True)
+    (entry / ".x.tmp").touch()
+    mend.main()
+    assert not entry.exists()
+    assert capsys.readouterr().out.count("an entry of the run cache that a killed dvc had not finished") == 2
+
+
+def test_a_configuration_that_dvc_cannot_read(repository: Path) -> None:
+    (repository / ".dvc/config").write_text("[cache]\n    dir\n")
+    with pytest.raises(UserError, match="DVC cannot say where its cache is: "):
+        mend.run_cache(Path())
+
+
+def test_when_all_is_well_dvc_is_not_opened(repository: Path) -> None:
+    """`make repro` pays for it each time."""
+    (repository / "dvc.lock").write_text(GOOD)
+    script = (
+        "import sys; sys.argv = ['']; from stages import mend; mend.main(); sys.exit('dvc.repo.index' in sys.modules)"
+    )
+    path = {"PYTHONPATH": str(Path(mend.__file__).parent.parent)}
+    assert (
+        subprocess.run([sys.executable, "-c", script], env={**git.environment(), **path}, check=False).returncode == 0
+    )

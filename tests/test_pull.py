@@ -1,0 +1,491 @@
+"""`make pull` against remotes that somebody has tampered with: nothing of it reaches the cache or the work tree."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stages import download, objects
+from stages.objects import BadObject
+from tests import inside
+from tests.clones import Clone
+from tests.imports import ROOT
+from tests.remote_servers import RECIPES, SERVERS, paste
+from tests.toy import Project
+
+PIPELINE = """
+stages:
+  make:
+    cmd: mkdir -p made && cp in.txt made/f && cp in.txt made/g
+    deps: [in.txt]
+    outs: [made]
+  single:
+    cmd: cp in.txt single.txt
+    deps: [in.txt]
+    outs: [single.txt]
+"""
+EVIL = b"raise SystemExit('code of the remote')\n"
+# Each kind of remote; the slow ones, and those that need a program of Debian, in `make soak`.
+KINDS = [
+    kind if kind in ("Directory", "WebDAV") else pytest.param(kind, marks=pytest.mark.soak, id=kind) for kind in SERVERS
+]
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def put(storage: Path, content: bytes) -> str:
+    """An object of these bytes in a remote; its name."""
+    name = md5(content)
+    replace(storage / "files/md5" / name[:2] / name[2:], content)
+    return name
+
+
+def replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # it may be read-only, or linked
+    path.write_bytes(content)
+
+
+@dataclass
+class Victim:
+    """A clone of the repository, and the storage of its remote."""
+
+    project: Clone
+    storage: Path
+    kind: str = "Directory"
+
+    def module(self, name: str, *arguments: str) -> tuple[int, str, str]:
+        return inside.module(self.project.path, self.project.environment, name, *arguments)
+
+    def pull(self, *arguments: str) -> tuple[int, str, str]:
+        return self.module("stages.pull", *arguments)
+
+    def dvc(self, *arguments: str) -> int:
+        return inside.run_dvc(self.project.path, self.project.environment, *arguments)
+
+    def forget(self) -> None:
+        """As after `git clone`, but configured."""
+        self.project.run("git", "reset", "-q", "--hard")
+        self.project.run("git", "clean", "-qffdx", "--exclude=.dvc")
+        shutil.rmtree(self.project.path / ".dvc/cache", ignore_errors=True)
+        shutil.rmtree(self.project.path.parent / "site-cache", ignore_errors=True)  # where DVC notes what remotes have
+
+    def files(self) -> dict[str, str]:
+        """Every file of the clone and around it but those of Git and DVC: path -> MD5."""
+        around = self.project.path.parent
+        found = (path for path in sorted(around.rglob("*")) if path.is_file())
+        return {
+            str(path.relative_to(around)): objects.md5(path)
+            for path in found
+            if not {".dvc", ".git", "site-cache"} & set(path.relative_to(around).parts)
+        }
+
+    def cached(self) -> dict[str, str]:
+        """The names of the objects in the cache, and the MD5 that each has."""
+        places = (self.project.path / ".dvc/cache/files/md5").glob("*/*")
+        return {place.parent.name + place.name: objects.md5(place) for place in places}
+
+    def untouched(self, before: dict[str, str]) -> None:
+        """Nothing has come into the work tree, and nothing bad into the cache."""
+        assert self.files() == before
+        for name, digest in self.cached().items():
+            assert name.removesuffix(".dir") == digest
+        assert md5(EVIL) not in self.cached()
+
+
+@pytest.fixture(scope="module")
+def author(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A repository with outputs that are folders, one of a stage and one added, pushed with its runs."""
+    project = Project(tmp_path_factory.mktemp("author") / "clone")
+    project.path.mkdir()
+    project.run("git", "init", "-q", "-b", "main")
+    project.dvc("init", "-q")
+    project.dvc("config", "core.analytics", "false")
+    project.dvc("remote", "add", "-q", "--default", "author", str(project.path.parent / "remote"))
+    project.write("dvc.yaml", PIPELINE)
+    project.write("in.txt", "one\n")
+    for name in ("b", "c/d"):
+        (project.path / "added" / name).parent.mkdir(parents=True, exist_ok=True)
+        project.write(f"added/{name}", name)
+    project.dvc("add", "-q", "added")
+    project.dvc("repro", "-q")
+    project.dvc("push", "-q", "--run-cache")
+    project.dvc("remote", "remove", "author")
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "-qm", "all")
+    return project
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def victim(
+    request: pytest.FixtureRequest, author: Project, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Victim]:
+    """A clone whose remote is served, of each kind, with all that the author has pushed."""
+    folder = tmp_path_factory.mktemp(f"victim-{request.param}")
+    with SERVERS[request.param](folder) as remote:
+        project = Clone(folder / "victim/clone")
+        project.environment.update(remote.environment)
+        project.path.parent.mkdir()
+        Clone(folder).run("git", "clone", "-q", str(author.path), str(project.path))
+        paste(project, remote, [line for line in RECIPES[request.param] if "upload" not in line])
+        project.run("git", "commit", "-qam", "a remote")
+        shutil.copytree(author.path.parent / "remote", remote.storage, dirs_exist_ok=True)
+        yield Victim(project, remote.storage, request.param)
+
+
+def the_list(storage: Path, containing: str) -> Path:
+    """The list of the folder that has a file of this name."""
+    return next(path for path in storage.glob("files/md5/*/*.dir") if containing in path.read_text(encoding="utf-8"))
+
+
+def with_entry(path: str) -> Callable[[Path], object]:
+    """The list of `added` with another file in it, whose object has its true MD5."""
+
+    def attack(storage: Path) -> None:
+        place = the_list(storage, "c/d")
+        entries = [*json.loads(place.read_bytes()), {"md5": put(storage, EVIL), "relpath": path}]
+        replace(place, json.dumps(entries).encode())
+
+    return attack
+
+
+def flipped(storage: Path) -> None:
+    place = the_list(storage, "c/d")
+    replace(place, place.read_bytes().replace(b'"b"', b'"c"'))
+
+
+def renamed(storage: Path) -> None:
+    """The list of another folder under this one's name."""
+    replace(the_list(storage, "c/d"), the_list(storage, '"g"').read_bytes())
+
+
+def other_bytes(content: bytes) -> Callable[[Path], object]:
+    def attack(storage: Path) -> None:
+        name = md5(b"c/d")
+        replace(storage / "files/md5" / name[:2] / name[2:], content)
+
+    return attack
+
+
+REPLACED = "not the bytes of its name: damaged, or replaced"
+ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a bit of a list": (flipped, REPLACED),
+    "another folder's list": (renamed, REPLACED),
+    "a list with a file above the folder": (with_entry("../../yaml.py"), REPLACED),
+    "a list with an absolute path": (with_entry("/yaml.py"), REPLACED),
+    "a list with a path through a link": (with_entry("link/yaml.py"), REPLACED),
+    "a list with a name in other case": (with_entry("B"), REPLACED),
+    "other bytes of a file": (other_bytes(b"C/D"), REPLACED),
+    "a file that is too long": (other_bytes(b"c/d" * 10), "longer than the 4 bytes that it has to have"),
+    "a list that is gone": (lambda storage: the_list(storage, "c/d").unlink(), "not there: `dvc push`"),
+}
+
+
+def test_every_attack_is_refused(victim: Victim, tmp_path: Path) -> None:
+    """On each kind of remote: one line, status 2, and nothing taken; afterwards a pull brings everything."""
+    pristine = shutil.copytree(victim.storage, tmp_path / "pristine")
+    for name, (attack, reason) in ATTACKS.items():
+        victim.forget()
+        before = victim.files()
+        attack(victim.storage)
+        status, _, told = victim.pull()
+        assert status == 2, name
+        assert told.startswith("error: remote 'storage': object "), (name, told)
+        assert reason in told, name
+        assert " of added: " in told, name
+        assert len(told.splitlines()) == 1, name
+        shutil.rmtree(victim.storage)
+        shutil.copytree(pristine, victim.storage)
+        victim.untouched({path: digest for path, digest in before.items() if path in victim.files()} | before)
+    victim.forget()
+    assert victim.pull()[::2] == (0, "")
+    assert (victim.project.path / "added/c/d").read_bytes() == b"c/d"
+    assert (victim.project.path / "made/g").read_text() == "one\n"
+    assert victim.dvc("status", "-q") == 0
+
+
+def a_run(storage: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """Change the run of `single` in a remote; gives its place."""
+    found = ((place, yaml.safe_load(place.read_bytes())) for place in storage.glob("runs/*/*/*"))
+    place, entry = next((place, entry) for place, entry in found if entry["cmd"] == "cp in.txt single.txt")
+    change(entry)
+    replace(place, yaml.safe_dump(entry).encode())
+    return place
+
+
+def names(path: str, content: bytes) -> Callable[[dict[str, Any]], object]:
+    output = {"path": path, "hash": "md5", "md5": md5(content), "size": len(content)}
+    return lambda entry: entry["outs"].append(output)
+
+
+RUNS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a file of the repository": names("yaml.py", EVIL),
+    "a file outside": names("../../escaped.py", EVIL),
+    "an absolute path": names("/escaped.py", EVIL),
+    "an output of another stage": names("made", b"one\n"),
+    "other bytes": lambda entry: entry["outs"][0].update(md5=md5(EVIL)),
+    "another command": lambda entry: entry.update(cmd="true"),
+    "no outputs": lambda entry: entry.pop("outs"),
+    "no mapping": lambda entry: entry.clear(),
+}
+
+
+def test_a_run_that_is_not_that_of_its_name_is_refused(victim: Victim, tmp_path: Path) -> None:
+    pristine = shutil.copytree(victim.storage, tmp_path / "pristine")
+    for name, change in list(RUNS.items())[
+        : len(RUNS) if victim.kind == "Directory" else 2
+    ]:  # the rest is not of the kind
+        victim.forget()
+        put(victim.storage, EVIL)
+        place = a_run(victim.storage, change)
+        status, said, told = victim.pull("--run-cache")
+        here = victim.project.path / ".dvc/cache/runs"
+        if "runs do not travel over HTTP" in said:
+            assert status == 0
+            assert not here.exists()
+            return
+        assert status == 2, name
+        assert told.startswith("error: remote 'storage': run "), name
+        assert len(told.splitlines()) == 1, name
+        assert not list(here.rglob(place.name)), name
+        assert len(list(here.glob("*/*/*"))) == 1, name  # that of the other stage
+        # One that an earlier `dvc pull` has brought goes as well.
+        copy = here / place.relative_to(victim.storage / "runs")
+        replace(copy, place.read_bytes())
+        status, _, told = victim.pull()
+        assert status == 2, name
+        assert f"{place.name}: " in told, name
+        assert not copy.parent.exists(), name
+        shutil.rmtree(victim.storage)
+        shutil.copytree(pristine, victim.storage)
+    victim.forget()
+    assert victim.pull("--run-cache")[::2] == (0, "")
+    (victim.project.path / "dvc.lock").unlink()
+    assert victim.dvc("repro", "-q", "--dry") == 0
+    assert victim.module("stages.pull")[0] == 2  # nothing names the outputs now
+
+
+@pytest.fixture(scope="module")
+def served(author: Project, tmp_path_factory: pytest.TempPathFactory) -> Victim:
+    """A clone whose remote is a directory, which does not say `verify`."""
+    folder = tmp_path_factory.mktemp("served")
+    storage = Path(shutil.copytree(author.path.parent / "remote", folder / "remote"))
+    project = Clone(folder / "victim/clone")
+    project.path.parent.mkdir()
+    Clone(folder).run("git", "clone", "-q", str(author.path), str(project.path))
+    victim = Victim(project, storage)
+    assert victim.dvc("remote", "add", "-q", "--default", "storage", str(storage)) == 0
+    project.run("git", "commit", "-qam", "a remote")
+    return victim
+
+
+@pytest.fixture
+def directory(served: Victim, tmp_path: Path) -> Iterator[Victim]:
+    """The same for each test, with nothing fetched, and put back after it."""
+    pristine = shutil.copytree(served.storage, tmp_path / "pristine")
+    served.project.run("git", "checkout", "-qf", "main")
+    served.forget()
+    yield served
+    shutil.rmtree(served.storage)
+    shutil.copytree(pristine, served.storage)
+
+
+UNSAFE = {
+    "above": "../yaml.py",
+    "within and above": "a/../../yaml.py",
+    "absolute": "/yaml.py",
+    "this folder": "./a",
+    "empty": "",
+    "empty part": "a//b",
+    "folder": "a/",
+    "backslash": "..\\yaml.py",
+    "drive": "C:/yaml.py",
+    "drive within": "a/c:yaml.py",
+    "nul": "a\0b",
+    "line end": "a\nb",
+    "half a character": "a\ud800",
+    "git": "x/.GIT/config",
+    "git with a dot": ".git./config",
+    "dvc": ".dvc/config",
+    "device": "con.txt",
+    "device in capitals": "a/LPT1",
+    "same name": "b",
+    "same in other case": "B",
+    "file that is a folder": "b/c",
+    "folder that is a file": "c",
+}
+
+
+@pytest.mark.parametrize("path", UNSAFE.values(), ids=UNSAFE)
+def test_a_list_with_this_path_is_refused(path: str) -> None:
+    """Also if the list has its true MD5: whoever made the commit may be the one who attacks."""
+    content = json.dumps([{"md5": md5(EVIL), "relpath": name} for name in ("b", "c/d", path)]).encode()
+    with pytest.raises(BadObject, match="lists '"):
+        objects.folder_list(content, f"{md5(content)}.dir")
+
+
+def test_names_that_a_file_system_folds_together_are_refused() -> None:
+    for one, other in (("\u00e9", "e\u0301"), ("Stra\u00dfe", "STRASSE"), ("a/\u212b", "A/\u00e5")):
+        assert one != other
+        content = json.dumps([{"md5": md5(EVIL), "relpath": name} for name in (one, other)]).encode()
+        with pytest.raises(BadObject, match="twice, or with another name"):
+            objects.folder_list(content, f"{md5(content)}.dir")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{}", b"[1]", b'[{"relpath": "a"}]', b'[{"md5": "../../../x", "relpath": "a"}]', b"[" * 100_000, b"\xff"],
+    ids=["empty", "mapping", "number", "no MD5", "path for an MD5", "nested", "no text"],
+)
+def test_what_is_no_list_is_refused(content: bytes) -> None:
+    if content == b"{}":
+        assert objects.folder_list(content, f"{md5(content)}.dir") == []
+        return
+    with pytest.raises(BadObject):
+        objects.folder_list(content, f"{md5(content)}.dir")
+
+
+def test_names_that_people_have_are_taken() -> None:
+    names = ["A/1.png", "a/2.png", "12:30.png", "what?.txt", ".gitkeep", "é ü.txt", "console.log", "a.b/c..d", "~x"]
+    content = json.dumps([{"md5": md5(EVIL), "relpath": name} for name in names]).encode()
+    assert [file.path for file in objects.folder_list(content, f"{md5(content)}.dir")] == names
+
+
+def name_in_git(victim: Victim, paths: list[str]) -> tuple[str, bytes]:
+    """A commit whose added.dvc names a list of these paths, by its true MD5; gives the list's name and content."""
+    content = json.dumps([{"md5": md5(EVIL), "relpath": path} for path in paths], sort_keys=True).encode()
+    name = f"{md5(content)}.dir"
+    place = victim.project.path / "added.dvc"
+    document = yaml.safe_load(place.read_text(encoding="utf-8"))
+    document["outs"][0].update(md5=name)
+    place.write_text(yaml.safe_dump(document), encoding="utf-8")
+    put(victim.storage, EVIL)
+    return name, content
+
+
+@pytest.mark.parametrize("where", ["remote", "cache"])
+def test_a_commit_that_names_an_unsafe_list_is_refused(directory: Victim, where: str) -> None:
+    name, content = name_in_git(directory, ["b", "../../yaml.py"])
+    before = directory.files()
+    folder = directory.storage if where == "remote" else directory.project.path / ".dvc/cache"
+    replace(folder / "files/md5" / name[:2] / name[2:], content)
+    status, _, told = directory.pull()
+    assert status == 2
+    assert "lists '../../yaml.py': an absolute path, or one that leaves the folder" in told
+    assert len(told.splitlines()) == 1
+    directory.untouched(before)
+
+
+def test_a_path_through_a_link_of_the_work_tree_is_refused(directory: Victim, tmp_path: Path) -> None:
+    name, content = name_in_git(directory, ["b", "link/yaml.py"])
+    replace(directory.storage / "files/md5" / name[:2] / name[2:], content)
+    (directory.project.path / "added").mkdir()
+    (directory.project.path / "added/link").symlink_to(tmp_path)
+    status, _, told = directory.pull()
+    assert status == 2
+    assert "goes through the link added/link out of the folder" in told
+    assert not (tmp_path / "yaml.py").exists()
+
+
+def test_an_output_behind_a_link_is_refused(directory: Victim, tmp_path: Path) -> None:
+    (directory.project.path / "dvc.yaml").write_text(PIPELINE.replace("single.txt", "deep/single.txt"))
+    (directory.project.path / "deep").symlink_to(tmp_path)
+    status, _, told = directory.pull()
+    assert status == 2
+    assert "deep" in told
+    assert len(told.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == [tmp_path / "pristine"]
+
+
+def test_wrong_bytes_in_the_cache_are_fetched_again(directory: Victim) -> None:
+    assert directory.pull()[0] == 0
+    name = md5(b"c/d")
+    replace(directory.project.path / ".dvc/cache/files/md5" / name[:2] / name[2:], b"C/D")
+    shutil.rmtree(directory.project.path / "added")
+    status, said, _ = directory.pull("added")
+    assert status == 0
+    assert "not the bytes of its name" in said
+    assert (directory.project.path / "added/c/d").read_bytes() == b"c/d"
+
+
+def test_without_verify_wrong_bytes_are_refused(directory: Victim) -> None:
+    before = directory.files()
+    other_bytes(b"C/D")(directory.storage)
+    status, _, told = directory.pull()
+    assert (status, REPLACED in told) == (2, True)
+    directory.untouched({name: digest for name, digest in directory.files().items() if name in before} | before)
+
+
+def test_a_target_alone(directory: Victim) -> None:
+    assert directory.pull("made")[0] == 0
+    assert sorted(path.name for path in directory.project.path.iterdir() if path.is_dir()) == [".dvc", ".git", "made"]
+    status, _, told = directory.pull("nothing")
+    assert status == 2
+    assert told == "error: 'nothing' does not exist as an output or a stage name in 'dvc.yaml'\n"
+
+
+def test_without_a_remote_what_the_cache_has_is_enough(directory: Victim) -> None:
+    assert directory.pull()[0] == 0
+    shutil.rmtree(directory.project.path / "made")
+    assert directory.pull("--remote", "nowhere", "made")[0] == 0
+    shutil.rmtree(directory.project.path / ".dvc/cache")
+    status, _, told = directory.pull("--remote", "nowhere")
+    assert status == 2
+    assert told.startswith("error: remote 'nowhere' cannot be used: ")
+
+
+def test_an_experiment(directory: Victim, author: Project) -> None:
+    """`dvc exp pull --no-cache` brings the commit alone; what it names comes checked, and then it is applied."""
+    author.run("git", "checkout", "-qb", "experiment")
+    author.write("in.txt", "two\n")
+    author.dvc("remote", "add", "-q", "--local", "--default", "storage", str(directory.storage))
+    author.dvc("repro", "-q")
+    author.dvc("push", "-q")
+    author.run("git", "add", "--all")
+    author.run("git", "commit", "-qm", "two")
+    author.run("git", "checkout", "-qf", "main")
+    directory.project.run("git", "fetch", "-q", "origin", "experiment:experiment")
+    listed = the_list(directory.storage, '"g"')
+    for place in directory.storage.glob("files/md5/*/*.dir"):
+        replace(place, listed.read_bytes()[:-1] + b" ]")
+    status, _, told = directory.pull("--rev", "experiment")
+    assert (status, REPLACED in told) == (2, True)
+    assert not (directory.project.path / "made").exists()
+
+
+def test_dvc_itself_takes_it(directory: Victim) -> None:
+    """Why there is a pull of our own. A version of DVC that refuses this makes stages/pull.py superfluous."""
+    directory.dvc("remote", "modify", "-q", "storage", "verify", "true")
+    with_entry("../yaml.py")(directory.storage)
+    assert directory.dvc("pull") == 0
+    assert (directory.project.path / "yaml.py").read_bytes() == EVIL
+    (directory.project.path / "yaml.py").unlink()
+
+    directory.forget()
+    a_run(directory.storage, names("yaml.py", EVIL))
+    directory.dvc("pull", "-q", "--run-cache")
+    lock = directory.project.path / "dvc.lock"
+    document = yaml.safe_load(lock.read_text(encoding="utf-8"))
+    del document["stages"]["single"]
+    lock.write_text(yaml.safe_dump(document), encoding="utf-8")
+    assert directory.dvc("repro", "-q", "--pull", "single") == 0
+    assert (directory.project.path / "yaml.py").read_bytes() == EVIL
+
+
+def test_download_deletes_nothing_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.setattr(download, "collect", lambda *_: {"train-labels-idx1-ubyte": b"labels"})
+    (tmp_path / "data/raw").mkdir(parents=True)
+    (tmp_path / "data/raw/mine").touch()
+    download.main()
+    assert (tmp_path / "data/raw/mine").exists()
+    assert (tmp_path / "data/raw/train-labels-idx1-ubyte").read_bytes() == b"labels"

@@ -1,0 +1,122 @@
+"""A worker of `dvc queue` that is killed with -9: doctor names its task and its folder, and what frees them does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.clones import Clone
+from tests.faults.lab import PROC, descendants
+
+pytestmark = [pytest.mark.soak, pytest.mark.skipif(not PROC, reason="who is at work stands in /proc")]
+PIPELINE = """
+stages:
+  wait:
+    cmd: sleep ${seconds} && echo done > out.txt
+    params: [seconds]
+    deps: [in.txt]
+    outs: [out.txt]
+"""
+DEADLINE_SECONDS = 120
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Iterator[Clone]:
+    """A repository with a stage that takes as long as its parameter says."""
+    clone = Clone(tmp_path / "clone")
+    clone.environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+    clone.path.mkdir()
+    clone.run("git", "init", "-q", "-b", "main")
+    clone.dvc("init", "-q")
+    clone.dvc("config", "core.analytics", "false")
+    for name, content in (("dvc.yaml", PIPELINE), ("params.yaml", "seconds: 0\n"), ("in.txt", "in\n")):
+        (clone.path / name).write_text(content)
+    clone.dvc("repro", "-q")
+    clone.commit("run")
+    yield clone
+    for path in (clone.path / ".dvc/tmp/exps").glob("*/**/*.json"):
+        kill(json.loads(path.read_bytes())["pid"])
+
+
+def kill(process: int) -> None:
+    for number in [process, *descendants(process)]:
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def start_queue(clone: Clone) -> None:
+    """Without a pipe, which the worker would hold open."""
+    command = [sys.executable, "-m", "dvc", "queue", "start"]
+    subprocess.run(command, cwd=clone.path, env=clone.environment, stdout=subprocess.DEVNULL, check=True)
+
+
+def doctor(clone: Clone) -> str:
+    return clone.run(sys.executable, "-m", "stages.doctor", check=False)
+
+
+def test_a_killed_worker(clone: Clone) -> None:
+    for name, seconds in (("long", "600"), ("short", "0.1")):
+        clone.dvc("exp", "run", "--queue", "-n", name, "-S", f"seconds={seconds}")
+    start_queue(clone)
+    folder = clone.path / ".dvc/tmp/exps"
+
+    def asleep() -> bool:
+        return any(
+            "sleep\x00600" in path.read_text(errors="replace")
+            for path in Path("/proc").glob("[0-9]*/cmdline")
+            if path.exists() and str(folder) in cwd(path.parent)
+        )
+
+    def cwd(process: Path) -> str:
+        with suppress(OSError):
+            return str((process / "cwd").readlink())
+        return ""
+
+    wait_for(asleep)
+    assert "nothing to mend" in doctor(clone)  # while it is at work
+
+    worker = json.loads((folder / "celery/dvc-exp-worker-1.json").read_bytes())["pid"]
+    kill(worker)
+    wait_for(lambda: not asleep())
+    told = doctor(clone)
+    assert (
+        "experiment long: Running in `dvc queue status`, and no process works on it\n    mend: dvc queue kill long\n"
+        in told
+    )
+    left = next(folder.glob("tmp*"))
+    assert f"{left.relative_to(clone.path)}: left by an experiment that was killed, 0." in told
+    assert "short" not in told
+
+    # Its number is another program's now, which the remedy leaves alone.
+    (info,) = folder.glob("run/*/*.json")
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as stranger:
+        info.write_text(json.dumps({**json.loads(info.read_bytes()), "pid": stranger.pid}))
+        mends = [
+            line.removeprefix("    mend: ") for line in doctor(clone).splitlines() if line.startswith("    mend: ")
+        ]
+        assert f"rm -r {info.parent.relative_to(clone.path)} && dvc queue kill long" in mends
+        for command in mends:
+            clone.run("sh", "-c", command)
+        assert stranger.poll() is None
+        stranger.kill()
+    assert "nothing to mend" in doctor(clone)
+    assert "Running" not in clone.dvc("queue", "status")
+
+    start_queue(clone)
+    wait_for(lambda: "Success" in clone.dvc("queue", "status"))
+    wait_for(lambda: "1 active" not in clone.dvc("queue", "status"))
+    assert "nothing to mend" in doctor(clone)
