@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, NoReturn
 
 import fsspec
-import yaml
 from fsspec.implementations.dirfs import DirFileSystem
 from pydantic import BaseModel, Field, ValidationError
 
@@ -300,14 +299,12 @@ def parse_json(content: bytes, name: str) -> dict[str, Any]:
 
 def _yaml(content: bytes, name: str) -> dict[str, Any]:
     """YAML as the stages read it. DVC writes dvc.lock with aliases at times, which this refuses: see parse_lock."""
-    try:
-        values = params._Loader(content.decode("utf-8")).get_single_data()
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{name}: not valid YAML: {one_line(error)}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{name}: holds no mapping of section: options")
+    values = params.parse_mapping(content, name)
     # What JSON has not, .inf and .nan, as text: it differs from nothing but other text, and can be printed as JSON.
-    plain: dict[str, Any] = json.loads(json.dumps(values), parse_constant=str)
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(values, default=str), parse_constant=str)
+    except TypeError:
+        raise UserError(f"{name}: a key that is not text") from None
     return plain
 
 

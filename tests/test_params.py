@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from stages import params
 from stages.errors import UserError
-from stages.params.__main__ import SCHEMAS, main
-from stages.params.__main__ import check as check_all
+from stages.params.whole import SCHEMAS
+from stages.params.whole import check as check_all
+from stages.params.whole import read as main
 from tests import forging
 
 ROOT = Path(__file__).parent.parent
