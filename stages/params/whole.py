@@ -89,8 +89,8 @@ def contradictions(values: dict[str, Any]) -> list[str]:
     patience, fraction = train["early_stopping_patience_epochs"], values["preprocess"]["validation_fraction"]
     if patience and round(fraction * data_set.largest_class) == 0:
         lines.append(
-            f"train.early_stopping_patience_epochs is {patience}, and preprocess.validation_fraction is {fraction}, which "
-            "leaves no image to stop on; allowed: 0, or a larger fraction"
+            f"train.early_stopping_patience_epochs is {patience}, and preprocess.validation_fraction is {fraction}, "
+            "which leaves no image to stop on; allowed: 0, or a larger fraction"
         )
 
     if train["precision"] == "float16" and train["device"] in ("cpu", "mps"):
@@ -108,6 +108,6 @@ def contradictions(values: dict[str, Any]) -> list[str]:
         if values["model"]["name"] == "cnn" and train["batch_size"] == 1 and (1, 1) in sizes:
             lines.append(
                 f"train.batch_size is 1, and block {sizes.index((1, 1)) + 1} of models.cnn gives one pixel per image, "
-                "but batch norm needs two values or more; allowed: a batch_size of 2 or more, or blocks that shrink less"
+                "but batch norm needs two values; allowed: a batch_size of 2 or more, or blocks that shrink less"
             )
     return [f"{paths.PARAMS}: {line}" for line in lines]
