@@ -21,6 +21,7 @@ from stages.errors import UserError
 
 WORK_TREE = "work tree"
 LOCK = "dvc.lock"
+CHECK = "check"  # the stage that reads every parameter, and whose output is always the same
 MAX_BYTES = 10_000_000  # of a file that Git keeps and that is parsed here
 
 
@@ -131,6 +132,8 @@ def read(repo: Any, name: str | None, params_path: str, metrics_pattern: str, la
     read_by: dict[str, list[str]] = {}
     ran_with: dict[str, Any] = {}
     for stage, locked in lock.stages.items():
+        if stage == CHECK:
+            continue
         for key, value in flatten(locked.params.get(params_path, {}), f"{label}: {LOCK}").items():
             read_by.setdefault(key, []).append(stage)
             ran_with[key] = value
@@ -159,8 +162,8 @@ def stale(files: Any, lock: Lock, params_path: str, values: dict[str, Any] | Non
     files: a file system of the revision. ignored: a function that tells whether Git ignores a path.
     """
     changed = []
-    for stage in lock.stages.values():
-        for key, value in flatten(stage.params.get(params_path, {}), LOCK).items():
+    for name, stage in lock.stages.items():
+        for key, value in flatten(stage.params.get(params_path, {}) if name != CHECK else {}, LOCK).items():
             if values is not None and (key not in values or values[key] != value):
                 changed.append(key)
         for file in [*stage.deps, *stage.outs]:
