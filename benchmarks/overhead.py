@@ -39,6 +39,7 @@ def main() -> None:
         clone, empty = Path(scratch) / "clone", Path(scratch) / "empty"
         run(Path.cwd(), "git", "clone", "--quiet", ".", str(clone))
         shutil.copytree(paths.RAW, clone / paths.RAW)
+        run(clone, "dvc", "repro", "check")
         run(clone, "dvc", "commit", "--force", "download")
         whole = run(clone, "dvc", "repro")
         loop = json.loads((clone / paths.RUNS / "train.json").read_text(encoding="utf-8"))["loop_seconds"]

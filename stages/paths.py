@@ -6,6 +6,7 @@ dvc.yaml names the same paths; a test compares the two.
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
+CHECKED = Path("data/params.valid")  # there once all of params.yaml is right
 
 RAW = Path("data/raw")  # the folder of the published IDX files, uncompressed
 # Outputs one by one, the same for all data sets: DVC does not check the list of an output that is a folder, and would

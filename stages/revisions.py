@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from stages import git, params
@@ -23,6 +22,7 @@ from stages.snapshots import Commit, WorkTree, md5
 
 WORK_TREE = "work tree"
 LOCK = "dvc.lock"
+CHECK = "check"  # the stage that reads every parameter, and whose output is always the same
 MAX_BYTES = 10_000_000  # of a file that Git keeps and that is parsed here
 EXPERIMENT = re.compile("refs/exps/([0-9a-f]{2})/([0-9a-f]{38,})/(.+)")  # baseline commit, in two parts, and name
 
@@ -179,6 +179,8 @@ def read(repo: Any, name: str | None, params_path: str, metrics_pattern: str, la
     ran_with: dict[str, Any] = {}
     inputs = []  # that have changed since the run
     for stage, locked in lock.stages.items():
+        if stage == CHECK:
+            continue
         for key, value in flatten(locked.params.get(params_path, {}), f"{label}: {LOCK}").items():
             read_by.setdefault(key, []).append(stage)
             ran_with[key] = value
@@ -386,14 +388,12 @@ def parse_json(content: bytes, name: str) -> dict[str, Any]:
 
 def _yaml(content: bytes, name: str) -> dict[str, Any]:
     """YAML as the stages read it. DVC writes dvc.lock with aliases at times, which this refuses: see parse_lock."""
-    try:
-        values = params._Loader(content.decode("utf-8")).get_single_data()
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{name}: not valid YAML: {one_line(error)}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{name}: holds no mapping of section: options")
+    values = params.parse_mapping(content, name)
     # What JSON has not, .inf and .nan, as text: it differs from nothing but other text, and can be printed as JSON.
-    plain: dict[str, Any] = json.loads(json.dumps(values), parse_constant=str)
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(values, default=str), parse_constant=str)
+    except TypeError:
+        raise UserError(f"{name}: a key that is not text") from None
     return plain
 
 

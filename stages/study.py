@@ -29,7 +29,7 @@ import stages
 from stages import command, files, git, params, paths, record
 from stages.children import Group
 from stages.errors import Interrupted, Stopped, UserError
-from stages.params.__main__ import check
+from stages.params.whole import check
 
 CONFIDENCE = 0.95
 CODE = ("stages/*.py", paths.PARAMS.as_posix(), "requirements.txt")  # what decides on the numbers

@@ -523,12 +523,12 @@ def test_a_revision_that_cannot_be_read(rev: str, line: str, monkeypatch: Patch)
         ("metrics/evaluate.json", "[" * 100_000, "work tree: metrics/evaluate.json: not valid JSON: "),
         ("metrics/evaluate.json", '{"a":' * 60 + "1" + "}" * 60, "metrics/evaluate.json: nested too deeply"),
         ("metrics/evaluate.json", "\udc80", "work tree: metrics/evaluate.json: not valid JSON: 'utf-8' codec"),
-        ("params.yaml", "a: [1", "work tree: params.yaml: not valid YAML: "),
-        ("params.yaml", "- 1", "work tree: params.yaml: holds no mapping of section: options"),
+        ("params.yaml", "a: [1", "work tree: params.yaml:1:6: not valid YAML: "),
+        ("params.yaml", "- 1", "work tree: params.yaml: contains no mapping of section: options"),
         (
             "params.yaml",
             "a: &x {b: 1}\nc: *x",
-            "work tree: params.yaml: not valid YAML: aliases (*name) are not allowed",
+            "work tree: params.yaml:2:4: not valid YAML: aliases (*name) are not allowed",
         ),
     ],
 )

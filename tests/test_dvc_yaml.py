@@ -1,5 +1,6 @@
 """dvc.yaml against the code: every module a stage imports, every parameter it reads, every path it uses."""
 
+import ast
 import copy
 import re
 from pathlib import Path
@@ -22,9 +23,9 @@ STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="
 DEFAULTS = params.load(ROOT / "params.yaml")
 
 
-def test_the_four_stages_run_their_own_modules() -> None:
+def test_each_stage_runs_its_own_module() -> None:
     assert {name: stage["cmd"] for name, stage in STAGES.items()} == {
-        name: f"python -m stages.{name}" for name in ("download", "preprocess", "train", "evaluate")
+        name: f"python -m stages.{name}" for name in ("check", "download", "preprocess", "train", "evaluate")
     }
 
 
@@ -70,6 +71,7 @@ def test_no_output_is_a_folder() -> None:
 
 # What each stage reads and writes of the paths in stages/paths.py.
 DATA: dict[str, tuple[set[Path], set[Path]]] = {
+    "check": (set(), {paths.CHECKED}),
     "download": (set(), RAW),
     "preprocess": (
         RAW,
@@ -90,12 +92,23 @@ DATA: dict[str, tuple[set[Path], set[Path]]] = {
 def test_the_paths_are_those_of_the_code(name: str) -> None:
     reads, writes = DATA[name]
     data = {path for path in STAGES[name]["deps"] if not path.endswith(".py")} - {"requirements.txt"}
-    assert data == {path.as_posix() for path in reads}
+    assert data - {paths.CHECKED.as_posix()} == {path.as_posix() for path in reads}
     assert outputs(STAGES[name]) == {path.as_posix() for path in writes}
     source = (ROOT / f"stages/{name}.py").read_text(encoding="utf-8")
     constants = {getattr(paths, constant) for constant in re.findall(r"paths\.([A-Z_]+)", source)}
     of_raw = {paths.RAW} if paths.RAW in constants else set()  # the files of its folder, by their names in the data set
-    assert constants - of_raw == (reads | writes | {paths.PARAMS}) - (RAW if of_raw else set())
+    assert constants - of_raw - {paths.PARAMS} == (reads | writes) - (RAW if of_raw else set())
+    assert (paths.PARAMS in constants) == (name != "check")  # which reads it in stages/params
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_no_stage_runs_before_all_parameters_are_checked(name: str) -> None:
+    """Each by itself, since `dvc freeze download`, say, would cut the others off from what comes before it."""
+    assert (paths.CHECKED.as_posix() in STAGES[name]["deps"]) == (name != "check")
+
+
+def test_the_check_reads_every_parameter() -> None:
+    assert STAGES["check"]["params"] == [{"params.yaml": None}]  # DVC's form for "all keys, those to come included"
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -178,12 +191,24 @@ def test_train_reads_what_it_declares_and_nothing_else(values: dict[str, Any]) -
             train_params.read(less)
 
 
+def options_used(stage: str, name: str) -> set[str]:
+    """The attributes that a stage's module reads of `name`, which is a variable or an attribute of one."""
+    tree = ast.parse((ROOT / f"stages/{stage}.py").read_text(encoding="utf-8"))
+    used = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == name:
+            used.add(node.attr)
+    return used
+
+
 def test_train_uses_every_option_it_reads() -> None:
-    source = (ROOT / "stages/train.py").read_text(encoding="utf-8")
-    used = set(re.findall(r"options\.([a-z_]+)", source)) | {"seed"}
+    used = options_used("train", "options") | options_used("train", "chosen.train")
     assert used == set(train_params.Train.model_fields)
 
 
+def test_train_uses_every_block_that_it_reads() -> None:
+    assert options_used("train", "chosen") == set(train_params.Chosen._fields)
+
+
 def test_evaluate_uses_every_option_it_reads() -> None:
-    source = (ROOT / "stages/evaluate.py").read_text(encoding="utf-8")
-    assert set(re.findall(r"options\.([a-z_]+)", source)) == set(Evaluate.model_fields)
+    assert options_used("evaluate", "options") == set(Evaluate.model_fields)

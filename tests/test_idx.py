@@ -10,7 +10,7 @@ from stages import idx
 from tests.forging import mutated_bytes
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(arrays(np.uint8, array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=5)))
 def test_decode_is_the_inverse_of_encode(array: np.ndarray) -> None:
     decoded = idx.decode(idx.encode(array))
@@ -35,13 +35,13 @@ def assert_decodes_or_is_refused_in_a_line(content: bytes) -> None:
     assert len(message.splitlines()) == 1
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(st.binary(max_size=64) | st.binary(max_size=40).map(lambda tail: b"\x00\x00\x08\x01" + tail))
 def test_no_bytes_do_anything_but_decode_or_raise_a_line(content: bytes) -> None:
     assert_decodes_or_is_refused_in_a_line(content)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(mutated_bytes(idx.encode(np.arange(24, dtype=np.uint8).reshape(2, 3, 4))))
 def test_a_spoilt_file_decodes_or_is_refused_in_a_line(content: bytes) -> None:
     assert_decodes_or_is_refused_in_a_line(content)

@@ -7,13 +7,26 @@ import json
 import re
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 
+from stages import revisions
 from tests.clones import Clone
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
+
+
+@pytest.fixture
+def here(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> Clone:
+    """The clone, for DVC in this process: starting Python for each of its commands takes most of their time."""
+    for name, value in clone.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(clone.path)
+    warnings.simplefilter("ignore")  # DVC's own; pytest puts the filters back
+    return clone
 
 
 def test_it_trains_and_measures(clone: Clone) -> None:
@@ -35,27 +48,42 @@ def test_nothing_runs_twice(clone: Clone) -> None:
     assert "up to date" in clone.dvc("status")
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "stages"),
-    [
-        ("evaluate.calibration_bins", "10", ["evaluate"]),
-        ("evaluate.worst_images", "9", ["evaluate"]),
-        ("train.batch_size", "512", ["train", "evaluate"]),
-        ("model.name", "cnn", ["train", "evaluate"]),
-        ("models.mlp.hidden", "64", ["train", "evaluate"]),
-        ("models.cnn.hidden", "64", []),  # not the chosen one
-        ("optimizers.adam.lr", "0.002", ["train", "evaluate"]),
-        ("optimizers.sgd.lr", "0.5", []),
-        ("augmentations.shift.pixels", "1", []),
-        ("preprocess.seed", "1", ["preprocess", "train", "evaluate"]),
-        ("preprocess.normalization", "half", ["preprocess", "train", "evaluate"]),
-    ],
-)
-def test_a_change_runs_what_depends_on_it_and_nothing_else(
-    key: str, value: str, stages: list[str], clone: Clone
-) -> None:
-    clone.set(key, value)
-    assert clone.repro() == stages
+# What a change of each key makes DVC run first; whatever reads the results of that runs after it.
+FIRST = {
+    ("data.mirrors", "[/x]"): "download",
+    ("preprocess.seed", "1"): "preprocess",
+    ("preprocess.normalization", "half"): "preprocess",
+    ("train.batch_size", "512"): "train",
+    ("model.name", "cnn"): "train",
+    ("models.mlp.hidden", "64"): "train",
+    ("optimizers.adam.lr", "0.002"): "train",
+    ("models.cnn.hidden", "64"): None,  # not the chosen one, as those below
+    ("optimizers.sgd.lr", "0.5"): None,
+    ("augmentations.shift.pixels", "1"): None,
+    ("evaluate.calibration_bins", "10"): "evaluate",
+    ("evaluate.worst_images", "9"): "evaluate",
+}
+
+
+def test_a_change_runs_the_stage_that_reads_it_and_no_other(here: Clone) -> None:
+    original = (here.path / "params.yaml").read_bytes()
+    found = {}
+    with Repo() as repo:
+        assert repo.status() == {}
+        for key, value in FIRST:
+            here.set(key, value)
+            repo._reset()  # it keeps what it has read
+            found[key, value] = set(repo.status())
+            (here.path / "params.yaml").write_bytes(original)
+    assert found == {change: {"check", stage} - {None} for change, stage in FIRST.items()}
+
+
+def test_a_change_of_the_first_stage_runs_all_that_follow(clone: Clone) -> None:
+    clone.set("preprocess.seed", "1")
+    clone.set("evaluate.worst_images", "9")
+    assert clone.repro() == ["preprocess", "train", "evaluate"]
+    clone.set("models.cnn.hidden", "64")  # not the chosen one
+    assert clone.repro() == []
 
 
 def test_another_mirror_fetches_again_and_changes_nothing_else(clone: Clone, tmp_path: Path) -> None:
@@ -105,14 +133,61 @@ def test_results_come_back_from_the_run_cache(clone: Clone) -> None:
     assert clone.metrics("evaluate") == before
 
 
-def test_a_wrong_parameter_is_one_line_and_loses_nothing(clone: Clone) -> None:
-    clone.set("train.epochs", "many")
-    output = clone.dvc("repro", check=False)
-    assert "error: params.yaml: train.epochs is 'many'; allowed: a whole number, at least 1" in output
-    assert "Traceback" not in output
-    clone.set("train.epochs", "1")
+WRONG = {
+    "optimizer": (
+        ["train.optimizer=adm"],
+        "train.optimizer is 'adm'; allowed: sgd | adam | adamw | rmsprop (did you mean",
+    ),
+    "bins": (["evaluate.calibration_bins=1"], "evaluate.calibration_bins is 1; allowed: a whole number, at least 2"),
+    "precision": (
+        ["train.precision=float16", "train.device=cpu"],
+        "train.precision is float16 and train.device is cpu",
+    ),
+    "validation": (
+        ["preprocess.validation_fraction=0.00001", "train.early_stopping_patience_epochs=2"],
+        "train.early_stopping_patience_epochs is 2, and preprocess.validation_fraction is 1e-05, which leaves no image",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_wrong_parameter_is_found_before_anything_runs(mistake: str, clone: Clone) -> None:
+    settings, line = WRONG[mistake]
+    for setting in [*settings, "preprocess.seed=1"]:
+        clone.set(*setting.split("=", 1))
+    assert_only_the_check_ran(clone.dvc("repro", check=False), line)
+    clone.run("git", "checkout", "-q", "params.yaml")
     assert clone.repro() == []
     assert (clone.path / "data/model/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["repro train", "exp run -S train.optimizer=adm", "exp run --temp -S train.optimizer=adm"],
+    ids=["one-stage", "experiment", "temporary-experiment"],
+)
+def test_a_wrong_choice_is_found_whatever_starts_the_stages(command: str, clone: Clone) -> None:
+    if command == "repro train":
+        clone.set("train.optimizer", "adm")
+    assert_only_the_check_ran(clone.dvc(*command.split(), check=False), WRONG["optimizer"][1])
+
+
+def assert_only_the_check_ran(told: str, line: str) -> None:
+    assert f"error: params.yaml: {line}" in told
+    assert re.findall(r"Running stage '(\w+)'", told) == ["check"]
+    assert "Traceback" not in told
+
+
+def test_parameters_that_no_stage_uses_are_read_by_none(here: Clone) -> None:
+    """`check` reads all; what is compared are results, and none depends on the value of a block that is not chosen."""
+    here.set("models.cnn.hidden", "64")
+    with revisions.repository() as repo:
+        tree = revisions.read(repo, None, "params.yaml", "metrics/*.json")
+    assert tree.params is not None
+    assert tree.params["models.cnn.hidden"] == 64
+    assert tree.read_by["models.mlp.hidden"] == ["train"]
+    assert "models.cnn.hidden" not in tree.read_by
+    assert not any("hidden" in note for note in tree.notes)
 
 
 def test_the_same_inputs_give_the_same_bytes(clone: Clone) -> None:

@@ -16,7 +16,7 @@ from stages.split import stratified
 from tests import forging
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.integers(0, 4), max_size=200).map(lambda items: np.array(items, dtype=np.int64)),
     st.floats(0, 0.9),

@@ -85,7 +85,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workbench:
             content, name = idx.encode(array), f"{prefix}-{kind}-ubyte"
             Path("mirror", f"{name}.gz").write_bytes(gzip.compress(content))
             files.append(PublishedFile(name, len(content), sha256=hashlib.sha256(content).hexdigest()))
-    small = DataSet(tuple(files), (), CLASSES, (1, 12, 8), TRAIN_IMAGES, TEST_IMAGES)
+    small = DataSet(tuple(files), (), CLASSES, (1, 12, 8), TRAIN_IMAGES, TEST_IMAGES, TRAIN_IMAGES)
     monkeypatch.setitem(datasets.DATA_SETS, "mnist", small)
     return Workbench(tmp_path)
 

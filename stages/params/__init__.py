@@ -5,18 +5,23 @@ The schemas stand beside this file, one a stage, so that a stage depends on the 
 """
 
 import difflib
-import re
-from collections.abc import Hashable
+import io
+import warnings
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.reader import ReaderError
 
 from stages import paths
 from stages.errors import UserError
 
 MAX_BYTES = 1_000_000  # a params.yaml is a few kilobytes: a larger one is a mistake, and need not be parsed
+MAX_DEPTH = 50  # mappings and lists inside one another
 
 
 class Section(BaseModel):
@@ -32,41 +37,16 @@ class Empty(Section):
 S = TypeVar("S", bound=Section)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars, as in DVC, and nothing surprising.
+class _Bounded(Composer):
+    """Builds nodes as DVC's does, but refuses aliases (*name) and deep nesting, which can grow without bound."""
 
-    PyYAML speaks YAML 1.1: `1e-5`, which is what `dvc exp run -S optimizers.adam.lr=1e-5` writes, would be text,
-    and `no` would be false. Aliases are refused (they can grow without bound), and so is a key that stands twice
-    (the last would win in silence).
-    """
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed", problem_mark=mark)
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        mark = self.parser.peek_event().start_mark
+        if self.parser.check_event(AliasEvent):
+            raise MarkedYAMLError(problem="aliases (*name) are not allowed", problem_mark=mark)
+        if self.depth == MAX_DEPTH:
+            raise MarkedYAMLError(problem=f"nested more than {MAX_DEPTH} levels deep", problem_mark=mark)
         return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(problem="a key is not plain text", problem_mark=key_node.start_mark)
-            if key_node.value in seen:
-                problem = f"the key {key_node.value!r} stands twice"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
-    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _first)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -76,29 +56,66 @@ def load(path: Path) -> dict[str, Any]:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run from the top of the repository, where params.yaml is") from None
+    return parse_mapping(content, str(path))
+
+
+def parse_mapping(content: bytes, name: str) -> dict[str, Any]:
+    """The mapping in a YAML file, its values as DVC reads them. name: the file, for messages. Raises UserError."""
     if len(content) > MAX_BYTES:
-        raise UserError(f"{path}: larger than {MAX_BYTES:,} bytes; a file of parameters is a few kilobytes")
+        raise UserError(f"{name}: larger than {MAX_BYTES:,} bytes; a file of parameters is a few kilobytes")
     try:
-        values = _Loader(content.decode("utf-8")).get_single_data()
+        text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8").read()  # as DVC: every line end becomes \n
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else f"{path}"
-        raise UserError(f"{place}: not valid YAML: {str(error.problem).splitlines()[0]}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{name}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    try:
+        values = _parse(text)
+    except _NotYaml as error:
+        raise UserError(f"{name}{error.place}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: holds no mapping of section: options")
+        raise UserError(f"{name}: contains no mapping of section: options")
     return values
 
 
 def parse(text: str, where: str) -> Any:
-    """One value as YAML. Raises UserError that names `where` it stood."""
+    """One value as YAML. where: what it was given for, for messages. Raises UserError."""
     try:
-        return _Loader(text).get_single_data()
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not a YAML value: {str(error).splitlines()[0]}") from None
+        return _parse(text)
+    except _NotYaml as error:
+        raise UserError(f"{where}: not a YAML value: {error}") from None
+
+
+class _NotYaml(Exception):  # noqa: N818 - becomes a UserError
+    """Why a text is not YAML, in one line. place: ":LINE:COLUMN", or nothing where that is not known."""
+
+    def __init__(self, problem: str, place: str = "") -> None:
+        super().__init__(problem)
+        self.place = place
+
+
+def _parse(text: str) -> Any:
+    """A value as DVC reads it: dvc.utils.serialize.parse_yaml, without the 0.3 s that importing DVC takes."""
+    reader = YAML(typ="safe")
+    reader.Composer = _Bounded
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about style, ten lines each
+            return reader.load(text)
+    except ReaderError as error:
+        before = text[: error.position]
+        place = f":{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
+        raise _NotYaml(f"the character U+{error.character:04X} is not allowed", place) from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise _NotYaml(_one_line(error.problem or error.context), place) from None
+    # A scalar that looks like a number or a date and is none, such as 0x_ or 2024-02-31, and tags on other nodes than
+    # theirs end in whatever Python says of them.
+    except (YAMLError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        raise _NotYaml(_one_line(error)) from None
+
+
+def _one_line(error: object) -> str:
+    """A message without line breaks, and not much longer than a line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def section(values: dict[str, Any], key: str, schema: type[S]) -> S:

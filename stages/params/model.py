@@ -45,5 +45,20 @@ class Cnn(Section):
                 )
         return self
 
+    def map_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Height and width that each block makes of images of this size. Raises ValueError if one leaves nothing."""
+        sizes = []
+        for block, options in enumerate(zip(self.kernel_sizes, self.paddings, self.pool_sizes, strict=True), start=1):
+            kernel_size, padding, pool_size = options
+            before = f"{height} x {width}"
+            height = (height + 2 * padding - kernel_size + 1) // pool_size
+            width = (width + 2 * padding - kernel_size + 1) // pool_size
+            if min(height, width) < 1:
+                raise ValueError(
+                    f"block {block} leaves nothing of images of {before}; set fewer, smaller or padded blocks"
+                )
+            sizes.append((height, width))
+        return sizes
+
 
 MODELS: dict[Name, type[Mlp] | type[Cnn]] = {"mlp": Mlp, "cnn": Cnn}

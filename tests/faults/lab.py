@@ -146,9 +146,10 @@ class Lab:
         }
 
     def locked(self) -> list[str]:
-        """The stages that dvc.lock names as done."""
+        """The stages, of those in STAGES, that dvc.lock names as done."""
         path = self.clone.path / "dvc.lock"
-        return list(yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]) if path.exists() else []
+        done = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"] if path.exists() else []
+        return [stage for stage in done if stage in STAGES]
 
     def forget(self) -> None:
         """As after a fresh `git clone` of a repository without results."""

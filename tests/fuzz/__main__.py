@@ -9,7 +9,7 @@ from typing import Any
 
 atheris: Any = import_module("atheris")  # has no types, and no wheels but for Linux on x86-64
 
-with atheris.instrument_imports(include=["stages", "yaml"]):
+with atheris.instrument_imports(include=["stages", "ruamel.yaml"]):
     from tests.fuzz.targets import TARGETS, planted
 
 

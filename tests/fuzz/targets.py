@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stages import idx, model_file, packed, params
 from stages.errors import UserError
-from stages.params.__main__ import check
+from stages.params.whole import check
 
 CORPUS = Path(__file__).parent / "corpus"  # a folder a target, of inputs that reach far: kept, and begun from
 _FOLDER = tempfile.TemporaryDirectory(prefix="fuzz-")
