@@ -28,6 +28,7 @@ STARTED_BY = (
 )
 POLL_SECONDS = 0.1  # while waiting for another stage
 WATCH_SECONDS = 0.5  # between two looks at whether dvc is still there
+WAKE_SECONDS = 0.1  # between a signal and the interruption of a wait that has not noticed it
 SWALLOWED_SECONDS = 15  # after which a signal raises again; the cleanup takes less
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)  # of a file system without flock
 NO_MEMORY = ("can't allocate memory", "DefaultCPUAllocator", "out of memory", "bad_alloc", "can't start new thread")
@@ -238,12 +239,32 @@ def _not_ignored() -> list[signal.Signals]:
 @contextmanager
 def _signals_raise() -> Iterator[None]:
     _signal_times.clear()
-    before = {each: signal.signal(each, _stop) for each in _not_ignored()}
+    before: dict[signal.Signals, Any] = {each: signal.signal(each, _stop) for each in _not_ignored()}
+    before[signal.SIGURG] = signal.signal(signal.SIGURG, lambda signum, frame: None)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_interrupt_waits, args=(reader,), daemon=True).start()
     try:
         yield
     finally:
+        signal.set_wakeup_fd(wakeup)
+        os.close(writer)
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def _interrupt_waits(reader: int) -> None:
+    """Interrupt the main thread a few times after a signal, with one that does nothing: SIGURG.
+
+    Python calls its handlers between two instructions. A signal that comes after the last of them and before the system
+    call in which the main thread waits (for a lock, a child) would otherwise be noticed when that wait is over: never.
+    """
+    with open(reader, "rb", buffering=0) as signals:
+        while number := signals.read(1):
+            for _ in range(5 if number[0] in SIGNALS else 0):
+                time.sleep(WAKE_SECONDS)
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGURG)
 
 
 @contextmanager

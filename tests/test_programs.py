@@ -233,6 +233,18 @@ def test_a_signal_unwinds_and_a_second_one_does_not_cut_that_short(signum: int, 
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
+def test_a_signal_just_before_a_wait_ends_the_wait(tmp_path: Path) -> None:
+    # `list` calls both without an instruction of Python's in between, at which the handler could be called.
+    body = """
+    import ctypes, functools, operator, threading
+    lock = threading.Lock()
+    lock.acquire()
+    send = functools.partial(ctypes.CDLL(None)["raise"], 15)
+    errors.run(lambda: list(map(operator.call, [send, lock.acquire])), kept='K')
+    """
+    assert ending(start(body, tmp_path)) == (143, "", "interrupted: K\n")
+
+
 def test_signals_that_are_ignored_stay_so(tmp_path: Path) -> None:
     body = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + CLEANING
     process = start(body, tmp_path)  # as with nohup
