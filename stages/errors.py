@@ -267,29 +267,6 @@ def _interrupt_waits(reader: int) -> None:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGURG)
 
 
-@contextmanager
-def told_to_stop() -> Iterator[Callable[[], int | None]]:
-    """Within the block signals do not end the program: the function that is given tells which one came.
-
-    Only the first: the next one does what it always does, for anyone who does not want to wait.
-    """
-    came: list[int] = []
-    before: dict[signal.Signals, Any] = {}
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        came.append(signum)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for each in _not_ignored():
-        before[each] = signal.signal(each, note)
-    try:
-        yield lambda: came[0] if came else None
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
 # --- one stage at a time
 
 

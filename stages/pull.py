@@ -24,6 +24,7 @@ from stages.errors import UserError, printable
 from stages.objects import BadObject
 
 CHUNK = 1 << 20  # bytes
+NOT_THERE = "not there"  # how the reason begins where a remote has no such object
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,16 @@ def main() -> int:
             outputs, unknown = named(repo, root, arguments)
         stores = Stores(repo)
         folders = {out: checked_list(cache, stores, root, out) for out in outputs if out.oid.endswith(".dir")}
-        fetched = fetch_files(cache, stores, outputs, folders, arguments.jobs)
+        fetched, missing = fetch_files(cache, stores, outputs, folders, arguments.jobs, arguments.allow_missing)
         faults = remove_bad_runs(repo)
         runs, refusals = fetch_runs(repo, arguments.remote) if arguments.run_cache else (0, [])
         if not arguments.rev:
             check_out(repo, arguments)
     told = f"{len(outputs)} outputs and {len(folders)} lists of folders checked, {fetched} objects fetched"
     print(f"{told}, {runs} runs" if arguments.run_cache else told, flush=True)
-    if unknown:
+    if missing:
+        print(f"in no remote, so to be made by `dvc repro`: {', '.join(missing)}", flush=True)
+    if unknown and not arguments.allow_missing:
         faults.append(f"{revisions.LOCK} names no bytes of {', '.join(unknown)}: to make them, `dvc repro`")
     for fault in [*faults, *refusals]:
         print(f"error: {printable(fault)}", file=sys.stderr)
@@ -80,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
         "--jobs", type=int, choices=range(1, 1001), metavar="N", help="objects fetched at the same time"
     )
     parser.add_argument("--run-cache", action="store_true", help="also the runs that were pushed with --run-cache")
+    parser.add_argument("--allow-missing", action="store_true", help="objects that the remote lacks are no error")
     parser.add_argument("--force", action="store_true", help="replace files in the work tree that are not in the cache")
     parser.add_argument(
         "--rev",
@@ -256,8 +260,12 @@ def fetch_files(
     outputs: list[Output],
     folders: dict[Output, list[objects.ListedFile]],
     jobs: int | None,
-) -> int:
-    """Bring the files that the cache lacks; how many objects came. Raises UserError naming those that did not."""
+    allow_missing: bool,
+) -> tuple[int, list[str]]:
+    """Bring the files that the cache lacks: how many objects came, and the outputs of those that no remote has.
+
+    Raises UserError for an object that is damaged and, without `allow_missing`, for one that is missing.
+    """
     wanted: dict[str, Output] = {}
     for out in outputs:
         for oid in [file.md5 for file in folders[out]] if out in folders else [out.oid]:
@@ -277,10 +285,11 @@ def fetch_files(
 
     with ThreadPoolExecutor(jobs or max([1, *(store.jobs for store in used)])) as pool:
         faults = {oid: reason for oid, reason in zip(missing, pool.map(bring, missing), strict=True) if reason}
-    if faults:
-        first = wanted[next(iter(faults))]
-        raise refused(stores[first.remote], faults, first.path)
-    return len(missing)
+    absent = [oid for oid, reason in faults.items() if reason.startswith(NOT_THERE)] if allow_missing else []
+    if wrong := {oid: reason for oid, reason in faults.items() if oid not in absent}:
+        first = wanted[next(iter(wrong))]
+        raise refused(stores[first.remote], wrong, first.path)
+    return len(missing) - len(absent), list(dict.fromkeys(wanted[oid].path.as_posix() for oid in absent))
 
 
 def refused(store: Store, faults: dict[str, str], path: Path) -> UserError:
@@ -288,7 +297,7 @@ def refused(store: Store, faults: dict[str, str], path: Path) -> UserError:
     oid, reason = next(iter(faults.items()))
     more = f" ({len(faults) - 1} more likewise)" if len(faults) > 1 else ""
     mend = f"delete {store.place(oid)} and `dvc push` from a clone that has the right one"
-    end = "" if reason.startswith(("not there", "cannot be")) else f"; none of it was taken. To mend the remote: {mend}"
+    end = "" if reason.startswith((NOT_THERE, "cannot be")) else f"; none of it was taken. To mend the remote: {mend}"
     return UserError(f"remote {store.name!r}: object {oid} of {path}: {reason}{more}{end}")
 
 

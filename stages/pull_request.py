@@ -121,13 +121,14 @@ def uncommitted(root: Path) -> list[str]:
 
 def pull(root: Path, environment: dict[str, str]) -> list[str]:
     """Get what dvc.lock names, and the run cache, as far as there is a remote that has it; a note if not."""
-    command = [sys.executable, "-m", "dvc", "pull", "--run-cache", "--allow-missing"]
-    print("dvc pull --run-cache --allow-missing", flush=True)
+    command = [sys.executable, "-m", "stages.pull", "--run-cache", "--allow-missing"]
+    print("python -m stages.pull --run-cache --allow-missing", flush=True)
     done = children.run(command, root, environment, capture=True)
+    print(done.stdout, end="", flush=True)
     if not done.returncode:
         return []
-    said = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
-    reason = revisions.one_line(ValueError(said[0] if said else "no reason given"))
+    lines = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.strip()]
+    reason = revisions.one_line(ValueError(lines[0] if lines else "no reason given"))
     print(f"nothing pulled: {reason}", flush=True)
     return [f"nothing pulled, so run again: {reason}"]
 

@@ -30,7 +30,8 @@ def environment(stage: str, device: str, instruction_set: str, outputs: Iterable
     """
     made = {path.as_posix(): _md5(path) for path in outputs}
     path = paths.ENVIRONMENT / f"{stage}.json"
-    if describes(read(path), made):
+    recorded = read(path)
+    if isinstance(recorded, dict) and recorded.get("outputs") == made:
         return
     content = {"device": device, "instruction_set": instruction_set, **machine(), "outputs": made}
     files.write_text(path, json.dumps(content, indent=2) + "\n")
@@ -44,12 +45,14 @@ def read(path: Path) -> object:
         return None
 
 
-def describes(environment: object, outs: Mapping[str, str]) -> bool:
-    """Whether what `environment` wrote is of the run that made these outputs: each path of a stage with its MD5.
+def describes(environment: object, outs: Mapping[str, str | None]) -> bool:
+    """Whether what `environment` wrote is of the run that made these outputs.
 
-    environment: the content of the file, whatever it holds. outs: as dvc.lock names them.
+    environment: the content of the file, whatever it holds. outs: path -> MD5, as dvc.lock names them; those of other
+    stages may be among them.
     """
-    return isinstance(environment, dict) and bool(outs) and environment.get("outputs") == dict(outs)
+    made = environment.get("outputs") if isinstance(environment, dict) else None
+    return isinstance(made, dict) and bool(made) and all(outs.get(path) == md5 for path, md5 in made.items())
 
 
 def machine() -> dict[str, Any]:

@@ -5,14 +5,14 @@ K: classes. A file that is missing, or that no stage wrote, is None, with the re
 
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from stages import paths, predictions, revisions, scores
+from stages import paths, predictions, record, revisions, scores
 from stages.errors import UserError
 from stages.predictions import Found
 from stages.revisions import Revision
@@ -64,7 +64,7 @@ def read(repo: Any, name: str | None) -> Results:
     environment = {}
     for stage in STAGES:
         recorded = kept((paths.ENVIRONMENT / f"{stage}.json").as_posix(), revisions.parse_json)
-        if recorded is not None and describes(recorded, outs):
+        if recorded is not None and record.describes(recorded, outs):
             environment[stage] = recorded
         elif recorded is not None:
             missing.append(f"{side.name}: the environment of this run of {stage} is not recorded, only that of another")
@@ -80,14 +80,6 @@ def read(repo: Any, name: str | None) -> Results:
         reliability=kept(paths.RELIABILITY.as_posix(), reliability),
         environment=environment,
         missing=missing,
-    )
-
-
-def describes(environment: dict[str, Any], outs: Mapping[str, str | None]) -> bool:
-    """Whether a recorded environment is that of the run that made these outputs. outs: path -> MD5, by dvc.lock."""
-    recorded = environment.get("outputs")
-    return (
-        isinstance(recorded, dict) and bool(recorded) and all(outs.get(path) == oid for path, oid in recorded.items())
     )
 
 

@@ -62,8 +62,7 @@ def told_to_stop() -> Iterator[Stop]:
         stop.note(number)
 
     for number in SIGNALS:
-        # nohup ignores SIGHUP, and means it.
-        if not (number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP, and a script's `&` SIGINT
             before[number] = signal.signal(number, note)
     try:
         yield stop

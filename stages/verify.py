@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from stages import command, git, paths, predictions, rebuild, revisions
+from stages import command, git, paths, predictions, rebuild, record, revisions
 from stages.errors import UserError
 from stages.revisions import Lock
 
@@ -163,13 +163,12 @@ def environments(root: Path, clone: Path, commit: str, committed: Lock) -> list[
             continue
         locked = committed.stages.get(path.stem)
         md5s = {out.path: out.md5 for out in locked.outs} if locked else {}
-        described = before.pop("outputs", {})
-        if not isinstance(described, dict) or any(md5s.get(out) != md5 for out, md5 in described.items()):
+        if not record.describes(before, md5s):
             lines.append(f"environment of {path.stem}: not recorded: {name} describes other outputs")
             continue
         here = revisions.parse_json(path.read_bytes(), name)
-        here.pop("outputs", None)
-        changed = [key for key in dict.fromkeys([*before, *here]) if before.get(key) != here.get(key)]
+        keys = [key for key in dict.fromkeys([*before, *here]) if key != "outputs"]
+        changed = [key for key in keys if before.get(key) != here.get(key)]
         if changed:
             told = "; ".join(f"{key} {before.get(key)} there, {here.get(key)} here" for key in changed)
             lines.append(f"environment of {path.stem}: {told}")

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -269,15 +270,6 @@ def test_a_signal_that_a_library_swallowed_does_not_make_immune(monkeypatch: Pat
     assert raised == [100, 116]
 
 
-def test_told_to_stop_notes_the_first_signal_only(monkeypatch: Patch) -> None:
-    with errors._signals_raise(), errors.told_to_stop() as stop:
-        assert stop() is None
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert stop() == signal.SIGHUP
-        with pytest.raises(errors.Stopped):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
 # --- the lock
 
 
@@ -331,7 +323,7 @@ def test_waiting_for_a_stage_obeys_signals(signum: int, folder: Path) -> None:
 
 def test_what_only_reads_takes_no_lock(folder: Path) -> None:
     folder.chmod(0o555)
-    with errors.one_stage_at_a_time() if os.getuid() == 0 else errors.told_to_stop():
+    with errors.one_stage_at_a_time() if os.getuid() == 0 else nullcontext():
         status, output, _ = ending(start("errors.run(lambda: print('read'), alone=False)", folder))
     assert (status, output) == (0, "read\n")
 
@@ -478,8 +470,9 @@ import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from stages import errors, files
+from stages.stopping import told_to_stop
 def main():
-    with errors.told_to_stop() as stop:
+    with told_to_stop() as stop:
         files.write_text(Path('pid'), str(os.getpid()))
         while not (signum := stop()) and not Path('enough').exists():
             time.sleep(0.02)

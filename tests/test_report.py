@@ -20,7 +20,7 @@ import yaml
 from PIL import Image
 from selenium import webdriver
 
-from stages import compare, comparison, paths, pictures, report, report_page, results, revisions, scores
+from stages import compare, comparison, paths, pictures, record, report, report_page, results, revisions, scores
 from stages.errors import UserError
 from stages.markup import Markup, escape, join, prose, tag
 from stages.predictions import Found
@@ -197,7 +197,7 @@ def test_it_says_what_the_files_say(compared: Clone) -> None:
     lock = (compared.path / "dvc.lock").read_bytes()
     assert hashlib.sha256(lock).hexdigest() in page.text
     environment = json.loads((compared.path / "metrics/environment/train.json").read_text(encoding="utf-8"))
-    assert (environment["processor"] in page.text) == results.describes(
+    assert (environment["processor"] in page.text) == record.describes(
         environment, {path: out["md5"] for path, out in outputs(compared).items()}
     )
     table = pd.read_csv(compared.path / "data/predictions.csv", dtype={"label": str, "prediction": str})
@@ -417,7 +417,7 @@ def test_nothing_but_metrics() -> None:
     ids=["none", "no-outputs", "no-mapping", "one", "all", "another-run", "unknown"],
 )
 def test_an_environment_is_that_of_its_outputs_alone(recorded: dict[str, Any], described: bool) -> None:
-    assert results.describes(recorded, {"a": "1", "b": "2"}) is described
+    assert record.describes(recorded, {"a": "1", "b": "2"}) is described
 
 
 def test_the_environment_on_the_page_is_that_of_the_run(
