@@ -9,6 +9,9 @@ ARGS ?=
 # What the work tree is compared with: a commit, branch, tag or experiment
 REV ?=
 
+# Where `python3` is a script of bash, as pyenv's is, this would be read before Python starts.
+unexport BASH_ENV
+
 # What follows -- is run as `python -m` of .venv, which holds these requirements by then. -I and -S: whatever the
 # environment holds for Python, tools/run.py is to get as far as dealing with it.
 RUNTIME := $(PYTHON) -I -S tools/run.py requirements.txt

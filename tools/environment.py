@@ -155,7 +155,8 @@ def private_folder(environ: dict[str, str], root: str) -> str:
     home = environ.get("HOME", "")
     if cache := environ.get("XDG_CACHE_HOME") or (os.path.join(home, ".cache") if os.path.isabs(home) else ""):
         folders.append(os.path.join(cache, NAME))
-    return next((folder for folder in folders if made_private(folder)), short_folder() or folders[0])
+    found = next((folder for folder in folders if made_private(folder)), "")
+    return found or short_folder() or folders[0]
 
 
 def short_folder() -> str:

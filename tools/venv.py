@@ -88,7 +88,7 @@ for file in sys.argv[2:]:
             if len(found) == 1 and pin.specifier.contains(versions[0], prereleases=True):
                 pinned += found
             else:
-                wrong.append(f"{pin.name} is {' and '.join(versions) or 'missing'} instead of {pin.specifier}")
+                wrong.append(f"{pin.name}{pin.specifier} is pinned, and {' and '.join(versions) or 'nothing'} is there")
 print(json.dumps([pinned, wrong]))
 """
 
@@ -134,19 +134,16 @@ def main(files: list[str]) -> None:
         if in_doubt() or not (SITE_PACKAGES / "pip").is_dir():
             build(files, lock)
         else:
-            mend(
-                files,
-                lock,
-                f"mending .venv with {names}" if asked.items() <= held().items() else f"installing {names} into .venv",
-            )
+            mend(files, lock, moved=asked.items() <= held().items())
         write_record(asked)
 
 
-def mend(files: list[str], lock: TextIO, what: str) -> None:
-    """Have pip bring what .venv lacks of the pins; build anew if that does not help."""
+def mend(files: list[str], lock: TextIO, moved: bool) -> None:
+    """Have pip bring what .venv lacks of the pins; build anew if that does not help. moved: it had them once."""
     wrong = check(files)[1]
     if wrong:
-        print(f"{what}: {wrong[0]}", flush=True)
+        names = " and ".join(files)
+        print(f"mending .venv: {wrong[0]}" if moved else f"installing {names} into .venv", flush=True)
         install(files, lock)
         if check(files)[1]:
             build(files, lock)
@@ -284,7 +281,7 @@ def build(files: list[str], lock: TextIO) -> None:
         install(files, lock)
         wrong = check(files)[1]
         if wrong:
-            fail(f"pip ended well, and yet {wrong[0]} in .venv")
+            fail(f"pip ended well, and yet {wrong[0]} (in .venv)")
     except BaseException:
         put_back()
         raise
