@@ -348,7 +348,7 @@ def test_pip_is_told_where_and_what_to_install(place: str, project: Path, wheels
     if place == "variables":
         own |= {f"PIP_{name.upper()}": value for name, value in settings.items()}
     else:
-        config += "[install]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items())
+        config += "".join(f"{name} = {value}\n" for name, value in settings.items())
     Path("pip.conf").write_text(config)
     command = [sys.executable, str(SCRIPT), "dev.txt"]
     done = subprocess.run(command, env=own, capture_output=True, text=True, check=False)

@@ -17,7 +17,6 @@ if sys.version_info < (3, 11):  # noqa: UP036 - here, and in syntax of 3.6: an o
     )
     sys.exit(2)
 
-import ast
 import errno
 import hashlib
 import importlib.util
@@ -65,6 +64,18 @@ PIP_OPTIONS = {
     "use-deprecated",
     "use-feature",
 }
+
+# `pip config list` would obey `user = true`. Newer versions of pip give a dictionary for each file.
+PIP_CONFIG = """
+import json
+from pip._internal.configuration import Configuration
+
+configuration, settings = Configuration(isolated=False), {}
+configuration.load()
+for key, value in configuration.items():
+    settings.update(value if isinstance(value, dict) else {key: value})
+print(json.dumps(settings))
+"""
 
 # Run by .venv's Python, whose pip reads requirements as pip does: what is pinned here, and which of it is not there.
 CHECK = """
@@ -301,16 +312,14 @@ def install(files: list[str], lock: TextIO) -> None:
 
 def pip_environment() -> dict[str, str]:
     """This environment, with PIP_OPTIONS of pip's variables and files as they are, and nothing else of them."""
-    command = [str(PYTHON), "-I", "-m", "pip", "config", "list"]
-    listed = subprocess.run(command, stdout=subprocess.PIPE, text=True, errors="replace", check=False)
+    listed = subprocess.run([PYTHON, "-I", "-c", PIP_CONFIG], stdout=subprocess.PIPE, text=True, check=False)
     if listed.returncode:
         fail("pip's own configuration cannot be read, see above")
-    settings = {}
-    for line in listed.stdout.splitlines():  # global.index-url='https://…', in the order in which the last one wins
-        place, _, value = line.partition("=")
-        section, _, key = place.rpartition(".")
-        if section in ("global", "install", ":env:") and key in PIP_OPTIONS:
-            settings["PIP_" + key.upper().replace("-", "_")] = str(ast.literal_eval(value))
+    found, settings = json.loads(listed.stdout), {}
+    for section in ("global", "install", ":env:"):  # the last one wins
+        for key in PIP_OPTIONS:
+            if f"{section}.{key}" in found:
+                settings["PIP_" + key.upper().replace("-", "_")] = found[f"{section}.{key}"]
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
     return {**environ, **settings, "PIP_CONFIG_FILE": os.devnull}
 
