@@ -2,6 +2,8 @@
 
 import configparser
 import json
+import multiprocessing.connection
+import multiprocessing.process
 import os
 import pwd
 import shutil
@@ -136,9 +138,16 @@ def test_the_environment_is_made_sane(case: str, clone: Path, monkeypatch: pytes
     assert (again, repeated) == (new, [])
 
 
-def test_sockets_of_workers_fit_into_the_longest_tmpdir() -> None:
-    path = "x" * environment.LONGEST_TMPDIR + "/verify-12345678/tmp/pymp-12345678/listener-12345678"
-    assert len(path) <= 103  # macOS; Linux has 107
+def test_sockets_of_workers_fit_into_the_longest_tmpdir(tmp_path: Path) -> None:
+    """The names are those that multiprocessing makes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            multiprocessing.process.current_process(), "_config", {"tempdir": str(tmp_path / "pymp-12345678")}
+        )
+        made = Path(vars(multiprocessing.connection)["arbitrary_address"]("AF_UNIX"))
+    assert len(str(made.relative_to(tmp_path))) == len("pymp-12345678/listener-12345678")
+    path = "x" * environment.LONGEST_TMPDIR + "/pymp-12345678/listener-12345678"
+    assert len(path) == (107 if sys.platform == "linux" else 103)
 
 
 def test_a_user_number_without_a_name(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +263,7 @@ def test_a_folder_that_others_may_enter_is_closed(clone: Path) -> None:
     assert stat.S_IMODE((clone / PRIVATE).stat().st_mode) == 0o700
 
 
-def python(clone: Path, *arguments: str, folder: Path | None = None, **environ: Any) -> tuple[str, str]:
+def python(clone: Path, *arguments: str, folder: Path | None = None, **environ: str) -> tuple[str, str]:
     """What the Python of .venv prints, on stdout and on stderr."""
     command = [str(clone / ".venv/bin/python"), *arguments]
     done = subprocess.run(
@@ -263,14 +272,15 @@ def python(clone: Path, *arguments: str, folder: Path | None = None, **environ: 
     return done.stdout.strip(), done.stderr
 
 
-@pytest.mark.parametrize("where", ["clone", "subfolder", "elsewhere"])
+@pytest.mark.parametrize("where", ["clone", "subfolder", "named by --cd", "elsewhere"])
 def test_plain_python_takes_the_pinned_packages(where: str, clone: Path, tmp_path: Path) -> None:
     """In the clone, and in no other folder, where the person may have other wishes."""
     (tmp_path / "other/numpy").mkdir(parents=True)
     (tmp_path / "other/numpy/__init__.py").write_text("VERSION = 'other'")
-    folder = {"clone": clone, "subfolder": clone / "stages", "elsewhere": tmp_path}[where]
+    folder = {"clone": clone, "subfolder": clone / "stages"}.get(where, tmp_path)
     program = "import numpy, os; print(numpy.VERSION, 'PYTHONPATH' in os.environ, os.environ['SHELL'])"
-    said = python(clone, "-c", program, folder=folder, PYTHONPATH=str(tmp_path / "other"))
+    words = ["--cd", str(clone)] if where == "named by --cd" else []
+    said = python(clone, "-c", program, *words, folder=folder, PYTHONPATH=str(tmp_path / "other"))
     assert said == ("other True /bin/zsh" if where == "elsewhere" else "pinned False /bin/sh", "")
 
 
@@ -285,7 +295,7 @@ def test_plain_python_finds_the_stages_and_its_own_modules(clone: Path, tmp_path
 
 
 @pytest.mark.parametrize("environ", [{"PYTHONIOENCODING": "latin-1"}, {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
-def test_plain_python_prints_a_substitute(environ: dict[str, str], clone: Path) -> None:
+def test_plain_python_prints_a_substitute(environ: Any, clone: Path) -> None:
     assert python(clone, "-c", "print('1, \\u2026')", LC_ALL="C", **environ) == ("1, ?", "")
 
 

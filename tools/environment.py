@@ -26,8 +26,8 @@ STEERING = (
     "BASH_ENV",
     "ENV",
 )
-# A socket's path has 107 bytes (macOS: 103). Python's workers add 33 to TMPDIR, and `make verify` 20 more.
-LONGEST_TMPDIR = 50
+# Python's workers add 32 bytes to TMPDIR for a socket, whose path has 107 at most, and on macOS 103.
+LONGEST_TMPDIR = (107 if sys.platform == "linux" else 103) - 32
 PLACES = ("/tmp", "/var/tmp", "/dev/shm")  # the owner of what is made there is checked
 OUTPUTS = ("data", "metrics")
 
@@ -275,7 +275,8 @@ def gits_own(environ: dict[str, str], root: str) -> str:
 def at_start() -> None:
     """Called when .venv's Python starts: in a clone, the environment of this process and its children. Never raises."""
     try:
-        root = clone_around(os.getcwd())
+        words = sys.orig_argv
+        root = clone_around(words[words.index("--cd") + 1] if "--cd" in words[:-1] else os.getcwd())  # dvc --cd CLONE
         if not root:
             return
         before = os.environ.copy()
@@ -296,7 +297,7 @@ def at_start() -> None:
         out = sys.stdout
         if isinstance(out, io.TextIOWrapper) and out.encoding.lower() != "utf-8":
             out.reconfigure(errors="replace")  # a "…" is no reason to die
-        if line := unusable_for_experiments(new, root, sys.orig_argv):
+        if line := unusable_for_experiments(new, root, words):
             print(f"note: {line}", file=sys.stderr)
     except Exception:
         return
@@ -304,6 +305,7 @@ def at_start() -> None:
 
 def clone_around(folder: str) -> str:
     """The clone of this project that a folder is in, or ""."""
+    folder = os.path.abspath(folder)
     while not os.path.isfile(os.path.join(folder, "tools", "environment.py")):
         parent = os.path.dirname(folder)
         if parent == folder:

@@ -18,6 +18,12 @@ def main(arguments: "list[str]") -> int:
     sys.path.insert(0, ROOT)
     from tools import venv  # first: it ends in a line if this Python is too old to read environment.py
 
+    if "--" not in arguments[:-1]:
+        print(
+            "usage: python3 -I -S tools/run.py [REQUIREMENTS.txt ...] [MODULE ...] -- MODULE [ARGUMENT ...]",
+            file=sys.stderr,
+        )
+        return 2
     before, last = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
     files = [word for word in before if word.endswith(".txt")]
     steps = [[word] for word in before if not word.endswith(".txt")]
@@ -48,5 +54,8 @@ def main(arguments: "list[str]") -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

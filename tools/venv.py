@@ -109,7 +109,7 @@ def run_main(files: list[str]) -> int:
     try:
         main(files)
     except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"error: {error.filename or VENV}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: the next call goes on from here", file=sys.stderr)
