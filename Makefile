@@ -9,81 +9,66 @@ ARGS ?=
 # What the work tree is compared with: a commit, branch, tag or experiment
 REV ?=
 
-RUNTIME := $(PYTHON) tools/venv.py requirements.txt
+# Where `python3` is a script of bash, as pyenv's is, this would be read before Python starts.
+unexport BASH_ENV
+
+# What follows -- is run as `python -m` of .venv, which holds these requirements by then. -I and -S: whatever the
+# environment holds for Python, tools/run.py is to get as far as dealing with it.
+RUNTIME := $(PYTHON) -I -S tools/run.py requirements.txt
 DEVELOPMENT := $(RUNTIME) requirements-dev.txt
-# The commands in dvc.yaml say `python`: this puts .venv's first. In the recipes and not exported, as PYTHON has to
-# stay the person's own.
-RUN := $(PYTHON) tools/private_state.py && PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\): ## /  make \1|/p' Makefile | awk -F '|' '{ printf "%-15s%s\n", $$1, $$2 }'
 
 repro: ## run what is not up to date: download, preprocess, train, evaluate (ARGS go to dvc repro)
-	@$(RUNTIME)
-	@$(RUN) stages.params
-	@$(RUN) stages.mend
-	@$(RUN) dvc repro $(ARGS)
+	@$(RUNTIME) stages.params stages.mend -- dvc repro $(ARGS)
 
 pull: ## what dvc.lock names, from the remote, checked before it is used (ARGS: targets, --run-cache, --remote=NAME)
-	@$(RUNTIME)
-	@$(RUN) stages.pull $(ARGS)
+	@$(RUNTIME) -- stages.pull $(ARGS)
 
 compare: ## what differs from another revision, and is it noise: make compare REV=main (ARGS=--format=markdown, …)
-	@$(RUNTIME)
-	@$(RUN) stages.compare "$(REV)" $(ARGS)
+	@$(RUNTIME) -- stages.compare "$(REV)" $(ARGS)
 
 report: ## the run as one page, report.html, and what changed: make report REV=main (ARGS=--out=FILE.html)
-	@$(RUNTIME)
-	@$(RUN) stages.report $(if $(REV),--against "$(REV)") $(ARGS)
+	@$(RUNTIME) -- stages.report $(if $(REV),--against "$(REV)") $(ARGS)
 
 plots: ## the pages of `dvc plots` without a network: make plots [REV=main], then open dvc_plots/index.html
-	@$(DEVELOPMENT)
-	@$(RUN) stages.offline_plots
-	@$(RUN) dvc plots $(if $(REV),diff "$(REV)",show) $(ARGS)
+	@$(DEVELOPMENT) stages.offline_plots -- dvc plots $(if $(REV),diff "$(REV)",show) $(ARGS)
 
 verify: ## rebuild HEAD from nothing in a temporary folder: does it end in the committed bytes?
-	@$(RUNTIME)
-	@$(RUN) stages.verify
+	@$(RUNTIME) -- stages.verify
 
 doctor: ## hash the cache and the outputs again: what is damaged, and what mends it
-	@$(RUNTIME)
-	@$(RUN) stages.doctor
+	@$(RUNTIME) -- stages.doctor
 
 # Two at once, since many wait for something; the tests of a file may share what they set up, so a file stays together.
 test: ## run the tests, but for the long ones (ARGS go to pytest)
-	@$(DEVELOPMENT)
-	@$(RUN) pytest --numprocesses=2 --dist=loadfile -m "not soak" $(ARGS)
+	@$(DEVELOPMENT) -- pytest --numprocesses=2 --dist=loadfile -m "not soak" $(ARGS)
 
 soak: ## run the long tests: kills, full disks, emulated processors, servers (ARGS go to pytest)
-	@$(DEVELOPMENT)
-	@$(RUN) pytest --numprocesses=2 --dist=loadfile -m soak $(ARGS)
+	@$(DEVELOPMENT) -- pytest --numprocesses=2 --dist=loadfile -m soak $(ARGS)
 
 check: ## format, lint and types; changes nothing
-	@$(DEVELOPMENT)
-	$(RUN) ruff format --check .
-	$(RUN) ruff check .
-	$(RUN) mypy
+	@$(DEVELOPMENT) -- ruff format --check .
+	@$(DEVELOPMENT) -- ruff check .
+	@$(DEVELOPMENT) -- mypy
 
 # --strict: without it, packages that could not be looked up count as free of vulnerabilities. CVE-2025-69872 is about
-# diskcache, DVC's state, being unpickled from a folder that others can write to: tools/private_state.py keeps it private.
+# diskcache, DVC's state, being unpickled from a folder that others can write to: tools/environment.py keeps it private.
 audit: ## look every pinned package up among the known vulnerabilities of PyPI; an error if one cannot be
-	@$(DEVELOPMENT)
-	@$(RUN) pip_audit --strict --require-hashes --disable-pip --progress-spinner off \
+	@$(DEVELOPMENT) -- pip_audit --strict --require-hashes --disable-pip --progress-spinner off \
 		--ignore-vuln CVE-2025-69872 -r requirements.txt
 
 bench: ## measure speed against a plain loop, about half an hour, on a machine that does nothing else (ARGS: parts)
-	@$(DEVELOPMENT)
-	@$(RUN) stages.params
-	@$(RUN) dvc repro
-	@$(RUN) benchmarks $(ARGS)
+	@$(RUNTIME) stages.params -- dvc repro
+	@$(DEVELOPMENT) -- benchmarks $(ARGS)
 
 format: ## format the code, and mend what lint can mend
-	@$(DEVELOPMENT)
-	$(RUN) ruff check --fix-only .
-	$(RUN) ruff format .
+	@$(DEVELOPMENT) -- ruff check --fix-only .
+	@$(DEVELOPMENT) -- ruff format .
 
 lock: ## pin pyproject.toml's dependencies anew, with uv (ARGS=--upgrade for the newest)
-	@command -v uv > /dev/null || { echo "error: needs uv: https://docs.astral.sh/uv" >&2; exit 1; }
+	@command -v uv > /dev/null || { echo "error: needs uv: https://docs.astral.sh/uv" >&2; exit 2; }
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet $(ARGS) \
 		pyproject.toml -o requirements.txt
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet $(ARGS) \

@@ -1,7 +1,16 @@
-"""The pipeline: one module a stage, and the shared rooms they are built from. Stages never import stages."""
+"""The pipeline and the commands around it, one module each, and the modules that they share."""
 
 import sys
 from importlib.util import find_spec
 
-if find_spec("safetensors") is None:  # `.venv/bin/dvc repro` finds the machine's own `python`, not .venv's
-    sys.exit(f"error: {sys.executable} lacks the pinned packages; use `make repro`, or `. .venv/bin/activate` first")
+if find_spec("safetensors") is None:  # a `dvc` of the machine's finds the machine's `python`, not .venv's
+    print(
+        f"error: {sys.executable} lacks the pinned packages; use `make repro`, or `. .venv/bin/activate` first",
+        file=sys.stderr,
+    )
+    sys.exit(2)
+
+if sys.argv[:1] == ["-m"]:  # `python -m stages.…`, whose own imports may fail: an error is never status 1, a verdict
+    from stages import errors
+
+    sys.excepthook = errors.uncaught
