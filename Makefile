@@ -21,25 +21,25 @@ help: ## list the targets
 	@sed -n 's/^\([a-z]*\): ## /  make \1|/p' Makefile | awk -F '|' '{ printf "%-15s%s\n", $$1, $$2 }'
 
 repro: ## run what is not up to date: download, preprocess, train, evaluate (ARGS go to dvc repro)
-	@$(RUNTIME) stages.params stages.mend -- dvc repro $(ARGS)
+	@$(RUNTIME) integrity.params integrity.repair -- dvc repro $(ARGS)
 
 pull: ## what dvc.lock names, from the remote, checked before it is used (ARGS: targets, --run-cache, --remote=NAME)
-	@$(RUNTIME) -- stages.pull $(ARGS)
+	@$(RUNTIME) -- integrity.pull $(ARGS)
 
 compare: ## what differs from another revision, and is it noise: make compare REV=main (ARGS=--format=markdown, …)
-	@$(RUNTIME) -- stages.compare "$(REV)" $(ARGS)
+	@$(RUNTIME) -- review.compare "$(REV)" $(ARGS)
 
 report: ## the run as one page, report.html, and what changed: make report REV=main (ARGS=--out=FILE.html)
-	@$(RUNTIME) -- stages.report $(if $(REV),--against "$(REV)") $(ARGS)
+	@$(RUNTIME) -- review.report $(if $(REV),--against "$(REV)") $(ARGS)
 
 plots: ## the pages of `dvc plots` without a network: make plots [REV=main], then open dvc_plots/index.html
-	@$(DEVELOPMENT) stages.offline_plots -- dvc plots $(if $(REV),diff "$(REV)",show) $(ARGS)
+	@$(DEVELOPMENT) review.offline_plots -- dvc plots $(if $(REV),diff "$(REV)",show) $(ARGS)
 
 verify: ## rebuild HEAD from nothing in a temporary folder: does it end in the committed bytes?
-	@$(RUNTIME) -- stages.verify
+	@$(RUNTIME) -- integrity.verify
 
 doctor: ## hash the cache and the outputs again: what is damaged, and what mends it
-	@$(RUNTIME) -- stages.doctor
+	@$(RUNTIME) -- integrity.doctor
 
 # Two at once, since many wait for something; the tests of a file may share what they set up, so a file stays together.
 test: ## run the tests, but for the long ones (ARGS go to pytest)
@@ -60,7 +60,7 @@ audit: ## look every pinned package up among the known vulnerabilities of PyPI; 
 		--ignore-vuln CVE-2025-69872 -r requirements.txt
 
 bench: ## measure speed against a plain loop, about half an hour, on a machine that does nothing else (ARGS: parts)
-	@$(RUNTIME) stages.params -- dvc repro
+	@$(RUNTIME) integrity.params -- dvc repro
 	@$(DEVELOPMENT) -- benchmarks $(ARGS)
 
 format: ## format the code, and mend what lint can mend

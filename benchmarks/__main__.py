@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from stages import files, record
+from stages.common import files, record
 
 RESULTS = Path("benchmarks/results.json")
 PARTS = {

@@ -21,12 +21,15 @@ from torch import nn
 from benchmarks import plain
 from benchmarks.steps import torchs_threads
 from benchmarks.summary import spread
-from stages import device, idx, models, paths, schedules
-from stages.augmentation import none
-from stages.batches import EpochBatches, PackedImages, loader
-from stages.checkpoint import Checkpoints
-from stages.losses import cross_entropy
-from stages.train import fit
+from stages.common import paths
+from stages.dataset import idx
+from stages.network import device, models
+from stages.network.losses import cross_entropy
+from stages.train import schedules
+from stages.train.__main__ import fit
+from stages.train.augmentation import none
+from stages.train.batches import EpochBatches, PackedImages, loader
+from stages.train.checkpoint import Checkpoints
 
 BATCH, LR = 64, 0.01
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"mlp": plain.mlp, "cnn": plain.Net}
@@ -47,7 +50,7 @@ def theirs(root: Path, network: str) -> Callable[[], float]:
 
 
 def ours(network: str, parallel: device.Map) -> Callable[[], float]:
-    """One epoch of stages/train.py's loop with the same recipe; returns its seconds."""
+    """One epoch of the loop of stages/train with the same recipe; returns its seconds."""
     pixels = idx.decode((paths.RAW / "train-images-idx3-ubyte").read_bytes())[:, None]
     targets = idx.decode((paths.RAW / "train-labels-idx1-ubyte").read_bytes()).astype(np.int64)
     images, labels = torch.tensor(pixels), torch.tensor(targets)

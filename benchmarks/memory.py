@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from stages import data_card, packed, params, paths
+from stages.common import params, paths
+from stages.dataset import data_card, packed
 
 TIMES = (1, 2, 4)
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks.summary import spread
-from stages import paths
+from stages.common import paths
 
 REPEATS = 7
 EMPTY = "stages:\n" + "".join(

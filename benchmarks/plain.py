@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from stages import paths
+from stages.common import paths
 
 
 class Net(nn.Module):

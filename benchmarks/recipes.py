@@ -31,7 +31,7 @@ def recipe(overrides: list[str]) -> dict[str, float]:
     """Train a recipe once, without the test set; returns its loop_seconds and process_seconds."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "study.json"
-        command = [sys.executable, "-m", "stages.study", *overrides, "--seeds", "1", "--out", str(out)]
+        command = [sys.executable, "-m", "review.study", *overrides, "--seeds", "1", "--out", str(out)]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
         run: dict[str, float] = json.loads(out.read_text(encoding="utf-8"))["runs"][0]
         return run

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.steps import seconds, torchs_threads, training
 from benchmarks.summary import spread
-from stages import device
+from stages.network import device
 
 REPEATS = 10
 

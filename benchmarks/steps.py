@@ -1,4 +1,4 @@
-"""Some steps of the default recipe on random images, in stages/train.py's own loop: what several benchmarks time."""
+"""Some steps of the default recipe on random images, in the loop of stages/train: what several benchmarks time."""
 
 import contextlib
 import time
@@ -8,15 +8,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from stages import data_card, device, models, params, paths
-from stages.augmentation import AUGMENTATIONS
-from stages.batches import EpochBatches, PackedImages, loader
-from stages.checkpoint import Checkpoints
-from stages.losses import LOSSES, OUTPUTS
-from stages.optimizers import OPTIMIZERS
-from stages.params import train as train_params
-from stages.schedules import SCHEDULES
-from stages.train import fit
+from stages.common import params, paths
+from stages.dataset import data_card
+from stages.network import device, models
+from stages.network.losses import LOSSES, OUTPUTS
+from stages.train import options as train_params
+from stages.train.__main__ import fit
+from stages.train.augmentation import AUGMENTATIONS
+from stages.train.batches import EpochBatches, PackedImages, loader
+from stages.train.checkpoint import Checkpoints
+from stages.train.optimizers import OPTIMIZERS
+from stages.train.schedules import SCHEDULES
 
 STEPS = 10
 

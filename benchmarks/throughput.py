@@ -2,7 +2,7 @@
 
     PYTHONPATH=. .venv/bin/python -m benchmarks.throughput
 
-Training is stages/train.py's loop, evaluation its `predict`, both on random images and all cores, in turn with the
+Training is the loop of stages/train, evaluation its `predict`, both on random images and all cores, in turn with the
 matrix product. FLOPs are counted by torch (a multiply-add is two), of convolutions and matrix products alone; batch
 norm, pooling, augmentation and the optimizer take time and count for nothing.
 """
@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.steps import seconds, torchs_threads, training
 from benchmarks.summary import spread
-from stages import device
-from stages.inference import predict
+from stages.network import device
+from stages.network.inference import predict
 
 REPEATS = 10
 PRODUCTS = 10  # a repeat

@@ -11,6 +11,6 @@ if find_spec("safetensors") is None:  # a `dvc` of the machine's finds the machi
     sys.exit(2)
 
 if sys.argv[:1] == ["-m"]:  # `python -m stages.…`, whose own imports may fail: an error is never status 1, a verdict
-    from stages import errors
+    from stages.common import errors
 
     sys.excepthook = errors.uncaught

@@ -9,11 +9,11 @@ from pathlib import Path
 import dvc.cli
 import pytest
 
-from stages.errors import UserError
+from stages.common.errors import UserError
 
 
 def repro(folder: Path, options: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """As stages.rebuild.repro, which it stands in for."""
+    """As integrity.rebuild.repro, which it stands in for."""
     ran: list[str] = []
 
     class Ran(logging.Handler):

@@ -12,15 +12,19 @@ from typing import Any
 
 import torch
 
-from stages import augmentation, device, evaluate, models, params, scores
-from stages.batches import EpochBatches, PackedImages, loader
-from stages.checkpoint import Checkpoints
-from stages.inference import predict
-from stages.losses import LOSSES, OUTPUTS
-from stages.optimizers import OPTIMIZERS
-from stages.params import train as train_params
-from stages.schedules import SCHEDULES
-from stages.train import fit
+from stages.common import params
+from stages.evaluate import __main__ as evaluate
+from stages.evaluate import scores
+from stages.network import device, models
+from stages.network.inference import predict
+from stages.network.losses import LOSSES, OUTPUTS
+from stages.train import augmentation
+from stages.train import options as train_params
+from stages.train.__main__ import fit
+from stages.train.batches import EpochBatches, PackedImages, loader
+from stages.train.checkpoint import Checkpoints
+from stages.train.optimizers import OPTIMIZERS
+from stages.train.schedules import SCHEDULES
 from tests.imports import ROOT
 
 IMAGES, BATCH, CLASSES = 80, 48, 10

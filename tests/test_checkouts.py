@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from stages import compare, report, revisions
-from stages.errors import UserError
+from integrity import revisions
+from review import compare, report
+from stages.common.errors import UserError
 from tests.toy import Project, begun
 
 Patch = pytest.MonkeyPatch
@@ -50,7 +51,7 @@ def git(folder: Path, *arguments: str, environment: dict[str, str] | None = None
 
 
 def compared(folder: Path, monkeypatch: Patch, capsys: Out, a: str = "main", b: str = "worse") -> dict[str, Any]:
-    """What `python -m stages.compare A B --format json` prints in a folder, without the commits."""
+    """What `python -m review.compare A B --format json` prints in a folder, without the commits."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["compare", a, b, "--format", "json"])
     capsys.readouterr()

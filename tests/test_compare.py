@@ -1,4 +1,4 @@
-"""`python -m stages.compare` in a real repository with DVC: branches, a tag, an experiment, the work tree, bad input.
+"""`python -m review.compare` in a real repository with DVC: branches, a tag, an experiment, the work tree, bad input.
 
 The pipeline of the repository is that of tests/toy.py. All tests share it; each finds it as it was.
 """
@@ -20,8 +20,9 @@ import dvc.api
 import pandas as pd
 import pytest
 
-from stages import compare, comparison, predictions
-from stages.errors import UserError
+from review import compare, comparison
+from stages.common.errors import UserError
+from stages.evaluate import predictions
 from tests import servers
 from tests.toy import TOY, Project, begun
 
@@ -85,13 +86,13 @@ def table(label: str, prediction: str, classes: str = "ab") -> pd.DataFrame:
 
 
 def document(monkeypatch: Patch, capsys: Out, *arguments: str) -> dict[str, Any]:
-    """What `python -m stages.compare … --format json` prints."""
+    """What `python -m review.compare … --format json` prints."""
     found: dict[str, Any] = json.loads(text(monkeypatch, capsys, *arguments, "--format", "json"))
     return found
 
 
 def text(monkeypatch: Patch, capsys: Out, *arguments: str) -> str:
-    """What `python -m stages.compare …` prints."""
+    """What `python -m review.compare …` prints."""
     monkeypatch.setattr(sys, "argv", ["compare", *arguments])
     capsys.readouterr()
     compare.main()
@@ -99,7 +100,7 @@ def text(monkeypatch: Patch, capsys: Out, *arguments: str) -> str:
 
 
 def refusal(monkeypatch: Patch, *arguments: str) -> str:
-    """The one line with which `python -m stages.compare …` ends."""
+    """The one line with which `python -m review.compare …` ends."""
     monkeypatch.setattr(sys, "argv", ["compare", *arguments])
     with pytest.raises(UserError) as error:
         compare.main()
@@ -108,7 +109,7 @@ def refusal(monkeypatch: Patch, *arguments: str) -> str:
 
 
 def as_program(project: Project, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stages.compare", *arguments]
+    command = [sys.executable, "-m", "review.compare", *arguments]
     return subprocess.run(
         command, cwd=project.path, env=project.environment, capture_output=True, text=True, timeout=120
     )
@@ -134,7 +135,7 @@ def test_the_status_is_the_verdict_whatever_the_terminal(
 ) -> None:
     # A list of more than ten images ended in "…", which latin-1 lacks: the traceback had the status of a verdict.
     environment = {**project.environment, "PYTHONIOENCODING": encoding}
-    command = [sys.executable, "-m", "stages.compare", *sides, "--fail-if", "worse"]
+    command = [sys.executable, "-m", "review.compare", *sides, "--fail-if", "worse"]
     done = subprocess.run(command, cwd=project.path, env=environment, capture_output=True, timeout=120)
     assert done.returncode == status
     assert b"Traceback" not in done.stderr
@@ -143,7 +144,7 @@ def test_the_status_is_the_verdict_whatever_the_terminal(
 def test_a_name_that_the_terminal_lacks_is_no_verdict(project: Project) -> None:
     project.set(train={"channels": ["ü", "→"]})
     environment = {**project.environment, "PYTHONIOENCODING": "ascii"}
-    command = [sys.executable, "-m", "stages.compare", "main", "--fail-if", "worse"]
+    command = [sys.executable, "-m", "review.compare", "main", "--fail-if", "worse"]
     done = subprocess.run(command, cwd=project.path, env=environment, capture_output=True, timeout=120)
     assert done.returncode == 0
     assert b"within noise" in done.stdout

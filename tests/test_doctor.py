@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stages import doctor as doctor_module
-from stages import objects, revisions
+from integrity import doctor as doctor_module
+from integrity import objects, revisions
 from tests import inside
 from tests.clones import Clone
 from tests.imports import ROOT
@@ -22,7 +22,7 @@ from tests.toy import Project
 
 def doctor(clone: Clone) -> tuple[int, str]:
     """Its exit status, and what it says."""
-    status, said, told = inside.module(clone.path, clone.environment, "stages.doctor")
+    status, said, told = inside.module(clone.path, clone.environment, "integrity.doctor")
     return status, said + told
 
 
@@ -124,7 +124,7 @@ def forged_lock(clone: Clone) -> None:
 
 
 def forged_code(clone: Clone) -> None:
-    with (clone.path / "stages/augmentation.py").open("a", encoding="utf-8") as file:
+    with (clone.path / "stages/train/augmentation.py").open("a", encoding="utf-8") as file:
         file.write("# another line\n")
     commit_elsewhere(clone)
 
@@ -157,7 +157,7 @@ DAMAGE: dict[str, tuple[Callable[[Clone], object], list[str]]] = {
     "forged predictions": (forged_predictions, ["data/predictions.csv: not the bytes that dvc.lock names"]),
     "a forged model": (forged_model, ["data/model/model.safetensors: not the bytes that dvc.lock names"]),
     "a forged dvc.lock": (forged_lock, ["dvc.lock: evaluate has read another data/model/model.safetensors than train"]),
-    "forged code": (forged_code, ["stages/augmentation.py: not what train ran with"]),
+    "forged code": (forged_code, ["stages/train/augmentation.py: not what train ran with"]),
     "a parameter that was not run": (
         lambda clone: clone.set("evaluate.calibration_bins", "14"),
         ["params.yaml: evaluate: not what evaluate ran with"],
@@ -273,7 +273,7 @@ def test_a_folder_is_compared_by_the_list_of_what_is_in_it(tmp_path: Path) -> No
     shutil.rmtree(project.path / ".dvc/cache")
 
     def says() -> str:
-        return inside.module(project.path, project.environment, "stages.doctor")[1]
+        return inside.module(project.path, project.environment, "integrity.doctor")[1]
 
     assert "nothing to mend" in says()
     (project.path / "b/.DS_Store").touch()
@@ -286,7 +286,7 @@ def test_a_folder_is_compared_by_the_list_of_what_is_in_it(tmp_path: Path) -> No
 
 STAGE = {
     "cmd": "python -m stages.evaluate",
-    "deps": ["data/model", "stages/evaluate.py"],
+    "deps": ["data/model", "stages/evaluate/__main__.py"],
     "params": ["evaluate", "model.name", {"other.yaml": ["x"]}, {"whole.yaml": None}],
     "outs": ["data/predictions.csv"],
     "metrics": [{"metrics/evaluate.json": {"cache": False}}],
@@ -303,7 +303,7 @@ stages:
       md5: 43b78ab7f7cbc2ae5b2d6d6cdeb1b8ba.dir
       size: 12345
       nfiles: 3
-    - path: stages/evaluate.py
+    - path: stages/evaluate/__main__.py
       hash: md5
       md5: 926af2eca2c370b56fa5b8c94eb1b26b
       size: 386
@@ -367,7 +367,7 @@ def test_the_committed_dvc_lock_is_noticed_wherever_it_is_cut_off(clone: Clone) 
 
 def test_outside_a_repository(clone: Clone, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "stages.doctor"],
+        [sys.executable, "-m", "integrity.doctor"],
         cwd=tmp_path,
         env={**clone.environment, "PYTHONPATH": str(clone.path)},
         capture_output=True,

@@ -35,11 +35,11 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from torchvision import datasets as tv
 from yarl import URL
 
-from stages import mirrors, mnist_package
-from stages.datasets import DATA_SETS, DataSet, PublishedFile
-from stages.download import collect
-from stages.errors import UserError
-from stages.mirrors import Limits, MirrorError, fetch, gunzip, public, verified
+from stages.common.errors import UserError
+from stages.dataset.registry import DATA_SETS, DataSet, PublishedFile
+from stages.download import mirrors, mnist_package
+from stages.download.__main__ import collect
+from stages.download.mirrors import Limits, MirrorError, fetch, gunzip, public, verified
 from tests import servers
 from tests.forging import mutated_bytes
 from tests.imports import ROOT
@@ -342,7 +342,7 @@ def test_a_proxy_of_https(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert f"http://mirror.invalid: part-0.gz: {reason}" in str(caught.value)
         # With the certificate trusted, which aiohttp reads when it is imported.
         code = (
-            "from stages.mirrors import *; from stages.datasets import PublishedFile\n"
+            "from stages.download.mirrors import *; from stages.dataset.registry import PublishedFile\n"
             f"fetch('http://mirror.invalid', PublishedFile('part-3', 50_003, '{FILES[3].sha256}'), Limits())"
         )
         environment = {**os.environ, "SSL_CERT_FILE": str(cert)}

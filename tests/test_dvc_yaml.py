@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
-from stages import params, paths
-from stages.datasets import DATA_SETS
-from stages.errors import UserError
-from stages.params import Section
-from stages.params import train as train_params
-from stages.params.data import Data, DataName
-from stages.params.evaluate import Evaluate
-from stages.params.preprocess import Preprocess
+from stages.common import params, paths
+from stages.common.errors import UserError
+from stages.common.params import Section
+from stages.dataset.registry import DATA_SETS
+from stages.download.options import Data, DataName
+from stages.evaluate.options import Evaluate
+from stages.preprocess.options import Preprocess
+from stages.train import options as train_params
 from tests.imports import ROOT, closure
 
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -37,7 +37,7 @@ def test_each_stage_depends_on_the_code_it_imports_and_on_no_other(name: str) ->
 
 @pytest.mark.parametrize("name", STAGES)
 def test_stages_never_import_stages(name: str) -> None:
-    others = {f"stages/{other}.py" for other in STAGES if other != name}
+    others = {f"stages/{other}/__main__.py" for other in STAGES if other != name}
     assert not others & closure(f"stages.{name}")
 
 
@@ -69,7 +69,7 @@ def test_no_output_is_a_folder() -> None:
     ]
 
 
-# What each stage reads and writes of the paths in stages/paths.py.
+# What each stage reads and writes of the paths in stages/common/paths.py.
 DATA: dict[str, tuple[set[Path], set[Path]]] = {
     "check": (set(), {paths.CHECKED}),
     "download": (set(), RAW),
@@ -94,7 +94,7 @@ def test_the_paths_are_those_of_the_code(name: str) -> None:
     data = {path for path in STAGES[name]["deps"] if not path.endswith(".py")} - {"requirements.txt"}
     assert data - {paths.CHECKED.as_posix()} == {path.as_posix() for path in reads}
     assert outputs(STAGES[name]) == {path.as_posix() for path in writes}
-    source = (ROOT / f"stages/{name}.py").read_text(encoding="utf-8")
+    source = (ROOT / f"stages/{name}/__main__.py").read_text(encoding="utf-8")
     constants = {getattr(paths, constant) for constant in re.findall(r"paths\.([A-Z_]+)", source)}
     of_raw = {paths.RAW} if paths.RAW in constants else set()  # the files of its folder, by their names in the data set
     assert constants - of_raw - {paths.PARAMS} == (reads | writes) - (RAW if of_raw else set())
@@ -193,7 +193,7 @@ def test_train_reads_what_it_declares_and_nothing_else(values: dict[str, Any]) -
 
 def options_used(stage: str, name: str) -> set[str]:
     """The attributes that a stage's module reads of `name`, which is a variable or an attribute of one."""
-    tree = ast.parse((ROOT / f"stages/{stage}.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / f"stages/{stage}/__main__.py").read_text(encoding="utf-8"))
     used = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == name:

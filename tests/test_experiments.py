@@ -19,7 +19,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from stages import paths
+from stages.common import paths
 from tests.clones import Clone
 
 ALONE = ["models.mlp.hidden=48"]  # what each run of the sweep has
@@ -126,7 +126,7 @@ def test_what_is_shown_fits_a_page(swept: Clone) -> None:
 
 
 def sweep(clone: Clone, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stages.sweep", *arguments]
+    command = [sys.executable, "-m", "review.sweep", *arguments]
     return subprocess.run(command, cwd=clone.path, env=clone.environment, capture_output=True, text=True, check=False)
 
 

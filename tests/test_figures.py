@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages import figures, scores
+from stages.evaluate import figures, scores
 
 
 def overview(classes: int = 3, images: int = 500) -> bytes:

@@ -17,7 +17,8 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from stages import compare, report, revisions, snapshots
+from integrity import revisions, snapshots
+from review import compare, report
 from tests.toy import PIPELINE, TOY, Project, begun
 
 Patch = pytest.MonkeyPatch
@@ -64,7 +65,7 @@ def project(trained: Project, monkeypatch: Patch) -> Iterator[Project]:
 
 
 def notes(rev: str | None, monkeypatch: Patch, capsys: Out) -> list[str]:
-    """The notes of `python -m stages.compare main [REV]`."""
+    """The notes of `python -m review.compare main [REV]`."""
     monkeypatch.setattr(sys, "argv", ["compare", "main", *([rev] if rev else []), "--format", "json"])
     capsys.readouterr()
     compare.main()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from stages import idx
+from stages.dataset import idx
 from tests.forging import mutated_bytes
 
 

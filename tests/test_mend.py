@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from stages import command, git, mend
-from stages.errors import UserError
+from integrity import git, repair
+from stages.common import command
+from stages.common.errors import UserError
 
 GOOD = f"""\
 schema: '2.0'
@@ -46,7 +47,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_that_of_head_takes_its_place(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    mend.main()
+    repair.main()
     assert (repository / "dvc.lock").read_text() == GOOD
     assert (repository / "runs/dvc.lock.torn").read_text() == TORN
     assert "that of HEAD takes its place" in capsys.readouterr().out
@@ -55,7 +56,7 @@ def test_that_of_head_takes_its_place(repository: Path, capsys: pytest.CaptureFi
 def test_where_head_has_none_it_is_begun_anew(repository: Path) -> None:
     for arguments in (["rm", "-q", "--cached", "dvc.lock"], ["commit", "-qm", "none"]):
         git.run(repository, *arguments)
-    mend.main()
+    repair.main()
     assert not (repository / "dvc.lock").exists()
     assert (repository / "runs/dvc.lock.torn").read_text() == TORN
 
@@ -92,7 +93,7 @@ def test_if_head_cannot_be_read_nothing_is_changed(
 ) -> None:
     trouble(repository, monkeypatch)
     with pytest.raises(SystemExit) as end:
-        command.run(mend.main)
+        command.run(repair.main)
     assert end.value.code == 2
     told = capsys.readouterr().err
     assert told.startswith("error: dvc.lock was cut off while it was written, and that of HEAD cannot be read: ")
@@ -132,7 +133,7 @@ def test_an_unfinished_run_is_found_wherever_the_cache_is(
     entry = cache / "runs/ab" / ("ab" * 32)
     entry.mkdir(parents=True)
     (entry / ".x.tmp").touch()
-    mend.main()
+    repair.main()
     assert not entry.exists()
     assert capsys.readouterr().out.count("an entry of the run cache that a killed dvc had not finished") == 2
 
@@ -140,16 +141,14 @@ def test_an_unfinished_run_is_found_wherever_the_cache_is(
 def test_a_configuration_that_dvc_cannot_read(repository: Path) -> None:
     (repository / ".dvc/config").write_text("[cache]\n    dir\n")
     with pytest.raises(UserError, match="DVC cannot say where its cache is: "):
-        mend.run_cache(Path())
+        repair.run_cache(Path())
 
 
 def test_when_all_is_well_dvc_is_not_opened(repository: Path) -> None:
     """`make repro` pays for it each time."""
     (repository / "dvc.lock").write_text(GOOD)
-    script = (
-        "import sys; sys.argv = ['']; from stages import mend; mend.main(); sys.exit('dvc.repo.index' in sys.modules)"
-    )
-    path = {"PYTHONPATH": str(Path(mend.__file__).parent.parent)}
+    script = "import sys; sys.argv = ['']; from integrity import repair as mend; mend.main(); sys.exit('dvc.repo.index' in sys.modules)"
+    path = {"PYTHONPATH": str(Path(repair.__file__).parent.parent)}
     assert (
         subprocess.run([sys.executable, "-c", script], env={**git.environment(), **path}, check=False).returncode == 0
     )

@@ -11,8 +11,8 @@ from functools import cache
 import pytest
 import torch
 
-from stages import device
-from stages.errors import UserError
+from stages.common.errors import UserError
+from stages.network import device
 from tests import programs
 from tests.imports import ROOT
 

@@ -12,8 +12,8 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.support.wait import WebDriverWait
 
-from stages import offline_plots
-from stages.errors import UserError
+from review import offline_plots
+from stages.common.errors import UserError
 from tests.browser import browser, console, requests, show
 from tests.clones import Clone
 from tests.programs import need
@@ -46,8 +46,8 @@ def vega() -> ModuleType:
 
 @pytest.fixture
 def offline(vega: ModuleType, clone: Clone) -> Iterator[Clone]:
-    """The clone, after `python -m stages.offline_plots`."""
-    told = clone.run(sys.executable, "-m", "stages.offline_plots")
+    """The clone, after `python -m review.offline_plots`."""
+    told = clone.run(sys.executable, "-m", "review.offline_plots")
     assert told.startswith(".dvc/tmp/plots.html: ")
     yield clone
     (clone.path / ".dvc/config.local").unlink()

@@ -18,13 +18,14 @@ from dvc.utils.serialize import load_yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages import models, params
-from stages.datasets import DATA_SETS
-from stages.errors import UserError
-from stages.params.model import Cnn
-from stages.params.whole import SCHEMAS
-from stages.params.whole import check as check_all
-from stages.params.whole import read as main
+from integrity.rules import SCHEMAS
+from integrity.rules import check as check_all
+from integrity.rules import read as main
+from stages.common import params
+from stages.common.errors import UserError
+from stages.dataset.registry import DATA_SETS
+from stages.network import models
+from stages.network.options import Cnn
 from tests import forging
 
 ROOT = Path(__file__).parent.parent
@@ -519,7 +520,7 @@ def test_a_stage_by_itself_names_a_key_that_is_no_text() -> None:
 def test_as_a_program(tmp_path: Path) -> None:
     values = changed("train.epochs", -3)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    command = [sys.executable, "-m", "stages.params"]
+    command = [sys.executable, "-m", "integrity.params"]
     environment = {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
-from stages import revisions
+from integrity import revisions
 from tests.clones import Clone
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
@@ -95,7 +95,7 @@ def test_another_mirror_fetches_again_and_changes_nothing_else(clone: Clone, tmp
 def test_a_seed_study_touches_nothing_that_is_tracked(clone: Clone) -> None:
     clone.environment["PYTHONPATH"] = str(clone.path)
     options = ["-S", "models.mlp.hidden=32", "--seeds", "2", "--jobs", "2", "--test", "--out", "../study.json"]
-    told = clone.run(sys.executable, "-m", "stages.study", *options)
+    told = clone.run(sys.executable, "-m", "review.study", *options)
     assert re.search(r"seed 1, validation 9\d\.\d\d%, test 9\d\.\d\d%", told)
     study = json.loads((clone.path.parent / "study.json").read_text(encoding="utf-8"))
     assert [run["seed"] for run in study["runs"]] == [0, 1]
@@ -104,7 +104,7 @@ def test_a_seed_study_touches_nothing_that_is_tracked(clone: Clone) -> None:
     assert study["overrides"] == ["models.mlp.hidden=32"]
     assert clone.run("git", "status", "--short") == ""
     assert clone.repro() == []
-    failed = clone.run(sys.executable, "-m", "stages.study", "-S", "train.epochs=0", check=False)
+    failed = clone.run(sys.executable, "-m", "review.study", "-S", "train.epochs=0", check=False)
     assert failed.splitlines()[-1].startswith("error: params.yaml: train.epochs is 0; allowed")
 
 
@@ -118,7 +118,7 @@ def test_another_data_set_runs_everything(clone: Clone) -> None:
 
 
 def test_code_that_a_stage_does_not_import_does_not_run_it(clone: Clone) -> None:
-    with (clone.path / "stages/optimizers.py").open("a", encoding="utf-8") as file:
+    with (clone.path / "stages/train/optimizers.py").open("a", encoding="utf-8") as file:
         file.write("# a change\n")
     assert clone.repro() == ["train"]  # the model is the same, so evaluate is up to date
 

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from stages import data_card, packed
-from stages.data_card import DataCard
-from stages.errors import UserError
-from stages.normalization import NORMALIZATIONS
-from stages.split import stratified
+from stages.common.errors import UserError
+from stages.dataset import data_card, packed
+from stages.dataset.data_card import DataCard
+from stages.preprocess.normalization import NORMALIZATIONS
+from stages.preprocess.split import stratified
 from tests import forging
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from stages import command, errors, files, paths
+from stages.common import command, errors, files, paths
 from tests.imports import ROOT
 from tests.toy import Project
 
@@ -29,7 +29,9 @@ Patch = pytest.MonkeyPatch
 
 def start(body: str, folder: Path, **options: Any) -> subprocess.Popen[str]:
     """A program with this body, in a folder."""
-    code = f"import os, sys, time\nsys.path.insert(0, {str(ROOT)!r})\nfrom stages import children, errors, files\n"
+    code = (
+        f"import os, sys, time\nsys.path.insert(0, {str(ROOT)!r})\nfrom stages.common import children, errors, files\n"
+    )
     return subprocess.Popen(
         [sys.executable, "-c", code + textwrap.dedent(body)],
         **{
@@ -118,7 +120,7 @@ ALLOCATOR = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you trie
         ),
         (ZeroDivisionError("0"), 2, f"error: this is a bug in PROGRAM, {BUG}"),
         (RuntimeError("shapes"), 2, f"error: this is a bug in PROGRAM, {BUG}"),
-        (ImportError("no name", name="stages.paths"), 2, f"error: this is a bug in PROGRAM, {BUG}"),
+        (ImportError("no name", name="stages.common.paths"), 2, f"error: this is a bug in PROGRAM, {BUG}"),
         (UnicodeEncodeError("ascii", "…", 0, 1, "no"), 2, f"error: this is a bug in PROGRAM, {BUG}"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
@@ -143,7 +145,7 @@ def test_a_command_returns_its_verdict(status: int | None) -> None:
 
 
 def test_a_command_without_arguments_answers_help(tmp_path: Path) -> None:
-    body = "__doc__ = 'What it does.'\nsys.argv[1:] = ['{}']\nfrom stages import command\n"
+    body = "__doc__ = 'What it does.'\nsys.argv[1:] = ['{}']\nfrom stages.common import command\n"
     body += "command.run(lambda: print('ran') if command.no_arguments() else None)"
     assert ending(start(body.format("--help"), tmp_path)) == (0, "What it does.\n", "")
     assert ending(start(body.format("x"), tmp_path)) == (2, "", "error: takes no arguments; given: 'x'\n")
@@ -201,7 +203,7 @@ def test_output_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 def test_no_output_at_all(tmp_path: Path) -> None:
     command = ["sh", "-c", '"$0" "$@" >&- 2>&-', sys.executable, "-c"]
-    body = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom stages import errors\nerrors.run(lambda: print('x'))"
+    body = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom stages.common import errors\nerrors.run(lambda: print('x'))"
     assert subprocess.run([*command, body], cwd=tmp_path, check=False).returncode == 0
 
 
@@ -457,7 +459,7 @@ def test_children_that_do_not_listen_are_killed_when_in_haste(tmp_path: Path) ->
 
 
 def test_a_time_limit_ends_a_child(tmp_path: Path) -> None:
-    from stages import children
+    from stages.common import children
 
     with pytest.raises(subprocess.TimeoutExpired):
         children.run(["sh", "-c", "echo $$ > pid; sleep 600"], tmp_path, os.environ, timeout_seconds=0.5)
@@ -469,8 +471,8 @@ STAGE = f"""
 import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from stages import errors, files
-from stages.stopping import told_to_stop
+from stages.common import errors, files
+from stages.train.stopping import told_to_stop
 def main():
     with told_to_stop() as stop:
         files.write_text(Path('pid'), str(os.getpid()))

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from stages import download, objects
-from stages.objects import BadObject
+from integrity import objects
+from integrity.objects import BadObject
+from stages.download import __main__ as download
 from tests import inside
 from tests.clones import Clone
 from tests.imports import ROOT
@@ -66,7 +67,7 @@ class Victim:
         return inside.module(self.project.path, self.project.environment, name, *arguments)
 
     def pull(self, *arguments: str) -> tuple[int, str, str]:
-        return self.module("stages.pull", *arguments)
+        return self.module("integrity.pull", *arguments)
 
     def dvc(self, *arguments: str) -> int:
         return inside.run_dvc(self.project.path, self.project.environment, *arguments)
@@ -270,7 +271,7 @@ def test_a_run_that_is_not_that_of_its_name_is_refused(victim: Victim, tmp_path:
     assert victim.pull("--run-cache")[::2] == (0, "")
     (victim.project.path / "dvc.lock").unlink()
     assert victim.dvc("repro", "-q", "--dry") == 0
-    assert victim.module("stages.pull")[0] == 2  # nothing names the outputs now
+    assert victim.module("integrity.pull")[0] == 2  # nothing names the outputs now
 
 
 @pytest.fixture(scope="module")
@@ -462,7 +463,7 @@ def test_an_experiment(directory: Victim, author: Project) -> None:
 
 
 def test_dvc_itself_takes_it(directory: Victim) -> None:
-    """Why there is a pull of our own. A version of DVC that refuses this makes stages/pull.py superfluous."""
+    """Why there is a pull of our own. A version of DVC that refuses this makes integrity/pull.py superfluous."""
     directory.dvc("remote", "modify", "-q", "storage", "verify", "true")
     with_entry("../yaml.py")(directory.storage)
     assert directory.dvc("pull") == 0

@@ -1,4 +1,4 @@
-"""`python -m stages.pull_request` in fresh clones, as CI has them: a bare origin, a folder as DVC's remote, or none.
+"""`python -m review.pull_request` in fresh clones, as CI has them: a bare origin, a folder as DVC's remote, or none.
 
 The pipeline is that of tests/toy.py, or one of two stages where records are forged; the last test runs the real one.
 """
@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 import yaml
 
-from stages import pull_request, rebuild
-from stages.errors import UserError
+from integrity import rebuild
+from review import pull_request
+from stages.common.errors import UserError
 from tests import in_process
 from tests.clones import Clone
 from tests.imports import ROOT
@@ -37,7 +38,8 @@ def author(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """
     path = tmp_path_factory.mktemp("pull-request") / "author"
     project = begun(path, ignored="__pycache__/\n/report.md\n")
-    (path / "stages").symlink_to(ROOT / "stages")
+    for package in ("stages", "review", "integrity"):
+        (path / package).symlink_to(ROOT / package)
     (path / "data/processed").mkdir(parents=True)
     project.set()
     project.dvc("repro", "-q")
@@ -69,8 +71,8 @@ def checkout(author: Project, path: Path, branch: str) -> Project:
 
 
 def judge(project: Project | Clone, *arguments: str) -> tuple[int, str]:
-    """Exit status and all that `python -m stages.pull_request … --out report.md` printed."""
-    command = [sys.executable, "-m", "stages.pull_request", "--out", "report.md", *arguments]
+    """Exit status and all that `python -m review.pull_request … --out report.md` printed."""
+    command = [sys.executable, "-m", "review.pull_request", "--out", "report.md", *arguments]
     environment = project.environment
     done = subprocess.run(
         command, cwd=project.path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -192,7 +194,7 @@ def test_a_base_that_has_measured_nothing(author: Project, tmp_path: Path) -> No
 def test_told_to_stop_it_ends_what_it_started(author: Project, tmp_path: Path) -> None:
     ci = checkout(author, tmp_path / "ci", "stale")
     ci.write("toy.py", "import os, time\nprint('pid', os.getpid(), flush=True)\ntime.sleep(300)\n")
-    command = [sys.executable, "-m", "stages.pull_request", "origin/main"]
+    command = [sys.executable, "-m", "review.pull_request", "origin/main"]
     process = subprocess.Popen(command, cwd=ci.path, env=ci.environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     line = next(line for line in process.stdout if line.startswith("pid"))
@@ -566,7 +568,7 @@ def test_the_attack_of_another_clone(honest: Project, tmp_path: Path) -> None:
     hook = ci.path / ".git/hooks/pre-push"
     log = tmp_path / "log"
     hook.write_text(
-        f'#!/bin/sh\n"{sys.executable}" -m stages.pull_request origin/main > "{log}" 2>&1\n[ $? = 2 ]\n',
+        f'#!/bin/sh\n"{sys.executable}" -m review.pull_request origin/main > "{log}" 2>&1\n[ $? = 2 ]\n',
         encoding="utf-8",
     )
     hook.chmod(0o755)

@@ -65,7 +65,7 @@ def start_queue(clone: Clone) -> None:
 
 
 def doctor(clone: Clone) -> str:
-    return clone.run(sys.executable, "-m", "stages.doctor", check=False)
+    return clone.run(sys.executable, "-m", "integrity.doctor", check=False)
 
 
 def test_a_killed_worker(clone: Clone) -> None:

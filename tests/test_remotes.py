@@ -390,6 +390,6 @@ def test_two_people_push_to_one_directory(recipe: str, umask: str, works: bool, 
     assert all(path.stat().st_mode & 0o040 and path.stat().st_gid == User.GROUP for path in share.rglob("*"))
     script = f"rm -r many many.dvc; cp ../../{users[0].number}/clone/many.dvc .; git add -A; git commit -qm all"
     users[1].clone.environment["PYTHONPATH"] = str(ROOT)
-    done = users[1].shell(f"{script}; {sys.executable} -m stages.pull")
+    done = users[1].shell(f"{script}; {sys.executable} -m integrity.pull")
     assert done.returncode == 0, done.stderr
     assert (users[1].clone.path / "many/600").read_text() == f"{users[0].number} 600\n"

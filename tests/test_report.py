@@ -1,4 +1,4 @@
-"""`python -m stages.report`: the page in a real headless Chromium, what it says, and what it does not let in."""
+"""`python -m review.report`: the page in a real headless Chromium, what it says, and what it does not let in."""
 
 import base64
 import dataclasses
@@ -20,13 +20,16 @@ import yaml
 from PIL import Image
 from selenium import webdriver
 
-from stages import compare, comparison, paths, pictures, record, report, report_page, results, revisions, scores
-from stages.errors import UserError
-from stages.markup import Markup, escape, join, prose, tag
-from stages.predictions import Found
-from stages.report_page import Against, Provenance
-from stages.results import Confusion, Results
-from stages.revisions import Revision
+from integrity import revisions
+from integrity.revisions import Revision
+from review import compare, comparison, pictures, report, report_page, results
+from review.markup import Markup, escape, join, prose, tag
+from review.report_page import Against, Provenance
+from review.results import Confusion, Results
+from stages.common import paths, record
+from stages.common.errors import UserError
+from stages.evaluate import scores
+from stages.evaluate.predictions import Found
 from tests.browser import browser, console, requests, show
 from tests.clones import Clone
 from tests.programs import need
@@ -91,7 +94,7 @@ def compared(pipeline: Clone) -> Iterator[Clone]:
 
 
 def make(clone: Clone, *arguments: str, check: bool = True) -> str:
-    return clone.run(sys.executable, "-m", "stages.report", *arguments, check=check)
+    return clone.run(sys.executable, "-m", "review.report", *arguments, check=check)
 
 
 class Reader(HTMLParser):

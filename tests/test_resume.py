@@ -20,13 +20,15 @@ import torch
 import yaml
 from torch import Tensor
 
-from stages import checkpoint, data_card, packed, params, paths
-from stages import train as train_stage
-from stages.checkpoint import LATEST, PREVIOUS, UNUSED_SECONDS, Checkpoints
-from stages.data_card import DataCard
-from stages.errors import Interrupted
-from stages.optimizers import OPTIMIZERS
-from stages.stopping import Stop
+from stages.common import params, paths
+from stages.common.errors import Interrupted
+from stages.dataset import data_card, packed
+from stages.dataset.data_card import DataCard
+from stages.train import __main__ as train_stage
+from stages.train import checkpoint
+from stages.train.checkpoint import LATEST, PREVIOUS, UNUSED_SECONDS, Checkpoints
+from stages.train.optimizers import OPTIMIZERS
+from stages.train.stopping import Stop
 from tests.imports import ROOT
 from tests.test_fit import same, train
 
@@ -264,7 +266,7 @@ class InProcess:
             yield Told()
 
         with self.monkeypatch.context() as patch:
-            patch.setattr("stages.train.told_to_stop", told_to_stop)
+            patch.setattr("stages.train.__main__.told_to_stop", told_to_stop)
             with pytest.raises(Interrupted):
                 train_stage.main()
 
@@ -348,7 +350,7 @@ def test_the_code_of_a_run_is_what_dvc_yaml_says(tmp_path: Path, monkeypatch: py
 def test_without_a_word_in_dvc_yaml_the_code_is_the_whole_package(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "dvc.yaml").write_text(content, encoding="utf-8")
-    assert ROOT / "stages/train.py" in checkpoint.code("train", tmp_path)
+    assert ROOT / "stages/train/__main__.py" in checkpoint.code("train", tmp_path)
 
 
 def test_the_code_of_this_pipeline_is_all_of_dvc_yaml_but_its_data() -> None:
@@ -374,7 +376,7 @@ def test_a_killed_run_of_other_code_is_not_resumed(stage: Stage, tmp_path: Path)
     assert "resuming after step" in stage.run(code)
     shutil.rmtree(paths.RUNS)
     shutil.move(tmp_path / "kept", paths.RUNS)
-    running = code / "stages/train.py"  # which is called __main__ in its process
+    running = code / "stages/train/__main__.py"  # which is called __main__ in its process
     running.write_text(running.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
     assert "resuming" not in stage.run(code)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from stages import scores
+from stages.evaluate import scores
 
 
 def predictions_of(rows: list[list[float]]) -> np.ndarray:

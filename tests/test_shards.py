@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages import shards
-from stages.models import Dropout
-from stages.optimizers import RmsProp
+from stages.network.models import Dropout
+from stages.train import shards
+from stages.train.optimizers import RmsProp
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from stages import significance
-from stages.scores import Floats
-from stages.significance import BETTER, NOISE, WORSE
+from review import significance
+from review.significance import BETTER, NOISE, WORSE
+from stages.evaluate.scores import Floats
 
 
 @pytest.mark.parametrize(

@@ -12,23 +12,16 @@ import pytest
 import yaml
 from PIL import Image
 
-from stages import (
-    data_card,
-    datasets,
-    download,
-    evaluate,
-    idx,
-    model_file,
-    packed,
-    params,
-    paths,
-    predictions,
-    preprocess,
-    record,
-)
-from stages import train as train_stage
-from stages.datasets import DataSet, PublishedFile
-from stages.errors import UserError
+from stages.common import params, paths, record
+from stages.common.errors import UserError
+from stages.dataset import data_card, idx, packed, registry
+from stages.dataset.registry import DataSet, PublishedFile
+from stages.download import __main__ as download
+from stages.evaluate import __main__ as evaluate
+from stages.evaluate import predictions
+from stages.network import model_file
+from stages.preprocess import __main__ as preprocess
+from stages.train import __main__ as train_stage
 from tests.imports import ROOT
 
 TRAIN_IMAGES, TEST_IMAGES = 400, 120
@@ -86,7 +79,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workbench:
             Path("mirror", f"{name}.gz").write_bytes(gzip.compress(content))
             files.append(PublishedFile(name, len(content), sha256=hashlib.sha256(content).hexdigest()))
     small = DataSet(tuple(files), (), CLASSES, (1, 12, 8), TRAIN_IMAGES, TEST_IMAGES, TRAIN_IMAGES)
-    monkeypatch.setitem(datasets.DATA_SETS, "mnist", small)
+    monkeypatch.setitem(registry.DATA_SETS, "mnist", small)
     return Workbench(tmp_path)
 
 
@@ -210,7 +203,7 @@ def test_an_environment_is_of_exactly_these_outputs(environment: object, outs: d
 def test_what_the_machine_lacks_is_told_before_anything_is_read(
     section: str, options: dict[str, Any], expected: str, bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stages.device.found", lambda: {"cpu": 1, "cuda": 0, "mps": 0})
+    monkeypatch.setattr("stages.network.device.found", lambda: {"cpu": 1, "cuda": 0, "mps": 0})
     bench.values[section] |= options
     with pytest.raises(UserError, match=expected):
         bench.run(train_stage)  # there are no data at all
@@ -236,7 +229,7 @@ def test_what_cannot_train_is_told_before_the_first_step(
     section: str, options: dict[str, Any], expected: str, bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.run(download, preprocess)
-    monkeypatch.setattr("stages.machine.memory_bytes", lambda: 8_000_000_000)
+    monkeypatch.setattr("stages.network.machine.memory_bytes", lambda: 8_000_000_000)
     monkeypatch.setattr(train_stage, "fit", lambda *arguments, **options: pytest.fail("it trains"))
     bench.values["model"]["name"] = section
     bench.values["models"][section] |= options
@@ -325,7 +318,7 @@ def test_networks_that_do_not_fit_the_images(bench: Workbench) -> None:
 
 
 def test_a_gpu_that_is_not_there(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.device.found", lambda: {"cpu": 1, "cuda": 0, "mps": 0})
+    monkeypatch.setattr("stages.network.device.found", lambda: {"cpu": 1, "cuda": 0, "mps": 0})
     bench.run(download, preprocess)
     for stage, section in ((train_stage, "train"), (evaluate, "evaluate")):
         bench.values[section]["device"] = "cuda"

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import yaml
 
-from stages import params, study, study_file
-from stages.errors import UserError
+from review import study, study_file
+from stages.common import params
+from stages.common.errors import UserError
 from tests.imports import ROOT
 from tests.toy import Project
 
@@ -144,7 +145,7 @@ if stage == "evaluate":
 COMMAND = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from stages import command, study
+from stages.common import command; from review import study
 study.program = lambda stage: [sys.executable, STAGE, stage]
 command.run(study.main)
 """
@@ -279,7 +280,7 @@ def test_told_to_stop_it_ends_its_stages_and_keeps_what_it_has(signum: int, twic
 def test_its_own_output_does_not_make_a_commit_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = Project(tmp_path)
     project.run("git", "init", "-q")
-    for name in ("params.yaml", "requirements.txt", "stages/train.py"):
+    for name in ("params.yaml", "requirements.txt", "stages/train/__main__.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         project.write(name, "a")
     project.run("git", "add", "--all")
@@ -289,7 +290,7 @@ def test_its_own_output_does_not_make_a_commit_dirty(tmp_path: Path, monkeypatch
     for name in ("a.json", "stages/a.json", "dvc.lock"):
         project.write(name, "of another study")
     assert study.commit() == head
-    project.write("stages/train.py", "b")
+    project.write("stages/train/__main__.py", "b")
     assert study.commit() == f"{head}-dirty"
 
 
@@ -337,7 +338,7 @@ def test_errors_of_other_numbers_of_images_are_not_comparable(tmp_path: Path) ->
 
 def test_a_study_without_the_test_set(tmp_path: Path) -> None:
     found = read(tmp_path, *[{"validation_accuracy": 0.996, "validation_errors": 12, "validation_images": 3000}] * 2)
-    with pytest.raises(UserError, match="a: not every run has a test accuracy; `python -m stages.study --test` has"):
+    with pytest.raises(UserError, match="a: not every run has a test accuracy; `python -m review.study --test` has"):
         _ = found.accuracies
     with pytest.raises(UserError, match="runs.0: has neither accuracy nor validation_accuracy"):
         read(tmp_path, {"loss": 0.1}, {"accuracy": 0.9})

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages import paths, sweep, sweep_figure
-from stages.errors import UserError
-from stages.revisions import LockedFile, Revision
+from integrity.revisions import LockedFile, Revision
+from review import sweep, sweep_figure
+from stages.common import paths
+from stages.common.errors import UserError
 
 TRAIN = paths.TRAIN_METRICS.as_posix()
 

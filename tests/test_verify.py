@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import yaml
 
-from stages import git, paths, rebuild, verify
-from stages.errors import UserError
+from integrity import git, rebuild, verify
+from stages.common import paths
+from stages.common.errors import UserError
 from tests import in_process
 from tests.clones import Clone
 from tests.toy import Project
@@ -337,7 +338,7 @@ def state(project: Project) -> str:
 
 
 HOOK = """#!/bin/sh
-exec "{python}" -m stages.verify > "{log}" 2>&1
+exec "{python}" -m integrity.verify > "{log}" 2>&1
 """
 
 
@@ -491,7 +492,7 @@ def test_told_to_stop_it_leaves_nothing(signum: signal.Signals, project: Project
     project.write("train.py", STUBBORN)
     project.run("git", "commit", "-qam", "a stage that takes long")
     process = subprocess.Popen(
-        [sys.executable, "-m", "stages.verify"],
+        [sys.executable, "-m", "integrity.verify"],
         cwd=project.path,
         env={**project.environment, "TMPDIR": str(temporary)},
         stdout=subprocess.PIPE,
@@ -533,7 +534,7 @@ def test_the_real_stages(clone: Clone, tmp_path: Path) -> None:
     def run() -> tuple[int, str]:
         environment = {**clone.environment, "TMPDIR": str(tmp_path)}
         done = subprocess.run(
-            [sys.executable, "-m", "stages.verify"],
+            [sys.executable, "-m", "integrity.verify"],
             cwd=clone.path,
             env=environment,
             stdout=subprocess.PIPE,

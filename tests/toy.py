@@ -20,7 +20,7 @@ TOY = """
 import json
 from pathlib import Path
 import numpy as np, pandas as pd, yaml
-from stages import files, scores
+from stages.common import files; from stages.evaluate import scores
 
 options = yaml.safe_load(Path("params.yaml").read_text())
 names, images = options["data"]["classes"], options["data"]["images"]

@@ -1,8 +1,8 @@
 """Run a command of .venv, as every target of the Makefile does.
 
-    python3 -I -S tools/run.py requirements.txt stages.params -- dvc repro
+    python3 -I -S tools/run.py requirements.txt integrity.params -- dvc repro
 
-looks for what is in the way, makes or mends .venv, runs `python -m stages.params`, and then becomes `python -m dvc
+looks for what is in the way, makes or mends .venv, runs `python -m integrity.params`, and then becomes `python -m dvc
 repro`: one start of Python besides the commands' own. Exit status: the command's; 2 if something is in the way; 130
 for Ctrl-C. -I and -S keep PYTHONHOME and the like from this Python, too.
 """

@@ -113,7 +113,7 @@ def descendants(process: int) -> list[int]:
 class Lab:
     """The clone, the digests that an undisturbed run ends in, and the seconds its stages took."""
 
-    MEND = (sys.executable, "-m", "stages.mend")  # what `make repro` runs before dvc
+    MEND = (sys.executable, "-m", "integrity.repair")  # what `make repro` runs before dvc
 
     def __init__(self, clone: Clone) -> None:
         self.clone = clone
@@ -133,7 +133,7 @@ class Lab:
 
     def doctor(self) -> str:
         """What `make doctor` says."""
-        return self.clone.run(sys.executable, "-m", "stages.doctor", check=False)
+        return self.clone.run(sys.executable, "-m", "integrity.doctor", check=False)
 
     def digest(self) -> dict[str, str]:
         """SHA-256 of dvc.lock and of every file that the stages write."""

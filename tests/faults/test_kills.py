@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import pytest
 
-from stages import mend
+from integrity import repair
 from tests.faults.lab import STAGES, VICTIMS, Lab
 from tests.faults.ledger import KILLS_OF, faults
 
@@ -123,7 +123,7 @@ def test_dvc_killed_while_it_writes_dvc_lock(update: int, lab: Lab) -> None:
             before = size
         run.kill("dvc")
         count["kills within dvc.lock"] += 1
-        assert mend.torn(lock.read_bytes())
+        assert repair.torn(lock.read_bytes())
         refused = lab.clone.dvc("repro", check=False)
         assert "'./dvc.lock' " in refused
         assert "Traceback" not in refused

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from stages import idx, model_file, packed, params
-from stages.errors import UserError
-from stages.params.whole import check
+from integrity.rules import check
+from stages.common import params
+from stages.common.errors import UserError
+from stages.dataset import idx, packed
+from stages.network import model_file
 
 CORPUS = Path(__file__).parent / "corpus"  # a folder a target, of inputs that reach far: kept, and begun from
 _FOLDER = tempfile.TemporaryDirectory(prefix="fuzz-")

@@ -1,0 +1,113 @@
+"""The rules for the whole of params.yaml: all sections, the blocks that are not chosen included, and how they fit.
+
+The stages check what they read; this checks all of it before the first one starts, as far as it takes no data and no
+device to tell.
+"""
+
+from typing import Any
+
+from stages.common import params, paths
+from stages.common.errors import UserError
+from stages.common.params import Section
+from stages.dataset.registry import DATA_SETS
+from stages.download.options import Data
+from stages.evaluate.options import Evaluate
+from stages.network.options import MODELS, Cnn, Model
+from stages.preprocess.options import Preprocess
+from stages.train.options import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, Train
+
+SCHEMAS: dict[str, type[Section]] = {
+    "data": Data,
+    "preprocess": Preprocess,
+    "model": Model,
+    **{f"models.{name}": schema for name, schema in MODELS.items()},
+    "train": Train,
+    **{f"optimizers.{name}": schema for name, schema in OPTIMIZERS.items()},
+    **{f"schedules.{name}": schema for name, schema in SCHEDULES.items()},
+    **{f"augmentations.{name}": schema for name, schema in AUGMENTATIONS.items()},
+    "evaluate": Evaluate,
+}
+
+
+def read() -> None:
+    """Read params.yaml, and nothing else. Raises UserError with a line for each mistake."""
+    if lines := check(params.load(paths.PARAMS)):
+        raise UserError("\n".join(lines))
+
+
+def check(values: dict[str, Any]) -> list[str]:
+    """A line for each mistake."""
+    if lines := no_text(values):
+        return lines  # to which the schemas have no answer
+    lines = unknown(values)
+    for key, schema in SCHEMAS.items():
+        try:
+            params.section(values, key, schema)
+        except UserError as error:
+            lines.append(str(error))
+    return lines or contradictions(values)
+
+
+def no_text(values: dict[Any, Any], place: str = "") -> list[str]:
+    """A line for each key, at any depth, that YAML reads as something else than text, such as `1:` or `true:`."""
+    lines = []
+    for key, value in values.items():
+        if not isinstance(key, str):
+            lines.append(f"{paths.PARAMS}: {place}{params.shown(key)}: a key that is not text but {type(key).__name__}")
+        if isinstance(value, dict):
+            lines += no_text(value, f"{place}{params.shown(key)}.")
+    return lines
+
+
+def unknown(values: dict[str, Any]) -> list[str]:
+    """A line for each section, and each block of choices, that no stage knows."""
+    blocks = {key.partition(".")[0] for key in SCHEMAS if "." in key}
+    top = list(dict.fromkeys(key.partition(".")[0] for key in SCHEMAS))
+    lines = [
+        f"{paths.PARAMS}: {params.shown(key)}: unknown section{params.nearest(str(key), top)}; "
+        f"allowed: {', '.join(top)}"
+        for key in values
+        if key not in top
+    ]
+    for block in sorted(blocks):
+        known = [key.partition(".")[2] for key in SCHEMAS if key.startswith(f"{block}.")]
+        here = values.get(block)
+        lines += [
+            f"{paths.PARAMS}: {block}.{params.shown(key)}: unknown{params.nearest(str(key), known)}; "
+            f"allowed: {', '.join(known)}"
+            for key in (here if isinstance(here, dict) else {})
+            if key not in known
+        ]
+    return lines
+
+
+def contradictions(values: dict[str, Any]) -> list[str]:
+    """A line for each rule between sections that is broken. values: right section by section."""
+    train, data_set = values["train"], DATA_SETS[values["data"]["name"]]
+    lines = []
+
+    patience, fraction = train["early_stopping_patience_epochs"], values["preprocess"]["validation_fraction"]
+    if patience and round(fraction * data_set.largest_class) == 0:
+        lines.append(
+            f"train.early_stopping_patience_epochs is {patience}, and preprocess.validation_fraction is {fraction}, "
+            "which leaves no image to stop on; allowed: 0, or a larger fraction"
+        )
+
+    if train["precision"] == "float16" and train["device"] in ("cpu", "mps"):
+        lines.append(
+            f"train.precision is float16 and train.device is {train['device']}; allowed: float16 on auto | cuda, or "
+            "float32 | bfloat16"
+        )
+
+    cnn = Cnn.model_validate(values["models"]["cnn"])
+    try:
+        sizes = cnn.map_sizes(*data_set.image_shape[1:])
+    except ValueError as error:
+        lines.append(f"models.cnn: {error}")
+    else:
+        if values["model"]["name"] == "cnn" and train["batch_size"] == 1 and (1, 1) in sizes:
+            lines.append(
+                f"train.batch_size is 1, and block {sizes.index((1, 1)) + 1} of models.cnn gives one pixel per image, "
+                "but batch norm needs two values; allowed: a batch_size of 2 or more, or blocks that shrink less"
+            )
+    return [f"{paths.PARAMS}: {line}" for line in lines]

@@ -1,0 +1,181 @@
+"""Does the committed pipeline end in the committed bytes? `python -m integrity.verify`, or `make verify`.
+
+Clones HEAD into a temporary folder, runs every stage there without DVC's cache or run cache, and compares three things
+for each output: the file that Git keeps, the MD5 in the committed dvc.lock, and the bytes that were rebuilt. Not a
+stage: it writes nothing outside that folder, which is deleted at the end. Exit status: 0, all the same; 1, something
+differs, and the table names it; 2, it could not be told.
+"""
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from integrity import git, rebuild, revisions
+from integrity.revisions import Lock
+from stages.common import command, paths, record
+from stages.common.errors import UserError
+from stages.evaluate import predictions
+
+MODEL, PREDICTIONS = paths.MODEL.as_posix(), paths.PREDICTIONS.as_posix()
+
+
+def main() -> int:
+    """Rebuild, compare, report; returns the exit status, 0 or 1."""
+    command.no_arguments()
+    root = rebuild.project()
+    commit = git.head(root)
+    with tempfile.TemporaryDirectory(prefix="verify-") as scratch:
+        committed = rebuild.lock(git.file(root, commit, revisions.LOCK), "HEAD")
+        if git.run(root, "status", "--porcelain", "--untracked-files=no", "--", "."):
+            print("note: the work tree differs from HEAD; HEAD is what is verified", flush=True)
+        start = time.perf_counter()
+        clone = git.clone(root, commit, Path(scratch) / "clone")
+        print(f"rebuilding {commit[:12]} from nothing, in {clone}", flush=True)
+        made = rebuild_all(clone, Path(scratch), committed)
+        seconds = time.perf_counter() - start
+
+        inputs = rebuild.inputs(committed, made)
+        outputs = rebuild.outputs(root, commit, committed, made, clone, list(made.stages))
+        wrong = {out.path: problem for out in outputs if (problem := out.problem() or uncommitted(clone, out))}
+        print(f"\n{'stage':<12}{'artifact':<38}bytes")
+        for stage, name, problem in inputs:
+            print(f"{stage:<12}{f'{name} (input)':<38}{problem}")
+        for out in outputs:
+            print(f"{out.stage:<12}{out.path:<38}{wrong.get(out.path, 'identical')}")
+        print()
+        for line in environments(root, clone, commit, committed):
+            print(line)
+        if not wrong and not inputs:
+            print(f"identical: {len(outputs)} artifacts of {commit[:12]}, rebuilt from nothing in {seconds:.0f} s")
+            return 0
+        if inputs:
+            names = ", ".join(dict.fromkeys(name for _, name, _ in inputs))
+            print(f"{revisions.LOCK} was made from other code or inputs than HEAD's: {names}")
+        diverged = [out for out in outputs if out.rebuilt != (out.committed or out.locked)]
+        if diverged:
+            print(f"diverged: {diverged[0].stage} is the first stage whose rebuilt bytes are not those on record")
+        for out in diverged:
+            print(f"  {out.path}: {difference(root, clone, commit, out)}")
+        print(f"not the same: {', '.join(wrong) or revisions.LOCK}")
+        return 1
+
+
+def rebuild_all(clone: Path, scratch: Path, committed: Lock) -> Lock:
+    """Run all stages in a clone that has none of their results; returns the dvc.lock that this writes."""
+    (clone / revisions.LOCK).unlink()
+    for stage in committed.stages.values():  # what a stage does not write must not count as rebuilt
+        for out in stage.outs:
+            remove(clone, out.path)
+    remove(clone, paths.ENVIRONMENT.as_posix())
+    environment = rebuild.isolated(clone, scratch, "cache")  # in .dvc: a cache that holds nothing
+    ran = rebuild.repro(clone, ["--force", "--no-run-cache"], environment)
+    made = rebuild.lock((clone / revisions.LOCK).read_bytes(), "the rebuilt run")
+    if idle := [name for name in made.stages if name not in ran]:
+        raise UserError(f"dvc.yaml: {', '.join(idle)} did not run; is it frozen there?")
+    return made
+
+
+def remove(clone: Path, path: str) -> None:
+    """Delete a file or a folder of the clone, if it is there. Raises UserError for a path that leads out of it."""
+    place = clone / path
+    if clone.resolve() not in place.parent.resolve().parents and place.parent.resolve() != clone.resolve():
+        raise UserError(f"HEAD: {revisions.LOCK} names an output outside of the project: {path}")
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
+
+
+def uncommitted(clone: Path, out: rebuild.Output) -> str:
+    """What is wrong with an output that Git has to keep, and does not; empty for one that DVC keeps."""
+    if out.committed is None and git.run(clone, "ls-files", "--others", "--exclude-standard", "--", out.path):
+        return "missing in Git"
+    return ""
+
+
+def difference(root: Path, clone: Path, commit: str, out: rebuild.Output) -> str:
+    """By how much a rebuilt output differs from the one on record, in a line."""
+    try:
+        here = (clone / out.path).read_bytes() if (clone / out.path).is_file() else b""
+        if out.committed and out.path.endswith(".json"):
+            sides = [git.file(root, commit, out.path) or b"", here]
+            before, after = (revisions.flatten(revisions.parse_json(side, out.path), out.path) for side in sides)
+            return metrics(before, after)
+        if out.path in (MODEL, PREDICTIONS):
+            with revisions.repository() as repo:
+                content, _ = revisions.fetch(repo, revisions.LockedFile(path=out.path, md5=out.locked))
+            return weights(content, here) if out.path == MODEL else images(content, here)
+    except (UserError, SafetensorError, ValueError, OSError) as error:
+        return f"by how much is not known: {revisions.one_line(error)}"
+    return "other bytes"
+
+
+def metrics(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """The numbers that differ between two metrics files, flattened."""
+    keys = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]
+    numbers = [key for key in keys if all(isinstance(side.get(key), int | float) for side in (before, after))]
+    shown = [f"{key} {before[key]:g} -> {after[key]:g} ({after[key] - before[key]:+.3g})" for key in numbers[:6]]
+    return "; ".join(shown) + (f"; and {len(keys) - len(shown)} more" if len(keys) > len(shown) else "")
+
+
+def weights(before: bytes, after: bytes) -> str:
+    """The largest difference of a weight between two model files."""
+    import torch  # its import takes longer than the rest of a comparison that finds no other model
+    from safetensors.torch import load
+
+    sides = [load(before), load(after)]
+    if {name: tensor.shape for name, tensor in sides[0].items()} != {
+        name: tensor.shape for name, tensor in sides[1].items()
+    }:
+        return "another network"
+    largest = {name: (sides[0][name].double() - sides[1][name].double()).abs().max().item() for name in sides[0]}
+    name = max(largest, key=lambda each: largest[each])
+    size = max(tensor.double().abs().max().item() for tensor in sides[0].values())
+    changed = sum(int(torch.ne(sides[0][each], sides[1][each]).sum()) for each in largest)
+    if not changed:
+        return "the same weights, in another file: classes or options differ"
+    return f"{changed:,} weights differ, {name} by {largest[name]:.3g} at most (the largest weight is {size:.3g})"
+
+
+def images(before: bytes, after: bytes) -> str:
+    """How many predictions differ between two files of them."""
+    sides = [predictions.parse(content, "predictions") for content in (before, after)]
+    if len(sides[0]) != len(sides[1]):
+        return f"{len(sides[1]):,} predictions instead of {len(sides[0]):,}"
+    changed = int((sides[0]["prediction"].astype(str) != sides[1]["prediction"].astype(str)).sum())
+    return f"{changed:,} of {len(sides[0]):,} predictions changed; the rest of the difference is in probabilities"
+
+
+def environments(root: Path, clone: Path, commit: str, committed: Lock) -> list[str]:
+    """A line for each stage whose recorded environment is not that of this rebuild, or that has none.
+
+    A record that names its outputs counts if dvc.lock names the same: another run may have written it.
+    """
+    lines = []
+    for path in sorted((clone / paths.ENVIRONMENT).glob("*.json")):
+        name = (paths.ENVIRONMENT / path.name).as_posix()
+        try:
+            before = revisions.parse_json(git.file(root, commit, name) or b"", name)
+        except UserError:
+            lines.append(f"environment of {path.stem}: not recorded with the commit")
+            continue
+        locked = committed.stages.get(path.stem)
+        md5s = {out.path: out.md5 for out in locked.outs} if locked else {}
+        if not record.describes(before, md5s):
+            lines.append(f"environment of {path.stem}: not recorded: {name} describes other outputs")
+            continue
+        here = revisions.parse_json(path.read_bytes(), name)
+        keys = [key for key in dict.fromkeys([*before, *here]) if key != "outputs"]
+        changed = [key for key in keys if before.get(key) != here.get(key)]
+        if changed:
+            told = "; ".join(f"{key} {before.get(key)} there, {here.get(key)} here" for key in changed)
+            lines.append(f"environment of {path.stem}: {told}")
+    return lines or ["environment: as recorded with the commit"]
+
+
+if __name__ == "__main__":
+    command.run(main, "nothing is left behind")

@@ -1,0 +1,158 @@
+"""A comparison (of review/comparison.py) as text: tables for a terminal, Markdown for a pull request."""
+
+import json
+import textwrap
+from collections.abc import Callable
+from pathlib import PurePath
+from typing import Any
+
+import pandas as pd
+
+from stages.common.errors import printable
+
+MISSING = "-"
+LEFT = ("key", "metric", "study", "read by", "")  # columns of words; the others are set to the right
+WIDTH = 100  # of wrapped lines on a terminal
+
+Quote = Callable[[str], str]  # how names and values that somebody chose are written
+Titled = tuple[str, pd.DataFrame, list[str]]  # a title, a table, and lines below it
+
+
+def table(document: dict[str, Any]) -> str:
+    """Plain tables; the verdict comes last, where a terminal ends."""
+    blocks = [f"A: {side(document['a'])}\nB: {side(document['b'])}"]
+    for title, frame, lines in _tables(document, str):
+        blocks.append("\n".join([title, *(f"  {line}" for line in [*_rows(frame), *lines])]))
+    if document["notes"]:
+        blocks.append("\n".join(f"note: {note}" for note in document["notes"]))
+    verdict = f"{heading(document, str)}: {document['verdict']['text']}"
+    blocks.append("\n".join(textwrap.fill(line, WIDTH) for line in (f"Results: {document['evidence']}.", verdict)))
+    return "\n\n".join(printable(block) for block in blocks) + "\n"
+
+
+def _rows(frame: pd.DataFrame) -> list[str]:
+    """The lines of a table, words to the left and numbers to the right."""
+    if frame.empty:
+        return ["none"]
+    aligned = {}
+    for name, column in frame.items():
+        width = max([len(str(name)), *column.str.len()])
+        aligned[str(name).ljust(width) if name in LEFT else name] = column.str.ljust(width) if name in LEFT else column
+    return [line.rstrip() for line in pd.DataFrame(aligned).to_string(index=False).splitlines()]
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """GitHub's Markdown; the verdict comes first. Names and values are code: they cannot become markup or mentions."""
+    verdict = document["verdict"]
+    text = verdict["text"]
+    blocks = [f"### {heading(document, _code)}", f"{_text(text[:1].upper() + text[1:])}."]
+    blocks += [f"> {_text(note)}" for note in document["notes"]]
+    for title, frame, lines in _tables(document, _code):
+        sides = ["left" if name in LEFT else "right" for name in frame]
+        rows = frame.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, colalign=sides)
+        blocks.append("\n\n".join([f"**{title}**", rows if len(frame) else "none", *lines]))
+    method = f" Method: {verdict['method']}." if verdict["method"] else ""
+    evidence = f" Results: {_text(document['evidence'])}."
+    blocks.append(f"A: {_code(side(document['a']))}, B: {_code(side(document['b']))}.{method}{evidence}")
+    return "\n\n".join(blocks) + "\n"
+
+
+def heading(document: dict[str, Any], quote: Quote) -> str:
+    """The verdict in a few words."""
+    a, b, word = quote(document["a"]["name"]), quote(document["b"]["name"]), document["verdict"]["word"]
+    return f"{b} is {word} than {a}" if word in ("better", "worse") else f"{b} against {a}: {word}"
+
+
+def _tables(document: dict[str, Any], quote: Quote) -> list[Titled]:
+    if "studies" in document:
+        return [_studies(document["studies"], document["part"], quote)]
+    tables = [_parameters(document["parameters"], quote), _metrics(document["metrics"], quote)]
+    return [*tables, _images(document["images"])] if document["images"] else tables
+
+
+def _parameters(rows: list[dict[str, Any]], quote: Quote) -> Titled:
+    columns = {
+        "key": [quote(row["key"]) for row in rows],
+        "A": [quote(value(row["a"])) if "a" in row else MISSING for row in rows],
+        "B": [quote(value(row["b"])) if "b" in row else MISSING for row in rows],
+        "read by": [", ".join(map(quote, row["read_by"])) or "no stage" for row in rows],
+    }
+    return "Parameters that differ", pd.DataFrame(columns), []
+
+
+def _metrics(every: list[dict[str, Any]], quote: Quote) -> Titled:
+    rows = [row for row in every if row["difference"] != 0]
+    same = len(every) - len(rows)
+    columns = {
+        "metric": [quote(f"{PurePath(row['file']).stem}: {row['metric']}") for row in rows],
+        "A": [number(row["a"]) for row in rows],
+        "B": [number(row["b"]) for row in rows],
+        "B - A": [number(row["difference"], sign="+") for row in rows],
+    }
+    return "Metrics that differ", pd.DataFrame(columns), [f"({same} more are the same on both sides)"] if same else []
+
+
+def _images(images: dict[str, Any]) -> Titled:
+    """The counts, two by two, and the first few images that were fixed and broken."""
+    columns = {
+        "": ["A correct", "A wrong"],
+        "B correct": [f"{images['both_right']:,}", f"{images['fixed']:,} fixed"],
+        "B wrong": [f"{images['broken']:,} broken", f"{images['both_wrong']:,}"],
+    }
+    lines = [f"{images['changed']:,} of {images['images']:,} predictions changed"]
+    for name in ("fixed", "broken"):
+        examples = [str(row["index"]) for row in images[f"{name}_examples"]]
+        more = ["..."] if images[name] > len(examples) else []
+        lines += [f"{name}: {', '.join([*examples, *more])}"] if examples else []
+    return "Test images", pd.DataFrame(columns), lines
+
+
+def _studies(rows: list[dict[str, Any]], part: str, quote: Quote) -> Titled:
+    columns = {
+        "": ["A", "B"],
+        "study": [quote(row["name"]) for row in rows],
+        "seeds": [f"{row['seeds']:,}" for row in rows],
+        "mean": [f"{100 * row['mean']:.3f} %" for row in rows],
+        "deviation": [f"{100 * row['deviation']:.3f}" for row in rows],
+        "lowest": [f"{100 * row['low']:.2f} %" for row in rows],
+        "highest": [f"{100 * row['high']:.2f} %" for row in rows],
+    }
+    return f"{part.capitalize()} accuracy over seeds", pd.DataFrame(columns), []
+
+
+def side(document: dict[str, Any]) -> str:
+    """`a` or `b` of a document, by name and commit."""
+    name = str(document["name"])
+    return f"{name} ({document['commit'][:7]})" if document["commit"] else name
+
+
+def value(given: Any) -> str:
+    """The value of a parameter, short."""
+    text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False, default=str)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def number(given: float | None, sign: str = "") -> str:
+    """A metric, or a difference of two (sign: +)."""
+    if given is None:
+        return MISSING
+    if isinstance(given, int):
+        return f"{given:{sign},}"
+    return f"{given:{sign}.6g}" if abs(given) < 1e-4 else f"{given:{sign}.6f}".rstrip("0").removesuffix(".")
+
+
+def _code(text: str) -> str:
+    """Text as code in Markdown, in a cell of a table too."""
+    return "`" + printable(text).replace("\n", " ").replace("`", "'").replace("|", "\\|") + "`"
+
+
+def _text(text: str) -> str:
+    """A sentence in Markdown, in which what would be markup is not; code between backticks is set as code."""
+    parts = printable(text).replace("\n", " ").split("`")
+    if len(parts) % 2 == 0:  # a backtick too many
+        parts = ["'".join(parts)]
+    escaped = "".join
+    return "`".join(
+        part if at % 2 else escaped(f"\\{letter}" if letter in "\\*_[]<>#|~" else letter for letter in part)
+        for at, part in enumerate(parts)
+    ).replace("@", "@\u200b")  # a zero width space: nobody is mentioned

@@ -1,0 +1,125 @@
+"""The page of the work tree's run: `python -m review.report [--against REV]`, or `make report [REV=main]`.
+
+One HTML file that loads and runs nothing: results, curves, mistakes with their pictures, parameters, provenance; and
+against another commit, branch, tag or experiment what changed, and whether that is more than chance. Not a stage.
+Results are those that dvc.lock records, not rerun here. The same run gives the same bytes.
+Exit status 2 if there is nothing to show.
+"""
+
+import argparse
+import functools
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from integrity import git, revisions
+from review import comparison, pictures, report_page, results
+from review.report_page import Against, Provenance
+from review.results import Results
+from stages.common import command, files, paths
+from stages.common.errors import UserError
+from stages.dataset import data_card, packed
+
+OUT = "report.html"  # Git ignores it
+LEVEL = 0.05  # of the verdict: the share of false alarms, as `review.compare` has it unless told otherwise
+
+
+def main() -> None:
+    """Read, draw, write, and say where."""
+    asked = arguments()
+    out = Path(asked.out)
+    if out.suffix != ".html":
+        raise UserError(f"--out is {asked.out!r}; allowed: a name that ends in .html")
+    with revisions.repository() as repo:
+        run = results.read(repo, None)
+        against = compared(repo, asked.against, run) if asked.against is not None else None
+        images, why = test_images(repo, run)
+        # The comparison's notes are of both sides; those of the files that a page alone reads are not among them.
+        notes = [*(against.document["notes"] if against else alone(run)), *run.missing]
+        sides = [run.revision, *([against.other.revision] if against else [])]
+        notes += revisions.damaged(repo, sides, besides=paths.PREDICTIONS.as_posix())
+        if why:
+            notes.append(f"no pictures: {why}")
+        page = report_page.page(run, against, functools.partial(picture, images), notes, provenance(repo))
+    files.write_text(out, page)
+    print(f"{out}: {report_page.heading(report_page.numbers(run))}, {len(page.encode()) / 1000:,.0f} kB")
+    if against:
+        document = against.document
+        print(f"{document['b']['name']} against {document['a']['name']}: {document['verdict']['word']}")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m review.report", description="The work tree's run as one HTML page."
+    )
+    parser.add_argument("--against", metavar="REV", help="what to compare with: a commit, branch, tag or experiment")
+    parser.add_argument("--out", metavar="FILE", default=OUT, help="default: %(default)s")
+    return parser.parse_args()
+
+
+def compared(repo: Any, name: str, run: Results) -> Against:
+    """The other side, A, and the comparison, in which the run is B. Raises UserError."""
+    other = results.read(repo, name)
+    document = comparison.revisions(
+        other.revision,
+        run.revision,
+        (other.predictions, run.predictions),
+        paths.TEST_METRICS.as_posix(),
+        paths.TEST.as_posix(),
+        LEVEL,
+    )
+    return Against(other, document)
+
+
+def alone(run: Results) -> list[str]:
+    """The notes of a run that is not compared."""
+    table = run.predictions.table
+    test_metrics = paths.TEST_METRICS.as_posix()
+    contradictions = comparison.errors_elsewhere(run.revision, table, test_metrics) if table is not None else []
+    return [*run.revision.notes, *(f"{run.revision.name}: {note}" for note in run.predictions.notes), *contradictions]
+
+
+def test_images(repo: Any, run: Results) -> tuple[packed.Images | None, str]:
+    """The test set that the predictions are of, (N, C, H, W); or None, with the reason."""
+    if run.predictions.table is None:
+        return None, f"no predictions: {run.predictions.why}"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for path in (paths.DATA_CARD, paths.TEST):
+                out = run.revision.outs.get(path.as_posix())
+                if out is None:
+                    raise UserError(f"{revisions.LOCK} does not name {path}")
+                content, _ = revisions.fetch(repo, out)  # the bytes of that MD5: not of another data set by now
+                (Path(folder) / path.name).write_bytes(content)
+            card = data_card.read(Path(folder) / paths.DATA_CARD.name)
+            images, labels = packed.read(Path(folder) / paths.TEST.name, card.shape, len(card.classes))
+        except UserError as error:
+            return None, str(error).replace(f"{folder}/", "")
+    table = run.predictions.table
+    if not np.array_equal(np.array(card.classes)[labels], table["label"].astype(str).to_numpy()):
+        return None, f"{paths.TEST} has other labels than {paths.PREDICTIONS}"
+    return images, ""
+
+
+def picture(images: packed.Images | None, index: int) -> str | None:
+    """A test image as a data: URI; None without images."""
+    return None if images is None else pictures.data_uri(images[index])
+
+
+def provenance(repo: Any) -> Provenance:
+    """Where the work tree stands."""
+    root = Path(repo.root_dir)
+    branch = os.fsdecode(git.run(root, "branch", "--show-current")).strip()  # nothing: a commit that no branch is at
+    changed = os.fsdecode(git.run(root, "diff", "--name-only", "--relative", "-z", "HEAD")).split("\0")[:-1]
+    lock = root / revisions.LOCK
+    digest = hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None
+    return Provenance(revisions.resolve(repo, "HEAD"), branch or None, sorted(changed), digest)
+
+
+if __name__ == "__main__":
+    command.run(main)

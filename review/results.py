@@ -1,0 +1,156 @@
+"""What a run recorded, read and checked: what Git keeps of it (metrics, curves and so on), and its predictions.
+
+K: classes. A file that is missing, or that no stage wrote, is None, with the reason in `missing`.
+"""
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from integrity import revisions
+from integrity.revisions import Revision
+from stages.common import paths, record
+from stages.common.errors import UserError
+from stages.evaluate import predictions, scores
+from stages.evaluate.predictions import Found
+from stages.evaluate.scores import Ints
+
+STAGES = ("train", "evaluate")  # that record where they ran
+BINS = ["low", "high", "images", "confidence", "accuracy", "accuracy_low", "accuracy_high"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How many images of each class (row) were predicted as each class (column): int64 (K, K)."""
+
+    classes: list[str]
+    matrix: Ints
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run."""
+
+    revision: Revision
+    predictions: Found
+    curves: pd.DataFrame | None  # one row per epoch: epoch, and what was measured
+    confusion: Confusion | None
+    reliability: pd.DataFrame | None  # as stages.evaluate.scores.reliability gives it
+    environment: dict[str, dict[str, Any]]  # stage -> what it ran on
+    missing: list[str] = field(default_factory=list)  # a line each
+
+
+def read(repo: Any, name: str | None) -> Results:
+    """Read a revision; None: the work tree. Raises UserError if there is no such revision, or nothing measured."""
+    side = revisions.read(repo, name, paths.PARAMS.as_posix(), f"{paths.TEST_METRICS.parent.as_posix()}/*.json")
+    missing: list[str] = []
+
+    def kept(path: str, parse: Callable[[bytes, str], T]) -> T | None:
+        try:
+            content = revisions.kept(repo, side, path)
+            if content is None:
+                raise UserError(f"{side.name}: no {path} there")
+            return parse(content, f"{side.name}: {path}")
+        except UserError as error:
+            missing.append(str(error))
+            return None
+
+    outs = {path: out.md5 for path, out in side.outs.items()}
+    environment = {}
+    for stage in STAGES:
+        recorded = kept((paths.ENVIRONMENT / f"{stage}.json").as_posix(), revisions.parse_json)
+        if recorded is not None and record.describes(recorded, outs):
+            environment[stage] = recorded
+        elif recorded is not None:
+            missing.append(f"{side.name}: the environment of this run of {stage} is not recorded, only that of another")
+    found = predictions.load(repo, side, paths.PREDICTIONS.as_posix())
+    matrix = kept(paths.CONFUSION.as_posix(), confusion)
+    if matrix is not None and found.table is not None and not counted_from(matrix, found.table):
+        missing.append(f"{side.name}: {paths.CONFUSION} contradicts the predictions; `dvc repro` there")
+    return Results(
+        revision=side,
+        predictions=found,
+        curves=kept(paths.TRAINING_CURVES.as_posix(), curves),
+        confusion=matrix,
+        reliability=kept(paths.RELIABILITY.as_posix(), reliability),
+        environment=environment,
+        missing=missing,
+    )
+
+
+def counted_from(found: Confusion, table: pd.DataFrame) -> bool:
+    """Whether a confusion matrix is that of a table of predictions."""
+    if list(table["label"].cat.categories) != found.classes:
+        return False
+    codes = [table[name].cat.codes.to_numpy().astype(np.int64) for name in ("label", "prediction")]
+    return np.array_equal(scores.confusion(codes[0], codes[1], len(found.classes)), found.matrix)
+
+
+def curves(content: bytes, name: str) -> pd.DataFrame:
+    """metrics/plots/training.csv: columns of numbers, the epoch first. Raises UserError."""
+    table = _csv(content, name)
+    if table.columns[:1].tolist() != ["epoch"] or table.empty:
+        raise UserError(f"{name}: no table of epochs; `dvc repro` writes it")
+    return _numbers(table, name)
+
+
+def confusion(content: bytes, name: str) -> Confusion:
+    """metrics/plots/confusion.csv: label, prediction, images; one row per pair of classes. Raises UserError."""
+    table = _csv(content, name)
+    if table.columns.tolist() != ["label", "prediction", "images"]:
+        raise UserError(f"{name}: no table of label, prediction and images; `dvc repro` writes it")
+    classes = list(dict.fromkeys(table["label"]))
+    pairs = [(label, prediction) for label in classes for prediction in classes]
+    if list(zip(table["label"], table["prediction"], strict=True)) != pairs or len(classes) < 2:
+        raise UserError(f"{name}: not one row per pair of classes; `dvc repro` writes it again")
+    counts = _numbers(table[["images"]], name)["images"].to_numpy()
+    if counts.min() < 0 or counts.max() > 1e12:
+        raise UserError(f"{name}: images are counts; `dvc repro` writes it again")
+    return Confusion(classes, counts.astype(np.int64).reshape(len(classes), len(classes)))
+
+
+def reliability(content: bytes, name: str) -> pd.DataFrame:
+    """metrics/plots/reliability.csv: one row per bin of confidence. Raises UserError."""
+    table = _csv(content, name)
+    if table.columns.tolist() != BINS:
+        raise UserError(f"{name}: its columns are not {', '.join(BINS)}; `dvc repro` writes it again")
+    numbers = _numbers(table, name)
+    if not numbers.drop(columns="images").apply(lambda column: column.between(0, 1)).all(axis=None):
+        raise UserError(f"{name}: shares are from 0 to 1; `dvc repro` writes it again")
+    return numbers.astype({"images": np.int64})
+
+
+def _csv(content: bytes, name: str) -> pd.DataFrame:
+    """A table of text; a class may be called 1, NA or None."""
+    try:
+        return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, encoding="utf-8")
+    except (ValueError, RecursionError) as error:  # ValueError: EmptyDataError, ParserError, UnicodeDecodeError
+        raise UserError(f"{name}: not a CSV file: {revisions.one_line(error)}") from None
+
+
+def _numbers(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Text as numbers, all of them finite and none of them vast."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not (math.isfinite(value) and abs(value) < 1e15):
+            raise ValueError(f"{text[:20]!r} is no number of a run")
+        return value
+
+    try:
+        return pd.DataFrame({str(column): [number(text) for text in values] for column, values in table.items()})
+    except ValueError as error:
+        raise UserError(f"{name}: {revisions.one_line(error)}; `dvc repro` writes it again") from None
+
+
+def most_confident(table: pd.DataFrame, places: Ints, most: int) -> Sequence[int]:
+    """Of the images at `places`, the `most` with the highest probability of their prediction, the highest first."""
+    order = np.argsort(-table["probability"].to_numpy()[places], kind="stable")[:most]
+    return [int(place) for place in places[order]]

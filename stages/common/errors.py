@@ -1,0 +1,370 @@
+"""How a program of this project ends: in one line that says what to do, and with a status that says what happened.
+
+0: done. 1: a verdict (worse, other bytes, damaged), which only the program itself returns. 2: anything that went wrong;
+a traceback means a bug of ours. 128 + the signal's number: told to stop, or (SIGPIPE) nobody reads the output any more.
+"""
+
+import errno
+import fcntl
+import io
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, NoReturn, TextIO
+
+from stages.common import paths
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STARTED_BY = (
+    "STAGES_STARTED_BY"  # environment variable of the programs that one of ours runs: the number of its process
+)
+POLL_SECONDS = 0.1  # while waiting for another stage
+WATCH_SECONDS = 0.5  # between two looks at whether dvc is still there
+WAKE_SECONDS = 0.1  # between a signal and the interruption of a wait that has not noticed it
+SWALLOWED_SECONDS = 15  # after which a signal raises again; the cleanup takes less
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)  # of a file system without flock
+NO_MEMORY = ("can't allocate memory", "DefaultCPUAllocator", "out of memory", "bad_alloc", "can't start new thread")
+KEPT = "nothing is kept of this stage; `dvc repro` begins it again"
+
+
+class UserError(Exception):
+    """Something the user can fix. The text says what is wrong, where, and how to fix it."""
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """The program was told to stop (SIGTERM, Ctrl-C). The text says what is kept."""
+
+    def __init__(self, signum: int, kept: str) -> None:
+        super().__init__(kept)
+        self.status = 128 + signum
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal, raised in the main thread, so that every `with` and `finally` on the way out does its work."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__()
+        self.signum = signum
+
+
+def run(main: Callable[[], int | None], alone: bool = True, kept: str = KEPT, memory: str = "") -> NoReturn:
+    """Run a program, command line and all, and exit: with the status it returns, or as the module's docstring says.
+
+    alone: wait until no other stage is at work in this folder. kept: what is left if a signal ends it. memory: the keys
+    of params.yaml that decide how much memory it takes.
+    """
+    for stream in _streams():
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal cannot show is no reason to fail
+            stream.reconfigure(errors="replace")
+    with _signals_raise():
+        _watch_who_started_this()
+        status = _status(main, alone, kept, memory)
+        _drop_what_cannot_be_written()
+    sys.exit(status)
+
+
+def _status(main: Callable[[], int | None], alone: bool, kept: str, memory: str) -> int:
+    try:
+        try:
+            with one_stage_at_a_time() if alone else nullcontext():
+                status: Any = main()
+        except SystemExit as end:  # of argparse, say
+            status = end.code
+        if isinstance(status, str):
+            raise UserError(status)
+        for stream in _streams():
+            try:
+                stream.flush()
+            except OSError as error:
+                error.filename = stream.name
+                raise
+        return int(status or 0)
+    except Interrupted as stop:
+        _print_line(f"interrupted: {stop}")
+        return stop.status
+    except KeyboardInterrupt as stop:
+        _print_line(f"interrupted: {kept}")
+        return 128 + (stop.signum if isinstance(stop, Stopped) else signal.SIGINT)
+    except Exception as error:
+        return _explain(error, memory)
+
+
+def _explain(error: BaseException, memory: str) -> int:
+    """Say what went wrong, in one line if the user can do something about it; return the exit status."""
+    if isinstance(error, UserError):
+        _print_line(f"error: {error}")
+    elif isinstance(error, BrokenPipeError) and _nobody_reads():
+        return 128 + signal.SIGPIPE
+    elif _is_lack_of_memory(error):
+        keys = f"; what decides it in {paths.PARAMS}: {memory}" if memory else ""
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        _print_line(f"error: not enough memory in {_program()} ({reason[:200]}){keys}")
+    elif isinstance(error, OSError):  # disk full, no permission, not a directory
+        place = f"{error.filename}: " if error.filename else ""
+        _print_line(f"error: {place}{error.strerror or error}")
+    elif isinstance(error, ImportError) and not (error.name or "").startswith(("stages", "review", "integrity")):
+        reason = (str(error).splitlines() or [""])[0]
+        _print_line(
+            f"error: {reason} ({sys.executable}): a package of requirements.txt is missing or broken; "
+            "remove .venv, and `make repro` builds it again"
+        )
+    else:
+        with suppress(OSError):
+            traceback.print_exception(error)
+        _print_line(f"error: this is a bug in {_program()}, no mistake of yours: please report it with the lines above")
+    return 2
+
+
+def uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A `sys.excepthook` for what is raised before `run` is reached, as an import that fails: it ends as in `run`."""
+    if isinstance(error, KeyboardInterrupt):
+        _print_line("interrupted: it had not begun")
+        status = 128 + signal.SIGINT
+    else:
+        status = _explain(error, "")
+    _drop_what_cannot_be_written()
+    os._exit(status)  # after a hook, Python itself would exit with 1, which is a verdict
+
+
+def printable(text: str) -> str:
+    """Without the control characters that a name in a file could send to a terminal."""
+    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
+
+
+def _print_line(line: str) -> None:
+    with suppress(OSError):
+        print(printable(line), file=sys.stderr, flush=True)
+
+
+def _streams() -> list[TextIO]:
+    """Standard output and error, of which Python has none where the caller has closed it."""
+    streams: list[TextIO | None] = [sys.stdout, sys.stderr]
+    return [stream for stream in streams if stream is not None]
+
+
+def _program() -> str:
+    """What runs: "train" of `python -m stages.train`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return (spec.name if spec else Path(sys.argv[0]).stem).removesuffix(".__main__").rpartition(".")[2]
+
+
+def _is_lack_of_memory(error: BaseException) -> bool:
+    """By names and words: importing torch for its exception classes would take longer than most programs run."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY))
+    )
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe whose reader has gone, as in `… | head`."""
+    poll = select.poll()
+    for stream in _streams():
+        with suppress(OSError):  # one that is no file
+            poll.register(stream.fileno(), 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
+def _drop_what_cannot_be_written() -> None:
+    """Keep Python from trying once more at its end, which would change the exit status to 120."""
+    for stream in _streams():
+        try:
+            stream.flush()
+        except OSError:
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+# --- signals
+
+_deferred: list[int] | None = None  # signals that came within `signals_deferred`; None outside of it
+_signal_times: list[float] = []  # when signals came, since `run` began
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    """Raise Stopped at the first signal. Later ones only shorten waits: a second exception would break off the cleanup.
+
+    If a library swallows the exception (in a __del__, for instance), signals must not stay without effect: after a
+    while the next one raises again.
+    """
+    if _deferred is not None:
+        _deferred.append(signum)
+        return
+    _signal_times.append(time.monotonic())
+    if len(_signal_times) == 1 or _signal_times[-1] - _signal_times[0] > SWALLOWED_SECONDS:
+        _signal_times[:] = _signal_times[-1:]
+        raise Stopped(signum)
+
+
+@contextmanager
+def signals_deferred() -> Iterator[None]:
+    """Within the block a signal does not interrupt the main thread, which is interrupted at the end of the block.
+
+    For what must not be half done, such as starting a program and noting that it runs. Other threads never are.
+    """
+    global _deferred
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _deferred = []
+    try:
+        yield
+    finally:
+        signals, _deferred = _deferred, None
+        for signum in signals:
+            _stop(signum, None)
+
+
+def second_signal_came() -> bool:
+    """Whether a second signal has come: the person does not want to wait for the cleanup."""
+    return len(_signal_times) > 1
+
+
+def _not_ignored() -> list[signal.Signals]:
+    """The signals that end a program; nohup ignores SIGHUP, and a shell's `&` in a script SIGINT."""
+    return [each for each in SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    _signal_times.clear()
+    before: dict[signal.Signals, Any] = {each: signal.signal(each, _stop) for each in _not_ignored()}
+    before[signal.SIGURG] = signal.signal(signal.SIGURG, lambda signum, frame: None)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_interrupt_waits, args=(reader,), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        os.close(writer)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _interrupt_waits(reader: int) -> None:
+    """Interrupt the main thread a few times after a signal, with one that does nothing: SIGURG.
+
+    Python calls its handlers between two instructions. A signal that comes after the last of them and before the system
+    call in which the main thread waits (for a lock, a child) would otherwise be noticed when that wait is over: never.
+    """
+    with open(reader, "rb", buffering=0) as signals:
+        while number := signals.read(1):
+            for _ in range(5 if number[0] in SIGNALS else 0):
+                time.sleep(WAKE_SECONDS)
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGURG)
+
+
+# --- one stage at a time
+
+
+@contextmanager
+def one_stage_at_a_time(wait: bool = True) -> Iterator[bool]:
+    """Wait until no other stage is at work in this folder; gives whether none is, which without `wait` may be False.
+
+    A stage notices within a second that its dvc was killed; until then, a new `dvc repro` could write beside it. The
+    system releases the lock when the process ends, however it ends. A file system without locks has none.
+    """
+    paths.RUNS.mkdir(exist_ok=True)
+    try:
+        descriptor = os.open(paths.LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:  # another user's file, in a shared clone: locking it does not need write access
+        descriptor = os.open(paths.LOCK, os.O_RDONLY)
+    try:
+        free = _locked(descriptor)
+        if not free and wait:
+            print("waiting for a stage that is at work in this folder already", flush=True)
+            while not (free := _locked(descriptor)):
+                time.sleep(POLL_SECONDS)
+        yield free
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    """Try to take the lock. True where the file system has none to give."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            _print_line(
+                f"{paths.LOCK}: this file system has no locks ({error.strerror}): this stage runs without its own, so "
+                "start no second one here; DVC needs `dvc config --local core.hardlink_lock true`"
+            )
+            return True
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        error.filename = str(paths.LOCK)
+        raise
+    return True
+
+
+# --- the program that started this one
+
+
+def _parent(process: int) -> int:
+    """The number of a process's parent; 0 if that cannot be told."""
+    if process == os.getpid():
+        return os.getppid()
+    try:
+        return int(Path(f"/proc/{process}/stat").read_bytes().rpartition(b") ")[2].split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def _chain() -> list[tuple[int, int]]:
+    """Pairs of a process and its parent, from this process up to the ancestor that must outlive it; empty without one.
+
+    Under DVC that is dvc itself: the first ancestor that was not started with DVC_STAGE of this stage, as a shell in
+    between was. A program that one of ours runs (stages/common/children.py) must not outlive that one either.
+    """
+    stage, starter = os.environ.get("DVC_STAGE"), os.environ.get(STARTED_BY)
+    chain: list[tuple[int, int]] = []
+    needed, process = 0, os.getpid()
+    while (stage is not None or starter is not None) and (parent := _parent(process)) > 0:
+        chain.append((process, parent))
+        if stage is not None and not _started_with(parent, f"DVC_STAGE={stage}"):
+            stage, needed = None, len(chain)
+        if starter == str(parent):
+            starter, needed = None, len(chain)
+        process = parent
+    return chain[:needed]
+
+
+def _started_with(process: int, variable: str) -> bool:
+    """Whether an environment variable was set for a process; False where the system does not tell."""
+    try:
+        return os.fsencode(variable) in Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+_CHAIN = _chain()  # now: by the time that torch is imported, dvc may be gone
+
+
+def _watch_who_started_this() -> None:
+    """End this program as SIGTERM does, with a checkpoint, once the program that started it is gone.
+
+    A program that was started by hand or with nohup is not watched: it may outlive its shell.
+    """
+
+    def watch() -> None:
+        while all(_parent(process) == parent for process, parent in _CHAIN):
+            time.sleep(WATCH_SECONDS)
+        _print_line("the program that started this one is gone: ending")
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    if _CHAIN:
+        threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,191 @@
+"""Reading params.yaml: YAML as DVC reads it, then each section checked against its schema.
+
+A wrong value ends with one line that names the key, the value, what is allowed and the nearest valid spelling.
+The schemas stand beside this file, one a stage, so that a stage depends on the options it has and on no others.
+"""
+
+import difflib
+import io
+import warnings
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.reader import ReaderError
+
+from stages.common import paths
+from stages.common.errors import UserError
+
+MAX_BYTES = 1_000_000  # a params.yaml is a few kilobytes: a larger one is a mistake, and need not be parsed
+MAX_DEPTH = 50  # mappings and lists inside one another
+
+
+class Section(BaseModel):
+    """The base of every schema: no unknown keys, no silent conversions, no NaN, nothing changed later."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Empty(Section):
+    """A choice that has no options."""
+
+
+S = TypeVar("S", bound=Section)
+
+
+class _Bounded(Composer):
+    """Builds nodes as DVC's does, but refuses aliases (*name) and deep nesting, which can grow without bound."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        mark = self.parser.peek_event().start_mark
+        if self.parser.check_event(AliasEvent):
+            raise MarkedYAMLError(problem="aliases (*name) are not allowed", problem_mark=mark)
+        if self.depth == MAX_DEPTH:
+            raise MarkedYAMLError(problem=f"nested more than {MAX_DEPTH} levels deep", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping. Raises UserError, in one line, for a file that is missing, too large or not YAML."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run from the top of the repository, where params.yaml is") from None
+    return parse_mapping(content, str(path))
+
+
+def parse_mapping(content: bytes, name: str) -> dict[str, Any]:
+    """The mapping in a YAML file, its values as DVC reads them. name: the file, for messages. Raises UserError."""
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{name}: larger than {MAX_BYTES:,} bytes; a file of parameters is a few kilobytes")
+    try:
+        text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8").read()  # as DVC: every line end becomes \n
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    try:
+        values = _parse(text)
+    except _NotYaml as error:
+        raise UserError(f"{name}{error.place}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{name}: contains no mapping of section: options")
+    return values
+
+
+def parse(text: str, where: str) -> Any:
+    """One value as YAML. where: what it was given for, for messages. Raises UserError."""
+    try:
+        return _parse(text)
+    except _NotYaml as error:
+        raise UserError(f"{where}: not a YAML value: {error}") from None
+
+
+class _NotYaml(Exception):  # noqa: N818 - becomes a UserError
+    """Why a text is not YAML, in one line. place: ":LINE:COLUMN", or nothing where that is not known."""
+
+    def __init__(self, problem: str, place: str = "") -> None:
+        super().__init__(problem)
+        self.place = place
+
+
+def _parse(text: str) -> Any:
+    """A value as DVC reads it: dvc.utils.serialize.parse_yaml, without the 0.3 s that importing DVC takes."""
+    reader = YAML(typ="safe")
+    reader.Composer = _Bounded
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about style, ten lines each
+            return reader.load(text)
+    except ReaderError as error:
+        before = text[: error.position]
+        place = f":{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
+        raise _NotYaml(f"the character U+{error.character:04X} is not allowed", place) from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise _NotYaml(_one_line(error.problem or error.context), place) from None
+    # A scalar that looks like a number or a date and is none, such as 0x_ or 2024-02-31, and tags on other nodes than
+    # theirs end in whatever Python says of them.
+    except (YAMLError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        raise _NotYaml(_one_line(error)) from None
+
+
+def _one_line(error: object) -> str:
+    """A message without line breaks, and not much longer than a line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def section(values: dict[str, Any], key: str, schema: type[S]) -> S:
+    """Check the options at `key` ("train", "optimizers.sgd") of `values` against `schema`.
+
+    Raises UserError with a line a mistake.
+    """
+    here: Any = values
+    for part in key.split("."):
+        if not isinstance(here, dict) or part not in here:
+            known = list(here) if isinstance(here, dict) else []
+            raise UserError(f"{paths.PARAMS}: {key}: the section is missing{nearest(part, known)}")
+        here = here[part]
+    if not isinstance(here, dict):
+        raise UserError(f"{paths.PARAMS}: {key} is {here!r}; allowed: a mapping with {_keys(schema)}")
+    try:
+        return schema.model_validate(here)
+    except ValidationError as error:
+        lines = [_line(key, schema, dict(mistake)) for mistake in error.errors()]
+        raise UserError("\n".join(f"{paths.PARAMS}: {line}" for line in lines)) from None
+
+
+def _line(key: str, schema: type[Section], mistake: dict[str, Any]) -> str:
+    """One mistake that pydantic found, as one line."""
+    if not mistake["loc"]:  # a rule about several options
+        return f"{key}: {mistake['ctx']['error']}"
+    name = str(mistake["loc"][0])
+    if mistake["type"] in ("extra_forbidden", "invalid_key"):  # a key that is not there, or no text
+        return f"{key}.{shown(name)}: unknown key{nearest(name, list(schema.model_fields))}; allowed: {_keys(schema)}"
+    allowed = _allowed(schema.model_json_schema()["properties"][name])
+    if mistake["type"] == "missing":
+        return f"{key}.{name} is missing; allowed: {allowed}"
+    place = ".".join(str(part) for part in mistake["loc"])
+    value = mistake["input"]
+    text = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+    enum = schema.model_json_schema()["properties"][name].get("enum", [])
+    return f"{key}.{place} is {text}; allowed: {allowed}{nearest(str(value), enum)}"
+
+
+def _allowed(field: dict[str, Any]) -> str:
+    """What a field takes, in words, from its JSON schema."""
+    if "enum" in field:
+        return " | ".join(map(str, field["enum"]))
+    if "const" in field:
+        return str(field["const"])
+    if field.get("type") == "array":
+        least = f", {field['minItems']} or more" if "minItems" in field else ""
+        most = f", {field['maxItems']} at most" if "maxItems" in field else ""
+        return f"a list ({_allowed(field['items'])}){least}{most}"
+    words = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true | false"}
+    text = words[field["type"]]
+    bounds = {
+        "minimum": "at least",
+        "exclusiveMinimum": "above",
+        "maximum": "at most",
+        "exclusiveMaximum": "below",
+    }
+    return ", ".join([text, *(f"{word} {field[bound]:,}" for bound, word in bounds.items() if bound in field)])
+
+
+def _keys(schema: type[Section]) -> str:
+    return ", ".join(schema.model_fields) or "nothing ({})"
+
+
+def shown(key: object) -> str:
+    """A key as it stands in a line of text, which it may not break."""
+    return str(key) if str(key).isprintable() else repr(key)
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A hint, " (did you mean …?)", at the known name most like `name`; or nothing."""
+    close = difflib.get_close_matches(name, [str(item) for item in known], n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,1 @@
+"""What a data set is: the published sets, the IDX format, packed splits, the data card."""

@@ -1,0 +1,51 @@
+"""What a prepared data set is, in a file of its own: names of the classes, shape of an image, normalization."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from stages.common import files
+from stages.common.errors import UserError
+from stages.common.params import Section
+
+Size = Annotated[int, Field(ge=1, le=65536)]
+
+
+class DataCard(Section):
+    """`mean` and `std`, a number a channel, are of pixels scaled to 0 … 1: a model sees (pixel / 255 - mean) / std."""
+
+    classes: list[str] = Field(min_length=2)
+    image_shape: list[Size] = Field(min_length=3, max_length=3)  # (C, H, W)
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
+
+    @model_validator(mode="after")
+    def _a_number_a_channel(self) -> Self:
+        if not len(self.mean) == len(self.std) == self.image_shape[0]:
+            raise ValueError("mean and std need a number for each channel of image_shape")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of an image, (C, H, W)."""
+        channels, height, width = self.image_shape
+        return channels, height, width
+
+
+def write(path: Path, card: DataCard) -> None:
+    """Write the card, every digit of the normalization included, atomically."""
+    files.write_text(path, json.dumps(card.model_dump(), indent=2, ensure_ascii=False) + "\n")
+
+
+def read(path: Path) -> DataCard:
+    """Read and check a card. Raises UserError."""
+    try:
+        return DataCard.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; `dvc repro` makes it") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(f"{path}: {place}: {first['msg']}; `dvc repro` makes it anew") from None

@@ -1,0 +1,1 @@
+"""Stage `download`: the published files of the chosen data set, checked."""

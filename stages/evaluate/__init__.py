@@ -1,0 +1,1 @@
+"""Stage `evaluate`: measure the trained model on the test set."""

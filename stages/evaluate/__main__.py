@@ -1,0 +1,95 @@
+"""Measure the trained network on the test set: the one stage that reads it."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from stages.common import errors, files, params, paths, record
+from stages.common.errors import UserError
+from stages.dataset import data_card, packed
+from stages.evaluate import figures, scores
+from stages.evaluate.options import Evaluate
+from stages.evaluate.scores import Floats, Ints
+from stages.network import device, model_file
+from stages.network.inference import predict
+
+
+@device.enough_memory("fewer evaluate.threads, and train a smaller network (models)")
+def main() -> None:
+    """data/processed (test), data/model -> data/predictions.csv, metrics/evaluate.json, metrics/plots."""
+    start = time.perf_counter()
+    options = params.section(params.load(paths.PARAMS), "evaluate", Evaluate)
+    target = device.set_up(options.device, options.threads, options.numerics, "evaluate.device")
+
+    card = data_card.read(paths.DATA_CARD)
+    images, labels = packed.read(paths.TEST, card.shape, len(card.classes))
+    model, spec = model_file.read(paths.MODEL)
+    if (spec.classes, spec.image_shape) != (card.classes, card.image_shape):
+        raise UserError(f"{paths.MODEL}: trained on other classes or image shapes than {paths.TEST} has; `dvc repro`")
+
+    model.to(target)
+    with device.in_parallel(target, options.threads) as parallel:
+        log_p = predict(model, torch.from_numpy(images), spec.output, target, parallel).numpy()
+    if not np.isfinite(log_p).all():
+        raise UserError(f"{paths.MODEL}: its outputs are not finite numbers; train it again, with a smaller lr")
+    metrics = scores.summary(log_p, labels, card.classes, options.calibration_bins)
+
+    predictions = log_p.argmax(axis=1)
+    confidences = np.exp(log_p.max(axis=1))
+    files.write_text(paths.PREDICTIONS, csv(table(log_p, labels, card.classes)))
+
+    matrix = scores.confusion(labels, predictions, len(card.classes))
+    pairs = pd.MultiIndex.from_product([card.classes, card.classes], names=["label", "prediction"])
+    files.write_text(paths.CONFUSION, csv(pd.DataFrame({"images": matrix.ravel()}, index=pairs).reset_index()))
+    bins = scores.reliability(confidences, predictions == labels, options.calibration_bins)
+    files.write_text(paths.RELIABILITY, csv(bins))
+
+    title = f"{metrics['accuracy']:.2%} of {len(labels):,} test images right"
+    files.write_bytes(paths.OVERVIEW, figures.overview(matrix, card.classes, bins, title, metrics["calibration_error"]))
+    mistakes = np.flatnonzero(predictions != labels)
+    mistakes = mistakes[np.argsort(-confidences[mistakes], kind="stable")][: options.worst_images]  # the surest first
+    short = [name if len(name) <= 14 else f"{name[:13]}…" for name in card.classes]
+    titles = [f"{short[labels[image]]}\n→ {short[predictions[image]]}, {confidences[image]:.1%}" for image in mistakes]
+    heading = (
+        f"{len(mistakes)} of {metrics['errors']} mistakes, the surest first:\ntrue class → prediction, its probability"
+    )
+    heading = heading if len(mistakes) else "no mistakes"
+    files.write_bytes(paths.WORST, figures.worst(images[mistakes], titles, heading))
+    files.write_json(paths.TEST_METRICS, metrics)
+
+    low, high = metrics["accuracy_low"], metrics["accuracy_high"]
+    print(f"{title} (95 % interval {low:.2%} to {high:.2%}), loss {metrics['loss']:.4f}")
+    outputs = (paths.PREDICTIONS, paths.TEST_METRICS, paths.CONFUSION, paths.RELIABILITY, paths.OVERVIEW, paths.WORST)
+    record.environment("evaluate", str(target), torch.backends.cpu.get_cpu_capability(), outputs)
+    seconds = round(time.perf_counter() - start, 3)
+    record.write("evaluate", {"seconds": seconds})
+
+
+def table(log_p: Floats, labels: Ints, classes: Sequence[str]) -> pd.DataFrame:
+    """A row for each image of log-probabilities float (N, K): label, prediction, probability of every class.
+
+    index: the image's place in the published test file. The prediction goes by log_p, as everywhere: of two that are
+    nearly the same, the probabilities may be equal.
+    """
+    probabilities = np.exp(log_p)
+    return pd.DataFrame(
+        {
+            "index": np.arange(len(labels)),
+            "label": np.array(classes)[labels],
+            "prediction": np.array(classes)[log_p.argmax(axis=1)],
+            "probability": probabilities.max(axis=1),
+            **{f"p_{name}": probabilities[:, column] for column, name in enumerate(classes)},
+        }
+    )
+
+
+def csv(table: pd.DataFrame) -> str:
+    """A table as CSV text, with six decimals, and the same line ends everywhere."""
+    return table.to_csv(index=False, float_format="%.6f", lineterminator="\n")
+
+
+if __name__ == "__main__":
+    errors.run(main, memory="evaluate.batch_size, evaluate.threads, models")

@@ -1,0 +1,76 @@
+"""The predictions that evaluate writes, one row per test image, read back and checked."""
+
+import io
+import re
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from integrity import revisions
+from integrity.revisions import Revision
+from stages.common.errors import UserError
+
+FIRST = ["index", "label", "prediction", "probability"]  # then a column p_<class> for each class
+
+
+class Found(NamedTuple):
+    """The predictions of a revision, as `parse` gives them; None, with the reason, if unavailable."""
+
+    table: pd.DataFrame | None
+    why: str
+    notes: list[str]  # on copies that were passed over
+
+
+def load(repo: Any, side: Revision, path: str) -> Found:
+    """Look for the predictions of a revision in the work tree, the cache and the remote."""
+    notes: list[str] = []
+    try:
+        out = side.outs.get(path)
+        if out is None:
+            raise UserError(f"{revisions.LOCK} there does not name {path}; run `dvc repro` there")
+        content, notes = revisions.fetch(repo, out)
+        return Found(parse(content, path), "", notes)
+    except UserError as error:
+        return Found(None, str(error), notes)
+
+
+def parse(content: bytes, name: str) -> pd.DataFrame:
+    """A table of label, prediction and its probability; one row per image, in the test set's order.
+
+    Label and prediction are categories of the same classes. name: the file, for messages. Raises UserError if the
+    content is anything but what evaluate writes.
+    """
+    try:
+        columns = list(pd.read_csv(io.BytesIO(content), nrows=0, encoding="utf-8").columns)
+        # Names as text: a class may be called 1, NA or None.
+        kinds = {column: str if at < 3 else "float32" for at, column in enumerate(columns)}
+        table = pd.read_csv(io.BytesIO(content), dtype=kinds, keep_default_na=False, encoding="utf-8")
+    except (
+        ValueError,
+        pd.errors.ParserError,
+        RecursionError,
+    ) as error:  # ValueError: UnicodeDecodeError, EmptyDataError
+        raise UserError(f"{name}: not a CSV file of predictions: {_first_line(error)}") from None
+    classes = [column.removeprefix("p_") for column in columns[len(FIRST) :]]
+    if columns[: len(FIRST)] != FIRST or len(classes) < 2 or any(not c.startswith("p_") for c in columns[len(FIRST) :]):
+        shown = ", ".join(map(str, columns[:6]))
+        raise UserError(
+            f"{name}: its columns are {shown[:80]!r} ...; allowed: {', '.join(FIRST)}, and p_<class> for each class"
+        )
+    if table.empty:
+        raise UserError(f"{name}: holds no predictions")
+    if table["index"].tolist() != [str(index) for index in range(len(table))]:
+        raise UserError(f"{name}: its index does not count the images from 0 to {len(table) - 1:,}")
+    for column in ("label", "prediction"):
+        unknown = table.loc[~table[column].isin(classes), column]
+        if len(unknown):
+            where = f"row {unknown.index[0] + 2:,}"
+            raise UserError(
+                f"{name}: {where}: {column} is {unknown.iloc[0][:40]!r}; allowed: the classes of its p_ columns"
+            )
+    kind = pd.CategoricalDtype(classes)
+    return table[FIRST[1:]].astype({"label": kind, "prediction": kind})
+
+
+def _first_line(error: BaseException) -> str:
+    return re.sub(r"\s+", " ", str(error))[:160]

@@ -1,0 +1,1 @@
+"""What a network is: architectures, losses, the model file, inference, the device it runs on."""

@@ -1,0 +1,1 @@
+"""Stage `preprocess`: decode, check, split, fit the normalization, pack."""

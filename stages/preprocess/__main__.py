@@ -1,0 +1,99 @@
+"""Decode the published files, check them, set a validation part aside, and pack each split into a file of its own.
+
+Needs neither torch nor torchvision.
+"""
+
+import time
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.common import errors, files, params, paths, record
+from stages.common.errors import UserError
+from stages.dataset import data_card, idx, packed
+from stages.dataset.data_card import DataCard
+from stages.dataset.packed import Images, Labels
+from stages.dataset.registry import DATA_SETS, DataSet
+from stages.download.options import DataName
+from stages.preprocess.normalization import NORMALIZATIONS
+from stages.preprocess.options import Preprocess
+from stages.preprocess.split import stratified
+
+
+def main() -> None:
+    """data/raw -> data/processed, metrics/data.json."""
+    start = time.perf_counter()
+    values = params.load(paths.PARAMS)
+    data_set = DATA_SETS[params.section(values, "data", DataName).name]
+    options = params.section(values, "preprocess", Preprocess)
+
+    images, labels = decode(data_set, "train", data_set.train_images)
+    test_images, test_labels = decode(data_set, "t10k", data_set.test_images)
+
+    training, validation = stratified(labels, options.validation_fraction, options.seed)
+    splits = {
+        "train": (images[training], labels[training]),
+        "validation": (images[validation], labels[validation]),
+        "test": (test_images, test_labels),
+    }
+    if not len(training):
+        raise UserError(
+            f"{paths.PARAMS}: preprocess.validation_fraction is {options.validation_fraction}, which leaves no image "
+            "to train on; set a smaller one"
+        )
+    mean, std = NORMALIZATIONS[options.normalization](splits["train"][0])
+
+    for name, path in (("train", paths.TRAIN), ("validation", paths.VALIDATION), ("test", paths.TEST)):
+        packed.write(path, *splits[name])
+    card = DataCard(classes=list(data_set.classes), image_shape=list(data_set.image_shape), mean=mean, std=std)
+    data_card.write(paths.DATA_CARD, card)
+    counts = {name: np.bincount(part[1], minlength=len(card.classes)) for name, part in splits.items()}
+    files.write_json(
+        paths.DATA_METRICS,
+        {
+            "images": {name: int(count.sum()) for name, count in counts.items()},
+            "mean": mean,
+            "std": std,
+            # Lists, which DVC's tables leave out: `dvc metrics diff` stays a page long.
+            "classes": [
+                {"class": name, **{split: int(count[label]) for split, count in counts.items()}}
+                for label, name in enumerate(card.classes)
+            ],
+        },
+    )
+    sizes = ", ".join(f"{len(part[1]):,} {name}" for name, part in splits.items())
+    print(f"{sizes} images of {' x '.join(map(str, data_set.image_shape))}; mean {mean}, std {std}")
+    record.write("preprocess", {"seconds": round(time.perf_counter() - start, 3)})
+
+
+def decode(data_set: DataSet, prefix: str, count: int) -> tuple[Images, Labels]:
+    """Read a part of the published files: images uint8 (N, C, H, W), labels int64 (N,), both checked.
+
+    prefix: "train" or "t10k". count: how many images it must have. Raises UserError naming the file.
+    """
+    pixels, labels = read_idx(f"{prefix}-images-idx3-ubyte"), read_idx(f"{prefix}-labels-idx1-ubyte")
+    _, height, width = data_set.image_shape
+    if pixels.shape != (count, height, width):
+        raise UserError(f"{paths.RAW}: {prefix} images are {pixels.shape}; expected {(count, height, width)}")
+    if labels.shape != (count,):
+        raise UserError(f"{paths.RAW}: {prefix} labels are {labels.shape}; expected {(count,)}, one an image")
+    classes = len(data_set.classes)
+    if labels.max() >= classes:
+        where = int(np.flatnonzero(labels >= classes)[0])
+        raise UserError(f"{paths.RAW}: {prefix} label {where} is {labels[where]}; expected 0 to {classes - 1}")
+    return pixels.reshape(count, *data_set.image_shape), labels.astype(np.int64)
+
+
+def read_idx(name: str) -> npt.NDArray[np.uint8]:
+    """Read one file of data/raw. Raises UserError naming it."""
+    path = paths.RAW / name
+    try:
+        return idx.decode(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; `dvc repro` fetches it") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; `dvc repro --force download` fetches it anew") from None
+
+
+if __name__ == "__main__":
+    errors.run(main, memory="data.name")

@@ -1,0 +1,89 @@
+"""A batch in parts, its shards, each computed on one thread: sums whose order no number of threads can change.
+
+torch divides an operation among its threads, and a sum in other parts ends in other last bits. Here every operation
+has one thread, and the shards, whose number is a parameter, are computed side by side on as many threads as there are;
+their gradients are added in order. As with DistributedDataParallel, batch norm goes by the images of each shard.
+"""
+
+import copy
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from stages.network.models import Dropout
+from stages.train.seeds import STEP, seed_for
+
+
+class Replica:
+    """A network for one shard: weights that all replicas share; gradients, statistics and random numbers of its own.
+
+    generator: of the CPU, for augmentation. statistics: the running means and variances of batch norm.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.weights = list(model.parameters())
+        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        self.statistics = [each for norm in norms for each in norm.buffers() if each.is_floating_point()]
+        self.generator = torch.Generator()
+        device = self.weights[0].device
+        self._dropout = self.generator if device.type == "cpu" else torch.Generator(device)
+        for module in model.modules():
+            if isinstance(module, Dropout):
+                module.generator = self._dropout
+
+    def seed(self, seed: int, epoch: int, step: int, shard: int) -> None:
+        """Make what is drawn next, for augmentation and dropout, a function of these."""
+        value = seed_for(seed, STEP, epoch, step, shard)
+        self.generator.manual_seed(value)
+        self._dropout.manual_seed(value)
+
+
+def replicas(model: nn.Module, count: int) -> list[Replica]:
+    """`model` itself, and copies of it that share its weights."""
+    copies = [copy.deepcopy(model) for _ in range(count - 1)]
+    for each in copies:
+        for mine, shared in zip(each.parameters(), model.parameters(), strict=True):
+            mine.data = shared.data
+    return [Replica(each) for each in (model, *copies)]
+
+
+def split(images: Tensor, labels: Tensor, shards: int, batch_size: int) -> list[tuple[Tensor, Tensor]]:
+    """A batch as at most so many shards, whose sizes differ by one at most.
+
+    None is smaller than batch_size / shards, so that batch norm sees no fewer images in a last, smaller batch; nor
+    than two images, the fewest it can learn from.
+    """
+    ends = list(itertools.accumulate(sizes(len(labels), shards, batch_size)))[:-1]
+    return list(zip(torch.tensor_split(images, ends), torch.tensor_split(labels, ends), strict=True))
+
+
+def sizes(images: int, shards: int, batch_size: int) -> list[int]:
+    """How many images each shard of a batch of so many has, as `split` divides it."""
+    count = min(shards, max(images // max(batch_size // shards, 2), 1))
+    return [images // count + (number < images % count) for number in range(count)]
+
+
+def scatter(used: Sequence[Replica]) -> None:
+    """Give all the statistics of the first, before a step."""
+    first, *others = used
+    for other in others:
+        for mine, shared in zip(other.statistics, first.statistics, strict=True):
+            mine.copy_(shared)
+
+
+def gather(used: Sequence[Replica]) -> None:
+    """Add the gradients of all to those of the first, in order, and give it the mean of all statistics."""
+    first, *others = used
+    for other in others:
+        for mine, weight in zip(other.weights, first.weights, strict=True):
+            if mine.grad is not None:
+                weight.grad = mine.grad if weight.grad is None else weight.grad.add_(mine.grad)
+                mine.grad = None
+        for theirs, total in zip(other.statistics, first.statistics, strict=True):
+            total += theirs
+    for total in first.statistics:
+        total /= len(used)
