@@ -48,10 +48,11 @@ test: ## run the tests, but for the long ones (ARGS go to pytest)
 soak: ## run the long tests: kills, full disks, emulated processors, servers (ARGS go to pytest)
 	@$(DEVELOPMENT) -- pytest --numprocesses=2 --dist=loadfile -m soak $(ARGS)
 
-check: ## format, lint and types; changes nothing
+check: ## format, lint, types and what imports what; changes nothing
 	@$(DEVELOPMENT) -- ruff format --check .
 	@$(DEVELOPMENT) -- ruff check .
 	@$(DEVELOPMENT) -- mypy
+	@$(DEVELOPMENT) -- tests.layers --no-cache
 
 # --strict: without it, packages that could not be looked up count as free of vulnerabilities. CVE-2025-69872 is about
 # diskcache, DVC's state, being unpickled from a folder that others can write to: tools/environment.py keeps it private.

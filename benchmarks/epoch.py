@@ -26,10 +26,10 @@ from stages.dataset import idx
 from stages.network import device, models
 from stages.network.losses import cross_entropy
 from stages.train import schedules
-from stages.train.__main__ import fit
 from stages.train.augmentation import none
 from stages.train.batches import EpochBatches, PackedImages, loader
 from stages.train.checkpoint import Checkpoints
+from stages.train.loop import fit
 
 BATCH, LR = 64, 0.01
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"mlp": plain.mlp, "cnn": plain.Net}

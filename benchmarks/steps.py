@@ -13,10 +13,10 @@ from stages.dataset import data_card
 from stages.network import device, models
 from stages.network.losses import LOSSES, OUTPUTS
 from stages.train import options as train_params
-from stages.train.__main__ import fit
 from stages.train.augmentation import AUGMENTATIONS
 from stages.train.batches import EpochBatches, PackedImages, loader
 from stages.train.checkpoint import Checkpoints
+from stages.train.loop import fit
 from stages.train.optimizers import OPTIMIZERS
 from stages.train.schedules import SCHEDULES
 

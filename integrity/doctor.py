@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from integrity import git, objects, pull, queue_tasks, repair, revisions
 from integrity.objects import BadObject, md5
 from integrity.revisions import Lock, LockedStage
-from stages.common import command, params, paths
+from stages.common import errors, params, paths
 from stages.common.errors import UserError
 
 PIPELINE = "dvc.yaml"
@@ -46,7 +46,7 @@ class Output:
 
 def main() -> int:
     """Look at everything, print what is found; returns the exit status."""
-    command.no_arguments()
+    errors.no_arguments()
     with revisions.repository() as repo:
         findings = [*texts(repo), *links(repo)]
         outs = outputs(repo)
@@ -337,4 +337,4 @@ def leftovers(repo: Any) -> Iterator[Finding]:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    errors.run_command(main)

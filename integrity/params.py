@@ -1,4 +1,4 @@
-"""Check the whole of params.yaml: `python -m integrity.params`. Reads that file and nothing else, and writes nothing."""
+"""Check all of params.yaml: `python -m integrity.params`. Reads that file and nothing else, and writes nothing."""
 
 from integrity import rules
 from stages.common import errors

@@ -21,7 +21,7 @@ from typing import Any
 
 from integrity import objects, revisions
 from integrity.objects import BadObject
-from stages.common import command, files
+from stages.common import errors, files
 from stages.common.errors import UserError, printable
 
 CHUNK = 1 << 20  # bytes
@@ -377,4 +377,4 @@ def dvc_errors() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    errors.run_command(main)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from integrity import git
-from stages.common import command, errors, files, paths
+from stages.common import errors, files, paths
 from stages.common.errors import UserError
 
 LOCK = Path("dvc.lock")
@@ -27,7 +27,7 @@ ASIDE = paths.RUNS / "dvc.lock.torn"
 
 def main() -> None:
     """Mend the repository in the working directory, unless a dvc is at work in it. Raises UserError."""
-    command.no_arguments()
+    errors.no_arguments()
     if not damaged():
         return
     from dvc.lock import Lock, LockError
@@ -163,4 +163,4 @@ def may_be(process: int, command: str) -> bool:
 
 
 if __name__ == "__main__":
-    command.run(main, kept="what was mended is said above")
+    errors.run_command(main, kept="what was mended is said above")

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from integrity import git, rebuild, revisions
 from integrity.revisions import Lock
-from stages.common import command, paths, record
+from stages.common import errors, paths, record
 from stages.common.errors import UserError
 from stages.evaluate import predictions
 
@@ -25,7 +25,7 @@ MODEL, PREDICTIONS = paths.MODEL.as_posix(), paths.PREDICTIONS.as_posix()
 
 def main() -> int:
     """Rebuild, compare, report; returns the exit status, 0 or 1."""
-    command.no_arguments()
+    errors.no_arguments()
     root = rebuild.project()
     commit = git.head(root)
     with tempfile.TemporaryDirectory(prefix="verify-") as scratch:
@@ -178,4 +178,4 @@ def environments(root: Path, clone: Path, commit: str, committed: Lock) -> list[
 
 
 if __name__ == "__main__":
-    command.run(main, "nothing is left behind")
+    errors.run_command(main, "nothing is left behind")

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from integrity import revisions
-from review import comparison, comparison_text, significance, study_file
-from stages.common import command, paths
+from review import comparison, comparison_text, predictions, significance, study_file
+from stages.common import errors, paths
 from stages.common.errors import UserError
-from stages.evaluate import predictions
 
 FORMATS = ("table", "markdown", "json")
 
@@ -94,4 +93,4 @@ def two_revisions(a: str, b: str | None, level: float) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    errors.run_command(main)

@@ -25,9 +25,9 @@ import pandas as pd
 
 from integrity.revisions import Revision, flatten
 from review import significance
+from review.predictions import Found
 from review.study_file import Part, Study
 from stages.common.errors import UserError
-from stages.evaluate.predictions import Found
 from stages.evaluate.scores import Floats
 
 NOT_COMPARABLE = "not comparable"
@@ -46,7 +46,7 @@ def revisions(
 ) -> dict[str, Any]:
     """Compare two revisions.
 
-    found: the predictions of both, as `stages.evaluate.predictions.load` gives them.
+    found: the predictions of both, as `review.predictions.load` gives them.
     test_metrics: the file of metrics with the counts `errors` and `images`. test_set: the output with the test set.
     """
     notes = [*a.notes, *b.notes]

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 from integrity import revisions
-from stages.common import command, files
+from stages.common import errors, files
 from stages.common.errors import UserError
 
 TEMPLATE = "tmp/plots.html"  # in .dvc, where Git and DVC ignore it; made again by the next call
@@ -65,4 +65,4 @@ def template() -> str:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    errors.run_command(main)

@@ -17,7 +17,7 @@ from integrity import git, rebuild, revisions
 from integrity.rebuild import Output
 from integrity.revisions import Lock
 from review import compare, comparison, comparison_text, significance
-from stages.common import children, command, files, paths
+from stages.common import children, errors, files, paths
 from stages.common.errors import UserError
 from stages.evaluate import predictions
 
@@ -275,4 +275,4 @@ def listed(names: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    command.run(lambda: main(arguments()), "what has run is kept, and `dvc repro` goes on from there")
+    errors.run_command(lambda: main(arguments()), "what has run is kept, and `dvc repro` goes on from there")

@@ -20,7 +20,7 @@ from integrity import git, revisions
 from review import comparison, pictures, report_page, results
 from review.report_page import Against, Provenance
 from review.results import Results
-from stages.common import command, files, paths
+from stages.common import errors, files, paths
 from stages.common.errors import UserError
 from stages.dataset import data_card, packed
 
@@ -122,4 +122,4 @@ def provenance(repo: Any) -> Provenance:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    errors.run_command(main)

@@ -14,10 +14,11 @@ import pandas as pd
 
 from integrity import revisions
 from integrity.revisions import Revision
+from review import predictions as review_predictions
+from review.predictions import Found
 from stages.common import paths, record
 from stages.common.errors import UserError
-from stages.evaluate import predictions, scores
-from stages.evaluate.predictions import Found
+from stages.evaluate import scores
 from stages.evaluate.scores import Ints
 
 STAGES = ("train", "evaluate")  # that record where they ran
@@ -70,7 +71,7 @@ def read(repo: Any, name: str | None) -> Results:
             environment[stage] = recorded
         elif recorded is not None:
             missing.append(f"{side.name}: the environment of this run of {stage} is not recorded, only that of another")
-    found = predictions.load(repo, side, paths.PREDICTIONS.as_posix())
+    found = review_predictions.load(repo, side, paths.PREDICTIONS.as_posix())
     matrix = kept(paths.CONFUSION.as_posix(), confusion)
     if matrix is not None and found.table is not None and not counted_from(matrix, found.table):
         missing.append(f"{side.name}: {paths.CONFUSION} contradicts the predictions; `dvc repro` there")

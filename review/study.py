@@ -28,7 +28,8 @@ from scipy import stats
 import stages
 from integrity import git
 from integrity.rules import check
-from stages.common import command, files, params, paths, record
+from stages.common import errors as common_errors
+from stages.common import files, params, paths, record
 from stages.common.children import Group
 from stages.common.errors import Interrupted, Stopped, UserError
 
@@ -269,4 +270,4 @@ def commit() -> str:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    common_errors.run_command(main)

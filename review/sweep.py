@@ -21,7 +21,7 @@ from scipy import stats
 from integrity import revisions
 from integrity.revisions import Revision
 from review import compare, comparison_text
-from stages.common import command, files, params, paths
+from stages.common import errors, files, params, paths
 from stages.common.errors import UserError, printable
 
 SEED = "train.seed"
@@ -248,4 +248,4 @@ def _value(run: Revision, metric: str) -> float:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    errors.run_command(main)

@@ -13,16 +13,15 @@ from typing import Any
 import torch
 
 from stages.common import params
-from stages.evaluate import __main__ as evaluate
-from stages.evaluate import scores
+from stages.evaluate import predictions, scores
 from stages.network import device, models
 from stages.network.inference import predict
 from stages.network.losses import LOSSES, OUTPUTS
 from stages.train import augmentation
 from stages.train import options as train_params
-from stages.train.__main__ import fit
 from stages.train.batches import EpochBatches, PackedImages, loader
 from stages.train.checkpoint import Checkpoints
+from stages.train.loop import fit
 from stages.train.optimizers import OPTIMIZERS
 from stages.train.schedules import SCHEDULES
 from tests.imports import ROOT
@@ -88,7 +87,7 @@ def digest(chosen: train_params.Chosen, target: torch.device, threads: int) -> s
     log_p = rows.numpy()
     names = [str(each) for each in range(CLASSES)]
     told = hashlib.sha256(repr((history, scores.summary(log_p, labels.numpy(), names, 15))).encode())
-    told.update(evaluate.csv(evaluate.table(log_p, labels.numpy(), names)).encode())
+    told.update(predictions.csv(predictions.table(log_p, labels.numpy(), names)).encode())
     for tensor in weights.values():
         told.update(tensor.contiguous().numpy().tobytes())
     return told.hexdigest()[:16]

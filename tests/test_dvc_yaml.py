@@ -3,17 +3,23 @@
 import ast
 import copy
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from dvc.fs import localfs
+from dvc.ignore import DvcIgnoreFilter
+from dvc_data.hashfile.build import build
+from dvc_data.hashfile.db import HashFileDB
 
 from stages.common import params, paths
 from stages.common.errors import UserError
 from stages.common.params import Section
+from stages.dataset.options import DataName
 from stages.dataset.registry import DATA_SETS
-from stages.download.options import Data, DataName
+from stages.download.options import Data
 from stages.evaluate.options import Evaluate
 from stages.preprocess.options import Preprocess
 from stages.train import options as train_params
@@ -21,6 +27,54 @@ from tests.imports import ROOT, closure
 
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 DEFAULTS = params.load(ROOT / "params.yaml")
+
+# What Python, its tools, editors and file managers leave in a folder of code.
+JUNK = (
+    "__pycache__/loop.cpython-312.pyc",
+    "__pycache__/loop.cpython-312.pyc.140245",
+    ".mypy_cache/3.11/loop.json",
+    ".ruff_cache/1",
+    ".pytest_cache/1",
+    ".import_linter_cache/1",
+    ".ipynb_checkpoints/loop-checkpoint.py",
+    ".idea/workspace.xml",
+    ".vscode/settings.json",
+    ".DS_Store",
+    "._loop.py",
+    "Thumbs.db",
+    "desktop.ini",
+    ".nfs0001",
+    "loop.py~",
+    ".loop.py.swp",
+    ".#loop.py",
+    "#loop.py#",
+    "loop.py.orig",
+    "loop.py.rej",
+    "loop.tmp",
+)
+
+
+def module(name: str) -> str:
+    """The module that a stage runs as a program."""
+    program = STAGES[name]["cmd"].removeprefix("python -m ")
+    return f"{program}.__main__" if (ROOT / program.replace(".", "/")).is_dir() else program
+
+
+def declared(name: str) -> set[str]:
+    """The files and folders of code that a stage names as dependencies."""
+    return {path for path in STAGES[name]["deps"] if path.partition("/")[0] in ("stages", "review", "integrity")}
+
+
+def covers(entry: str, path: str) -> bool:
+    """Whether a dependency is this file, or a folder that holds it."""
+    return path == entry or path.startswith(f"{entry}/")
+
+
+def folder_md5(root: Path, path: str) -> str:
+    """The MD5 that DVC gives a folder below its root: of a list of its files, without those that .dvcignore names."""
+    ignore = DvcIgnoreFilter(localfs, str(root))
+    _, _, tree = build(HashFileDB(localfs, str(root)), str(root / path), localfs, "md5", dry_run=True, ignore=ignore)
+    return str(tree.hash_info.value)
 
 
 def test_each_stage_runs_its_own_module() -> None:
@@ -30,15 +84,42 @@ def test_each_stage_runs_its_own_module() -> None:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_each_stage_depends_on_the_code_it_imports_and_on_no_other(name: str) -> None:
-    code = {path for path in STAGES[name]["deps"] if path.endswith(".py")}
-    assert code == closure(f"stages.{name}")
+def test_the_imports_of_a_stage_lie_inside_the_code_it_declares_and_no_declared_code_is_unneeded(name: str) -> None:
+    needed, code = closure(module(name)), declared(name)
+    assert [path for path in sorted(needed) if not any(covers(entry, path) for entry in code)] == []
+    assert [entry for entry in sorted(code) if not any(covers(entry, path) for path in needed)] == []
+    assert [entry for entry in sorted(code) if not (ROOT / entry).exists()] == []
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_stages_never_import_stages(name: str) -> None:
-    others = {f"stages/{other}/__main__.py" for other in STAGES if other != name}
-    assert not others & closure(f"stages.{name}")
+# A module, and the stages that a change of it must not run: they do not import it.
+@pytest.mark.parametrize(
+    ("path", "others"),
+    [
+        ("stages/dataset/packed.py", ["download"]),
+        ("stages/dataset/registry.py", ["train", "evaluate"]),
+        ("stages/download/mirrors.py", ["preprocess", "train", "evaluate"]),
+        ("stages/network/models.py", ["download", "preprocess"]),
+        ("stages/evaluate/scores.py", ["download", "preprocess", "train"]),
+        ("stages/train/options.py", ["download", "preprocess", "evaluate"]),
+        ("integrity/git.py", ["download", "preprocess", "train", "evaluate"]),
+    ],
+)
+def test_a_module_that_a_stage_does_not_import_is_not_among_its_dependencies(path: str, others: list[str]) -> None:
+    assert (ROOT / path).is_file()
+    assert [name for name in others if any(covers(entry, path) for entry in declared(name))] == []
+
+
+@pytest.mark.parametrize("junk", JUNK)
+def test_caches_and_what_editors_leave_do_not_count_as_code(junk: str, tmp_path: Path) -> None:
+    for name in (".dvcignore", "stages/train/loop.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    before = folder_md5(tmp_path, "stages/train")
+    (tmp_path / "stages/train" / junk).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "stages/train" / junk).write_bytes(b"junk")
+    assert folder_md5(tmp_path, "stages/train") == before
+    (tmp_path / "stages/train/more.py").write_bytes(b"")
+    assert folder_md5(tmp_path, "stages/train") != before  # or the comparison above shows nothing
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -91,7 +172,7 @@ DATA: dict[str, tuple[set[Path], set[Path]]] = {
 @pytest.mark.parametrize("name", STAGES)
 def test_the_paths_are_those_of_the_code(name: str) -> None:
     reads, writes = DATA[name]
-    data = {path for path in STAGES[name]["deps"] if not path.endswith(".py")} - {"requirements.txt"}
+    data = set(STAGES[name]["deps"]) - declared(name) - {"requirements.txt"}
     assert data - {paths.CHECKED.as_posix()} == {path.as_posix() for path in reads}
     assert outputs(STAGES[name]) == {path.as_posix() for path in writes}
     source = (ROOT / f"stages/{name}/__main__.py").read_text(encoding="utf-8")

@@ -15,10 +15,10 @@ from stages.network import device, models
 from stages.network.inference import predict
 from stages.network.losses import LOSSES, OUTPUTS, Output
 from stages.train import schedules
-from stages.train.__main__ import best_epoch, epochs_without_gain, fit
 from stages.train.augmentation import AUGMENTATIONS
 from stages.train.batches import EpochBatches, PackedImages, loader
 from stages.train.checkpoint import Checkpoints
+from stages.train.loop import best_epoch, epochs_without_gain, fit
 from stages.train.optimizers import OPTIMIZERS
 from tests.imports import ROOT
 
@@ -186,7 +186,7 @@ def test_what_ran_before_does_not_matter() -> None:
 def last_weights(**options: Any) -> dict[str, Tensor]:
     """Those of the last epoch, whichever was the best: validation takes no part in it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stages.train.__main__.best_epoch", len)
+        patch.setattr("stages.train.loop.best_epoch", len)
         return train(**options)[0]
 
 
@@ -209,7 +209,7 @@ def test_the_weights_are_those_of_the_best_epoch() -> None:
 @pytest.mark.parametrize("forced", [1, 2, 3])
 def test_the_weights_are_those_of_the_epoch_that_counts_as_best(forced: int, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = last_weights(epochs=forced)
-    monkeypatch.setattr("stages.train.__main__.best_epoch", lambda history: min(len(history), forced))
+    monkeypatch.setattr("stages.train.loop.best_epoch", lambda history: min(len(history), forced))
     assert same(train(epochs=3)[0], wanted)
 
 

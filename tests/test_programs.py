@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from stages.common import command, errors, files, paths
+from stages.common import errors, files, paths
 from tests.imports import ROOT
 from tests.toy import Project
 
@@ -140,7 +140,7 @@ def test_every_error_ends_in_a_line_and_no_status_is_a_verdict_by_luck(
 @pytest.mark.parametrize("status", [None, 0, 1])
 def test_a_command_returns_its_verdict(status: int | None) -> None:
     with pytest.raises(SystemExit) as end:
-        command.run(lambda: status)
+        errors.run_command(lambda: status)
     assert end.value.code == (status or 0)
 
 
@@ -203,7 +203,8 @@ def test_output_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 def test_no_output_at_all(tmp_path: Path) -> None:
     command = ["sh", "-c", '"$0" "$@" >&- 2>&-', sys.executable, "-c"]
-    body = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom stages.common import errors\nerrors.run(lambda: print('x'))"
+    body = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom stages.common import errors\n"
+    body += "errors.run(lambda: print('x'))"
     assert subprocess.run([*command, body], cwd=tmp_path, check=False).returncode == 0
 
 

@@ -24,12 +24,12 @@ from integrity import revisions
 from integrity.revisions import Revision
 from review import compare, comparison, pictures, report, report_page, results
 from review.markup import Markup, escape, join, prose, tag
+from review.predictions import Found
 from review.report_page import Against, Provenance
 from review.results import Confusion, Results
 from stages.common import paths, record
 from stages.common.errors import UserError
 from stages.evaluate import scores
-from stages.evaluate.predictions import Found
 from tests.browser import browser, console, requests, show
 from tests.clones import Clone
 from tests.programs import need

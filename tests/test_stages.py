@@ -22,6 +22,7 @@ from stages.evaluate import predictions
 from stages.network import model_file
 from stages.preprocess import __main__ as preprocess
 from stages.train import __main__ as train_stage
+from stages.train import loop
 from tests.imports import ROOT
 
 TRAIN_IMAGES, TEST_IMAGES = 400, 120
@@ -230,7 +231,7 @@ def test_what_cannot_train_is_told_before_the_first_step(
 ) -> None:
     bench.run(download, preprocess)
     monkeypatch.setattr("stages.network.machine.memory_bytes", lambda: 8_000_000_000)
-    monkeypatch.setattr(train_stage, "fit", lambda *arguments, **options: pytest.fail("it trains"))
+    monkeypatch.setattr(loop, "fit", lambda *arguments, **options: pytest.fail("it trains"))
     bench.values["model"]["name"] = section
     bench.values["models"][section] |= options
     bench.values["train"].update({"batch_size": 1} if section == "cnn" else {})

@@ -661,7 +661,8 @@ def test_a_real_quota() -> None:
     except OSError as error:
         pytest.skip(f"needs the right to make control groups of version 1: {error}")
     try:
-        script = "import sys; open(sys.argv[1], 'w').write('0'); from stages.network import machine; print(machine.cpu_quota())"
+        script = "import sys; open(sys.argv[1], 'w').write('0'); from stages.network import machine; "
+        script += "print(machine.cpu_quota())"
         command = [sys.executable, "-c", script, str(group / "tasks")]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
         assert done.stdout == "1.5\n"

@@ -1,18 +1,10 @@
 """Options of the download stage."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from stages.common.params import Section
-
-
-class DataName(Section):
-    """The one key of `data` that later stages read; they do not care where the bytes came from."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    name: Literal["mnist", "fashion-mnist", "kmnist"]
+from stages.dataset.options import DataName
 
 
 class Data(DataName):

@@ -1,7 +1,6 @@
 """Measure the trained network on the test set: the one stage that reads it."""
 
 import time
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,7 @@ from stages.common.errors import UserError
 from stages.dataset import data_card, packed
 from stages.evaluate import figures, scores
 from stages.evaluate.options import Evaluate
-from stages.evaluate.scores import Floats, Ints
+from stages.evaluate.predictions import csv, table
 from stages.network import device, model_file
 from stages.network.inference import predict
 
@@ -66,29 +65,6 @@ def main() -> None:
     record.environment("evaluate", str(target), torch.backends.cpu.get_cpu_capability(), outputs)
     seconds = round(time.perf_counter() - start, 3)
     record.write("evaluate", {"seconds": seconds})
-
-
-def table(log_p: Floats, labels: Ints, classes: Sequence[str]) -> pd.DataFrame:
-    """A row for each image of log-probabilities float (N, K): label, prediction, probability of every class.
-
-    index: the image's place in the published test file. The prediction goes by log_p, as everywhere: of two that are
-    nearly the same, the probabilities may be equal.
-    """
-    probabilities = np.exp(log_p)
-    return pd.DataFrame(
-        {
-            "index": np.arange(len(labels)),
-            "label": np.array(classes)[labels],
-            "prediction": np.array(classes)[log_p.argmax(axis=1)],
-            "probability": probabilities.max(axis=1),
-            **{f"p_{name}": probabilities[:, column] for column, name in enumerate(classes)},
-        }
-    )
-
-
-def csv(table: pd.DataFrame) -> str:
-    """A table as CSV text, with six decimals, and the same line ends everywhere."""
-    return table.to_csv(index=False, float_format="%.6f", lineterminator="\n")
 
 
 if __name__ == "__main__":

@@ -2,36 +2,15 @@
 
 import io
 import re
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
-from integrity import revisions
-from integrity.revisions import Revision
 from stages.common.errors import UserError
+from stages.evaluate.scores import Floats, Ints
 
 FIRST = ["index", "label", "prediction", "probability"]  # then a column p_<class> for each class
-
-
-class Found(NamedTuple):
-    """The predictions of a revision, as `parse` gives them; None, with the reason, if unavailable."""
-
-    table: pd.DataFrame | None
-    why: str
-    notes: list[str]  # on copies that were passed over
-
-
-def load(repo: Any, side: Revision, path: str) -> Found:
-    """Look for the predictions of a revision in the work tree, the cache and the remote."""
-    notes: list[str] = []
-    try:
-        out = side.outs.get(path)
-        if out is None:
-            raise UserError(f"{revisions.LOCK} there does not name {path}; run `dvc repro` there")
-        content, notes = revisions.fetch(repo, out)
-        return Found(parse(content, path), "", notes)
-    except UserError as error:
-        return Found(None, str(error), notes)
 
 
 def parse(content: bytes, name: str) -> pd.DataFrame:
@@ -74,3 +53,26 @@ def parse(content: bytes, name: str) -> pd.DataFrame:
 
 def _first_line(error: BaseException) -> str:
     return re.sub(r"\s+", " ", str(error))[:160]
+
+
+def table(log_p: Floats, labels: Ints, classes: Sequence[str]) -> pd.DataFrame:
+    """A row for each image of log-probabilities float (N, K): label, prediction, probability of every class.
+
+    index: the image's place in the published test file. The prediction goes by log_p, as everywhere: of two that are
+    nearly the same, the probabilities may be equal.
+    """
+    probabilities = np.exp(log_p)
+    return pd.DataFrame(
+        {
+            "index": np.arange(len(labels)),
+            "label": np.array(classes)[labels],
+            "prediction": np.array(classes)[log_p.argmax(axis=1)],
+            "probability": probabilities.max(axis=1),
+            **{f"p_{name}": probabilities[:, column] for column, name in enumerate(classes)},
+        }
+    )
+
+
+def csv(table: pd.DataFrame) -> str:
+    """A table as CSV text, with six decimals, and the same line ends everywhere."""
+    return table.to_csv(index=False, float_format="%.6f", lineterminator="\n")

@@ -12,9 +12,9 @@ from stages.common import errors, files, params, paths, record
 from stages.common.errors import UserError
 from stages.dataset import data_card, idx, packed
 from stages.dataset.data_card import DataCard
+from stages.dataset.options import DataName
 from stages.dataset.packed import Images, Labels
 from stages.dataset.registry import DATA_SETS, DataSet
-from stages.download.options import DataName
 from stages.preprocess.normalization import NORMALIZATIONS
 from stages.preprocess.options import Preprocess
 from stages.preprocess.split import stratified

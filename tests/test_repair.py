@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from integrity import git, repair
-from stages.common import command
+from stages.common import errors
 from stages.common.errors import UserError
 
 GOOD = f"""\
@@ -93,7 +93,7 @@ def test_if_head_cannot_be_read_nothing_is_changed(
 ) -> None:
     trouble(repository, monkeypatch)
     with pytest.raises(SystemExit) as end:
-        command.run(repair.main)
+        errors.run_command(repair.main)
     assert end.value.code == 2
     told = capsys.readouterr().err
     assert told.startswith("error: dvc.lock was cut off while it was written, and that of HEAD cannot be read: ")
@@ -147,7 +147,8 @@ def test_a_configuration_that_dvc_cannot_read(repository: Path) -> None:
 def test_when_all_is_well_dvc_is_not_opened(repository: Path) -> None:
     """`make repro` pays for it each time."""
     (repository / "dvc.lock").write_text(GOOD)
-    script = "import sys; sys.argv = ['']; from integrity import repair as mend; mend.main(); sys.exit('dvc.repo.index' in sys.modules)"
+    script = "import sys; sys.argv = ['']; from integrity import repair; repair.main(); "
+    script += "sys.exit('dvc.repo.index' in sys.modules)"
     path = {"PYTHONPATH": str(Path(repair.__file__).parent.parent)}
     assert (
         subprocess.run([sys.executable, "-c", script], env={**git.environment(), **path}, check=False).returncode == 0
