@@ -54,7 +54,7 @@ class Output:
 def main() -> int:
     """Fetch, check, check out; returns the exit status."""
     arguments = parser().parse_args()
-    with revisions.repository() as repo:
+    with revisions.repository(writes=True) as repo:
         cache, root = Cache(repo), Path(repo.root_dir)
         with at_revision(repo, arguments.rev):
             outputs, unknown = named(repo, root, arguments)

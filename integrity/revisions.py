@@ -66,11 +66,11 @@ class Revision:
 
 
 @contextmanager
-def repository() -> Iterator[Any]:
-    """The DVC repository of the current folder, for reading. Raises UserError if it is none, or has no commit in Git.
+def repository(writes: bool = False) -> Iterator[Any]:
+    """The DVC repository of the current folder. Raises UserError if it is none, or has no commit in Git.
 
-    DVC's locks and state lie in a temporary folder: the checkout may be read-only, and the user may have no name, which
-    DVC asks for to name the folder of its state.
+    Unless the caller `writes`, DVC's locks and state lie in a temporary folder: the checkout may be read-only, and the
+    user may have no name, which DVC asks for to name the folder of its state.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -78,7 +78,7 @@ def repository() -> Iterator[Any]:
     with tempfile.TemporaryDirectory(prefix="dvc-") as scratch:
         places = {"tmp_dir": scratch, "site_cache_dir": scratch, "data_index": None, "_ignore": lambda _: None}
         try:
-            repo = type("ReadOnlyRepo", (Repo,), places)()
+            repo = Repo() if writes else type("ReadOnlyRepo", (Repo,), places)()
         except (DvcException, OSError, KeyError) as error:
             raise UserError(f"no commit of a DVC repository to read here: {one_line(error)}") from None
         try:

@@ -79,7 +79,8 @@ def folder_md5(root: Path, path: str) -> str:
 
 def test_each_stage_runs_its_own_module() -> None:
     assert {name: stage["cmd"] for name, stage in STAGES.items()} == {
-        name: f"python -m stages.{name}" for name in ("check", "download", "preprocess", "train", "evaluate")
+        "check": "python -m integrity.check",
+        **{name: f"python -m stages.{name}" for name in ("download", "preprocess", "train", "evaluate")},
     }
 
 
@@ -175,11 +176,11 @@ def test_the_paths_are_those_of_the_code(name: str) -> None:
     data = set(STAGES[name]["deps"]) - declared(name) - {"requirements.txt"}
     assert data - {paths.CHECKED.as_posix()} == {path.as_posix() for path in reads}
     assert outputs(STAGES[name]) == {path.as_posix() for path in writes}
-    source = (ROOT / f"stages/{name}/__main__.py").read_text(encoding="utf-8")
+    source = (ROOT / f"{module(name).replace('.', '/')}.py").read_text(encoding="utf-8")
     constants = {getattr(paths, constant) for constant in re.findall(r"paths\.([A-Z_]+)", source)}
     of_raw = {paths.RAW} if paths.RAW in constants else set()  # the files of its folder, by their names in the data set
     assert constants - of_raw - {paths.PARAMS} == (reads | writes) - (RAW if of_raw else set())
-    assert (paths.PARAMS in constants) == (name != "check")  # which reads it in stages/params
+    assert (paths.PARAMS in constants) == (name != "check")  # which reads it in integrity/rules.py
 
 
 @pytest.mark.parametrize("name", STAGES)
