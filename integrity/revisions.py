@@ -92,14 +92,10 @@ def repository(writes: bool = False) -> Iterator[Any]:
 
 def _has_a_commit(root: Path) -> None:
     """Raise UserError, with the remedy, if Git has none in this folder, or may not read it."""
-    remedy = "`git init`, `git add --all` and `git commit`, or work in a clone (`git clone URL`)"
-    try:
-        if not git.run(root, "rev-list", "--all", "--max-count=1"):
-            raise UserError(f"{root}: no commit there yet: {remedy}")
-    except UserError as error:
-        if "not a git repository" in str(error):
-            raise UserError(f"{root}: not in a Git repository: {remedy}") from None
-        raise
+    if not git.run(root, "rev-list", "--all", "--max-count=1"):
+        raise UserError(
+            f"{root}: no commit there yet: `git add --all && git commit`, or work in a clone (`git clone URL`)"
+        )
 
 
 def resolve(repo: Any, name: str) -> str:

@@ -243,7 +243,9 @@ def test_the_project_as_an_archive(project: Project, tmp_path: Path, monkeypatch
     folder = cloned(project, tmp_path / "clone")
     (folder / ".git").rename(tmp_path / "gone")
     told = line(folder, monkeypatch, "main")
-    assert told.startswith(f"{folder}: not in a Git repository: `git init`, `git add --all` and `git commit`, or work")
+    assert told.startswith(
+        f"git rev-list: {folder} is in no Git repository (a ZIP file, or a copy without .git?); `git"
+    )
     git(folder, "init", "-q")
     assert line(folder, monkeypatch, "main").startswith(f"{folder}: no commit there yet: ")
 

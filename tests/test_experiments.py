@@ -22,6 +22,8 @@ from PIL import Image
 from stages.common import paths
 from tests.clones import Clone
 
+pytestmark = pytest.mark.soak
+
 ALONE = ["models.mlp.hidden=48"]  # what each run of the sweep has
 RATES = ["0.001", "0.01"]
 
@@ -104,7 +106,7 @@ def test_two_workers_end_in_the_bytes_of_a_run_alone(swept: Clone, tmp_path: Pat
     found = {name: outputs(swept.run("git", "show", f"{commit(swept, name)}:dvc.lock")) for name in ("lr-3", "lr-4")}
     assert found["lr-4"] == expected
     assert found["lr-3"][paths.MODEL.as_posix()] != expected[paths.MODEL.as_posix()]
-    assert len(expected) == 15
+    assert len(expected) == 19
 
 
 def test_workers_leave_nothing_and_download_nothing(swept: Clone) -> None:

@@ -55,7 +55,7 @@ def test_portable_is_the_same_whatever_the_environment_says() -> None:
     assert digests("portable", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1") == first
 
 
-@pytest.mark.parametrize("numerics", ["portable", "fast"])
+@pytest.mark.parametrize("numerics", ["portable", pytest.param("fast", marks=pytest.mark.soak)])
 def test_any_number_of_threads_gives_the_same_bits(numerics: str) -> None:
     first = digests(numerics, 1)
     assert digests(numerics, 2) == first
@@ -64,6 +64,7 @@ def test_any_number_of_threads_gives_the_same_bits(numerics: str) -> None:
 
 
 @pytest.mark.skipif(not HAS_AVX512, reason="needs a processor with more than AVX2 to tell the difference")
+@pytest.mark.soak
 def test_fast_is_what_the_processor_can_do() -> None:
     fast, portable = digests("fast"), digests("portable")
     assert fast["instructions"] == "AVX512"

@@ -223,7 +223,9 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(stage: Stage) -> Non
     assert not paths.RESUME.exists()  # nothing is left over
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.soak)]
+)
 def test_told_to_stop_it_writes_a_checkpoint_and_says_so(signum: int, status: int, stage: Stage) -> None:
     stage.values["train"]["checkpoint_every_seconds"] = 1000
     stage.run()

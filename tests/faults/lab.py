@@ -57,9 +57,9 @@ class Run:
 
     @staticmethod
     def stage_of(line: str) -> str | None:
-        """The stage that begins with this line."""
+        """The stage, of those in STAGES, that begins with this line."""
         found = re.match(r"Running stage '(\w+)'", line)
-        return found[1] if found else None
+        return found[1] if found and found[1] in STAGES else None
 
     def wait(self) -> int:
         """Read to the end; the exit status."""

@@ -85,6 +85,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(kills: int, lab: Lab
     assert "nothing to mend" in lab.doctor()
 
 
+@pytest.mark.soak
 def test_dvc_killed_while_it_writes_the_run_cache(lab: Lab) -> None:
     lab.clone.set("evaluate.calibration_bins", "9")
     entries = lab.clone.path / ".dvc/cache/runs"
@@ -107,7 +108,7 @@ def test_dvc_killed_while_it_writes_the_run_cache(lab: Lab) -> None:
             assert (lab.clone.path / "dvc.lock").read_bytes() == (lab.clone.path.parent / "dvc.lock").read_bytes()
 
 
-@pytest.mark.parametrize("update", [1, 2, 4])
+@pytest.mark.parametrize("update", [1, *(pytest.param(update, marks=pytest.mark.soak) for update in (2, 4))])
 def test_dvc_killed_while_it_writes_dvc_lock(update: int, lab: Lab) -> None:
     # All stages come from the run cache, so that dvc does little but write dvc.lock, four times.
     lock = lab.clone.path / "dvc.lock"

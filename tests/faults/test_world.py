@@ -46,6 +46,7 @@ def full_disk(folder: Path, lab: Lab) -> Iterator[Callable[[int], None]]:
         lab.limit_bytes = None
 
 
+@pytest.mark.soak
 def test_a_full_disk_in_each_stage(lab: Lab) -> None:
     where, words = lab.clone.path / "data", "No space left on device" if MOUNTS else "File too large"
     with faults("full disks") as count, full_disk(where, lab) as leave_free:
@@ -69,6 +70,7 @@ def test_a_full_disk_in_each_stage(lab: Lab) -> None:
         assert lab.digest() == lab.digests
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(("free", "what"), [(0, "dvc.lock"), (0, "a stage"), (200_000, "a stage")])
 def test_a_full_disk_under_everything(free: int, what: str, lab: Lab, tmp_path: Path) -> None:
     # The work tree, DVC's cache, its state and dvc.lock are all on it.
@@ -96,6 +98,7 @@ def test_a_full_disk_under_everything(free: int, what: str, lab: Lab, tmp_path: 
         assert "nothing to mend" in other.doctor()
 
 
+@pytest.mark.soak
 def test_a_read_only_data_directory(lab: Lab) -> None:
     lab.clone.set("evaluate.calibration_bins", "7")
     with faults("read-only directories") as count:
@@ -139,6 +142,7 @@ def read_only(folder: Path) -> Iterator[list[str]]:
             path.chmod(0o755)
 
 
+@pytest.mark.soak
 def test_two_at_once(lab: Lab) -> None:
     # Up to the training: what has run is in neither dvc.lock nor the run cache.
     lock = lab.clone.path / "dvc.lock"
@@ -212,6 +216,7 @@ def test_locks_of_a_dvc_that_is_gone(lab: Lab) -> None:
         assert lab.digest() == lab.digests
 
 
+@pytest.mark.soak
 def test_locks_of_a_dvc_at_work_are_left_alone(lab: Lab) -> None:
     rwlock = lab.clone.path / ".dvc/tmp/rwlock"
     with subprocess.Popen([sys.executable, "-c", "input()", "repro"], stdin=subprocess.PIPE) as other:
@@ -222,6 +227,7 @@ def test_locks_of_a_dvc_at_work_are_left_alone(lab: Lab) -> None:
     assert "of a dvc that is gone" in lab.clone.run(*lab.MEND)
 
 
+@pytest.mark.soak
 def test_a_bit_flipped_in_the_cache(lab: Lab) -> None:
     # DVC hands it out without a word, here of the training images and of the model.
     outs = ("data/processed/train.safetensors", "data/model/model.safetensors")
@@ -245,6 +251,7 @@ def test_a_bit_flipped_in_the_cache(lab: Lab) -> None:
         assert "nothing to mend" in lab.doctor()
 
 
+@pytest.mark.soak
 def test_a_bit_flipped_in_the_remote(lab: Lab, tmp_path: Path) -> None:
     lab.clone.dvc("push", "--run-cache")
     out = "data/model/model.safetensors"
