@@ -285,11 +285,11 @@ def options_used(stage: str, name: str) -> set[str]:
 
 def test_train_uses_every_option_it_reads() -> None:
     used = options_used("train", "options") | options_used("train", "chosen.train")
-    assert used == set(train_params.Train.model_fields)
+    assert used - {"model_dump"} == set(train_params.Train.model_fields)
 
 
 def test_train_uses_every_block_that_it_reads() -> None:
-    assert options_used("train", "chosen") == set(train_params.Chosen._fields)
+    assert options_used("train", "chosen") - {"_asdict"} == set(train_params.Chosen._fields)
 
 
 def test_evaluate_uses_every_option_it_reads() -> None:

@@ -167,7 +167,7 @@ def test_a_torn_dvc_lock(lab: Lab) -> None:
     lock = lab.clone.path / "dvc.lock"
     content = lock.read_bytes()
     with faults("torn dvc.lock") as count:
-        for size in (0, 9, content.index(b"  preprocess:") + 16, content.index(b"  train:") + 5):
+        for size in (0, 9, content.index(b"\n  preprocess:") + 17, content.index(b"\n  train:") + 6):
             lock.write_bytes(content[:size])
             count["torn dvc.lock"] += 1
             told = lab.clone.dvc("repro", check=False)
