@@ -1,4 +1,4 @@
-"""The committed seed studies as a Markdown table, the one in README.md: `python -m benchmarks.studies`."""
+"""The committed seed studies as a Markdown table, the one in docs/performance.md: `python -m benchmarks.studies`."""
 
 import json
 from pathlib import Path

@@ -25,8 +25,8 @@ from tests.clones import Clone
 from tests.imports import ROOT
 from tests.programs import need
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-SECTION = README.split("\n## Share\n")[1].split("\n## ")[0]
+SHARING = (ROOT / "docs/sharing.md").read_text(encoding="utf-8")
+SECTION = SHARING.split("\n## A remote of your own\n")[1].split("\n## ")[0]
 RECIPES: dict[str, list[str]] = {
     name: block.splitlines() for name, block in re.findall(r"\n\*\*(\w+)\*\*.*?\n```sh\n(.*?)```", SECTION, re.DOTALL)
 }
@@ -109,7 +109,7 @@ class Proxy:
 
 @dataclass(frozen=True)
 class Remote:
-    """A remote that is served, and how the recipe in README.md names what it has."""
+    """A remote that is served, and how the recipe in docs/sharing.md names what it has."""
 
     words: dict[str, str]  # of the recipe, and what stands for each here
     storage: Path  # the folder in which the server keeps what was pushed

@@ -1,4 +1,4 @@
-"""The figures in README.md are those of the committed measurements."""
+"""The figures in docs/performance.md are those of the committed measurements."""
 
 import json
 
@@ -9,17 +9,17 @@ from benchmarks import studies
 from benchmarks.summary import spread
 from tests.imports import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
 
 
-def test_the_readme_has_the_table_of_the_benchmarks() -> None:
+def test_the_page_has_the_table_of_the_benchmarks() -> None:
     results = json.loads((ROOT / bench.RESULTS).read_text(encoding="utf-8"))
     assert set(results) == set(bench.PARTS)
-    assert bench.table(results) in README
+    assert bench.table(results) in PAGE
 
 
-def test_the_readme_has_the_table_of_the_seed_studies() -> None:
-    assert studies.table(studies.load()) in README
+def test_the_page_has_the_table_of_the_seed_studies() -> None:
+    assert studies.table(studies.load()) in PAGE
 
 
 @pytest.mark.parametrize("name", studies.load())

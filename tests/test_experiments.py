@@ -118,7 +118,7 @@ def test_workers_leave_nothing_and_download_nothing(swept: Clone) -> None:
 
 
 def test_what_is_shown_fits_a_page(swept: Clone) -> None:
-    keep = r"(?!Exp|acc|loss|\w+\.)|macro|images"  # the one in README.md
+    keep = r"(?!Exp|acc|loss|\w+\.)|macro|images"  # the one in docs/experiments.md
     shown = swept.dvc("exp", "show", "--only-changed", "--hide-workspace", "--drop", keep, "--md")
     header = [cell.strip() for cell in shown.splitlines()[0].strip("|").split("|")]
     assert header[:5] == ["Experiment", "accuracy", "accuracy_low", "accuracy_high", "loss"]

@@ -1,4 +1,4 @@
-"""Sharing, the story of two people, against real servers on this machine, with README.md's recipes as they are pasted.
+"""Sharing between two people, against real servers on this machine, with the recipes of docs/sharing.md as pasted.
 
 The tests of one kind of remote share the people and the server, and run in their order.
 """
@@ -20,8 +20,8 @@ from tests.clones import Clone
 from tests.imports import ROOT
 from tests.remote_servers import RECIPES, SERVERS, Proxy, Remote, of_a_reader, paste
 
-# README's, for a directory that several people push to. All folders at once: DVC takes the setgid bit from those that
-# it makes, so that the group of the next ones is the person's own.
+# That of docs/sharing.md, for a directory that several people push to. All folders at once: DVC takes the setgid bit
+# from those that it makes, so that the group of the next ones is the person's own.
 SHARED = (
     "install -d -g GROUP -m 2770 FOLDER FOLDER/files FOLDER/files/md5 FOLDER/files/md5/{{0..9},{a..f}}{{0..9},{a..f}}"
 )
@@ -372,7 +372,7 @@ def open_folder() -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("recipe", "umask", "works"),
     [(SHARED, "022", True), (SHARED, "077", True), (SHARED.partition(" FOLDER/")[0], "002", False)],
-    ids=["as README says", "and umask 077", "one folder alone"],
+    ids=["as docs/sharing.md says", "and umask 077", "one folder alone"],
 )
 def test_two_people_push_to_one_directory(recipe: str, umask: str, works: bool, open_folder: Path) -> None:
     share = open_folder / "share"

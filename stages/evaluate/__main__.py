@@ -46,16 +46,15 @@ def main() -> None:
     bins = scores.reliability(confidences, predictions == labels, options.calibration_bins)
     files.write_text(paths.RELIABILITY, csv(bins))
 
-    title = f"{metrics['accuracy']:.2%} of {len(labels):,} test images right"
+    title = f"Test accuracy {metrics['accuracy']:.2%} ({len(labels):,} images)"
     files.write_bytes(paths.OVERVIEW, figures.overview(matrix, card.classes, bins, title, metrics["calibration_error"]))
     mistakes = np.flatnonzero(predictions != labels)
-    mistakes = mistakes[np.argsort(-confidences[mistakes], kind="stable")][: options.worst_images]  # the surest first
+    most_confident_first = mistakes[np.argsort(-confidences[mistakes], kind="stable")]
+    mistakes = most_confident_first[: options.worst_images]
     short = [name if len(name) <= 14 else f"{name[:13]}…" for name in card.classes]
     titles = [f"{short[labels[image]]}\n→ {short[predictions[image]]}, {confidences[image]:.1%}" for image in mistakes]
-    heading = (
-        f"{len(mistakes)} of {metrics['errors']} mistakes, the surest first:\ntrue class → prediction, its probability"
-    )
-    heading = heading if len(mistakes) else "no mistakes"
+    heading = f"{len(mistakes)} of {metrics['errors']} mistakes, the most confident first:"
+    heading = f"{heading}\ntrue class → prediction, its probability" if len(mistakes) else "no mistakes"
     files.write_bytes(paths.WORST, figures.worst(images[mistakes], titles, heading))
     files.write_json(paths.TEST_METRICS, metrics)
 
