@@ -27,9 +27,12 @@ from stages.network import device, models
 from stages.network.losses import cross_entropy
 from stages.train import schedules
 from stages.train.augmentation import none
-from stages.train.batches import EpochBatches, PackedImages, loader
+from stages.train.batches import Batches, PackedImages
 from stages.train.checkpoint import Checkpoints
 from stages.train.loop import fit
+from stages.train.recipe import Recipe
+from stages.train.stopping import Stop
+from stages.train.trainer import Trainer
 
 BATCH, LR = 64, 0.01
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"mlp": plain.mlp, "cnn": plain.Net}
@@ -56,32 +59,34 @@ def ours(network: str, parallel: device.Map) -> Callable[[], float]:
     images, labels = torch.tensor(pixels), torch.tensor(targets)
     model = models.fast_layout(nn.Sequential(models.Normalize([0.5], [0.5]), NETWORKS[network]()))
     optimizer = sgd(model, fused=True)
-    sampler = EpochBatches(len(labels), BATCH, True, seed=0)
-    batches = loader(PackedImages(images, labels), sampler, num_workers=0, pin_memory=False)
+    stop = Stop()
+    batches = Batches(
+        PackedImages(images, labels),
+        batch_size=BATCH,
+        shuffle=True,
+        seed=0,
+        num_workers=0,
+        pin_memory=False,
+        stop=stop,
+    )
+    recipe = Recipe(
+        objective=partial(cross_entropy, smoothing=0.0),
+        output="softmax",
+        lr_factor=schedules.constant(1),
+        augment=none,
+        epochs=1,
+        patience_epochs=0,
+        batch_size=BATCH,
+        seed=0,
+        precision="float32",
+        shards=SHARDS[network],
+    )
     checkpoints = Checkpoints("none", every_seconds=1e9)
 
     def epoch() -> float:
         start = time.perf_counter()
-        fit(
-            model,
-            batches,
-            sampler,
-            (images[:0], labels[:0]),
-            objective=partial(cross_entropy, smoothing=0.0),
-            output="softmax",
-            optimizer=optimizer,
-            lr_factor=schedules.constant(1),
-            augment=none,
-            precision="float32",
-            epochs=1,
-            patience_epochs=0,
-            seed=0,
-            shard_count=SHARDS[network],
-            parallel=parallel,
-            log_every_steps=10**6,
-            checkpoints=checkpoints,
-            stop=lambda: None,
-        )
+        trainer = Trainer(model, optimizer, recipe, parallel)
+        fit(trainer, batches, (images[:0], labels[:0]), checkpoints, 10**6, stop)
         return time.perf_counter() - start
 
     return epoch

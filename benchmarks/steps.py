@@ -3,7 +3,6 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +10,14 @@ from torch import Tensor, nn
 from stages.common import params, paths
 from stages.dataset import data_card
 from stages.network import device, models
-from stages.network.losses import LOSSES, OUTPUTS
 from stages.train import options as train_params
-from stages.train.augmentation import AUGMENTATIONS
-from stages.train.batches import EpochBatches, PackedImages, loader
+from stages.train.batches import Batches, PackedImages
 from stages.train.checkpoint import Checkpoints
 from stages.train.loop import fit
 from stages.train.optimizers import OPTIMIZERS
-from stages.train.schedules import SCHEDULES
+from stages.train.recipe import Recipe
+from stages.train.stopping import Stop
+from stages.train.trainer import Trainer
 
 STEPS = 10
 
@@ -51,29 +50,22 @@ def training() -> tuple[nn.Module, Tensor, int, Callable[[int, device.Map], None
     optimizer = OPTIMIZERS[options.optimizer](model.parameters(), **chosen.optimizer_options)
     images = torch.randint(0, 256, (STEPS * options.batch_size, *card.shape), dtype=torch.uint8)
     labels = torch.randint(0, len(card.classes), (len(images),))
-    sampler = EpochBatches(len(labels), options.batch_size, options.shuffle, options.seed)
+    stop = Stop()
+    batches = Batches(
+        PackedImages(images, labels),
+        batch_size=options.batch_size,
+        shuffle=options.shuffle,
+        seed=options.seed,
+        num_workers=0,
+        pin_memory=False,
+        stop=stop,
+    )
+    plain = {"precision": "float32", "epochs": 1, "early_stopping_patience_epochs": 0, "seed": 0}
 
     def train(shard_count: int, parallel: device.Map) -> None:
+        once = options.model_copy(update={**plain, "shards": shard_count})
+        trainer = Trainer(model, optimizer, Recipe.of(chosen._replace(train=once), STEPS), parallel)
         with contextlib.redirect_stdout(None):
-            fit(
-                model,
-                loader(PackedImages(images, labels), sampler, 0, pin_memory=False),
-                sampler,
-                (images[:0], labels[:0]),
-                objective=partial(LOSSES[options.loss], smoothing=options.label_smoothing),
-                output=OUTPUTS[options.loss],
-                optimizer=optimizer,
-                lr_factor=SCHEDULES[options.schedule](STEPS, **chosen.schedule_options),
-                augment=partial(AUGMENTATIONS[options.augmentation], **chosen.augmentation_options),
-                precision="float32",
-                epochs=1,
-                patience_epochs=0,
-                seed=0,
-                shard_count=shard_count,
-                parallel=parallel,
-                log_every_steps=STEPS,
-                checkpoints=Checkpoints("none", every_seconds=1e9),
-                stop=lambda: None,
-            )
+            fit(trainer, batches, (images[:0], labels[:0]), Checkpoints("none", every_seconds=1e9), STEPS, stop)
 
     return model, images, options.shards, train

@@ -7,7 +7,6 @@ that the environment, or an emulator, makes different.
 import hashlib
 import json
 import sys
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,14 +15,15 @@ from stages.common import params
 from stages.evaluate import predictions, scores
 from stages.network import device, models
 from stages.network.inference import predict
-from stages.network.losses import LOSSES, OUTPUTS
-from stages.train import augmentation
+from stages.network.losses import OUTPUTS
 from stages.train import options as train_params
-from stages.train.batches import EpochBatches, PackedImages, loader
+from stages.train.batches import Batches, PackedImages
 from stages.train.checkpoint import Checkpoints
 from stages.train.loop import fit
 from stages.train.optimizers import OPTIMIZERS
-from stages.train.schedules import SCHEDULES
+from stages.train.recipe import Recipe
+from stages.train.stopping import Stop
+from stages.train.trainer import Trainer
 from tests.imports import ROOT
 
 IMAGES, BATCH, CLASSES = 80, 48, 10
@@ -58,29 +58,25 @@ def digest(chosen: train_params.Chosen, target: torch.device, threads: int) -> s
     images = torch.randint(0, 256, (IMAGES, 1, 28, 28), dtype=torch.uint8)
     labels = torch.randint(0, CLASSES, (IMAGES,))
     model = models.build(chosen.model, chosen.model_options, (1, 28, 28), CLASSES, [0.13], [0.31])
-    sampler = EpochBatches(IMAGES, BATCH, True, 0)
-    loss, output = chosen.train.loss, OUTPUTS[chosen.train.loss]
+    options = chosen.train.model_copy(
+        update={"label_smoothing": 0.1, "epochs": 1, "batch_size": BATCH, "shards": 4, "seed": 0}
+    )
+    chosen = chosen._replace(train=options)
+    output, stop = OUTPUTS[options.loss], Stop()
+    batches = Batches(
+        PackedImages(images, labels),
+        batch_size=BATCH,
+        shuffle=True,
+        seed=0,
+        num_workers=0,
+        pin_memory=False,
+        stop=stop,
+    )
+    optimizer = OPTIMIZERS[options.optimizer](model.parameters(), **chosen.optimizer_options)
     with device.in_parallel(target, threads) as parallel:
-        weights, history = fit(
-            model,
-            loader(PackedImages(images, labels), sampler, 0, pin_memory=False),
-            sampler,
-            (images[:20], labels[:20]),
-            objective=partial(LOSSES[loss], smoothing=0.1),
-            output=output,
-            optimizer=OPTIMIZERS[chosen.train.optimizer](model.parameters(), **chosen.optimizer_options),
-            lr_factor=SCHEDULES[chosen.train.schedule](len(sampler), **chosen.schedule_options),
-            augment=partial(augmentation.AUGMENTATIONS[chosen.train.augmentation], **chosen.augmentation_options),
-            precision="float32",
-            epochs=1,
-            patience_epochs=0,
-            seed=0,
-            shard_count=4,
-            parallel=parallel,
-            log_every_steps=1,
-            checkpoints=Checkpoints("none", every_seconds=1e9),
-            stop=lambda: None,
-        )
+        trainer = Trainer(model, optimizer, Recipe.of(chosen, len(batches)), parallel)
+        fit(trainer, batches, (images[:20], labels[:20]), Checkpoints("none", every_seconds=1e9), 1, stop)
+        weights, history = trainer.best_weights, trainer.history
         rows = predict(model, images, output, target, parallel)
     for few in (1, 7):  # an image's bits do not depend on how many come with it
         assert torch.equal(predict(model, images[-few:], output, target), rows[-few:])

@@ -274,17 +274,14 @@ def test_train_reads_what_it_declares_and_nothing_else(values: dict[str, Any]) -
 
 
 def options_used(stage: str, name: str) -> set[str]:
-    """The attributes that a stage's module reads of `name`, which is a variable or an attribute of one."""
-    tree = ast.parse((ROOT / f"stages/{stage}/__main__.py").read_text(encoding="utf-8"))
-    used = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == name:
-            used.add(node.attr)
-    return used
+    """The attributes that a stage's modules read of `name`, which is a variable or an attribute of one."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "stages" / stage).glob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    return {node.attr for node in nodes if ast.unparse(node.value) == name}
 
 
 def test_train_uses_every_option_it_reads() -> None:
-    used = options_used("train", "options") | options_used("train", "chosen.train")
+    used = options_used("train", "train") | options_used("train", "chosen.train")
     assert used - {"model_dump"} == set(train_params.Train.model_fields)
 
 

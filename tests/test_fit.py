@@ -16,10 +16,13 @@ from stages.network.inference import predict
 from stages.network.losses import LOSSES, OUTPUTS, Output
 from stages.train import schedules
 from stages.train.augmentation import AUGMENTATIONS
-from stages.train.batches import EpochBatches, PackedImages, loader
+from stages.train.batches import Batches, PackedImages
 from stages.train.checkpoint import Checkpoints
-from stages.train.loop import best_epoch, epochs_without_gain, fit
+from stages.train.loop import fit
 from stages.train.optimizers import OPTIMIZERS
+from stages.train.recipe import Recipe
+from stages.train.stopping import Stop
+from stages.train.trainer import Trainer, best_epoch, epochs_without_gain
 from tests.imports import ROOT
 
 DEFAULTS = params.load(ROOT / "params.yaml")
@@ -73,6 +76,7 @@ def train(
     smoothing: float = 0.0,
     shards: int = 2,
     threads: int = 1,
+    log_every_steps: int = 10,
     checkpoints: Checkpoints | None = None,
     stop: Callable[[], int | None] = lambda: None,
 ) -> tuple[dict[str, Tensor], list[dict[str, float]], float]:
@@ -80,29 +84,34 @@ def train(
     images, labels = toy(600, seed=1)
     torch.manual_seed(seed)
     network = models.build(model, MODELS[model], (1, 8, 8), 3, [0.2], [0.2])
-    sampler = EpochBatches(len(labels), 32, True, seed)
+    batches = Batches(
+        PackedImages(images, labels),
+        batch_size=32,
+        shuffle=True,
+        seed=seed,
+        num_workers=num_workers,
+        pin_memory=False,
+        stop=Stop(),
+    )
+    recipe = Recipe(
+        objective=partial(LOSSES[loss], smoothing=smoothing),
+        output=OUTPUTS[loss],
+        lr_factor=schedules.SCHEDULES[schedule](epochs * len(batches), **DEFAULTS["schedules"][schedule]),
+        augment=partial(AUGMENTATIONS[augmentation], **DEFAULTS["augmentations"][augmentation]),
+        epochs=epochs,
+        patience_epochs=patience,
+        batch_size=32,
+        seed=seed,
+        precision=precision,
+        shards=shards,
+    )
     options = DEFAULTS["optimizers"][optimizer]
+    update = OPTIMIZERS[optimizer](network.parameters(), **({**options, "lr": lr} if lr else options))
+    kept = checkpoints or Checkpoints("none", every_seconds=1e9)
     with one_thread_an_operation(), device.in_parallel(torch.device("cpu"), threads) as parallel:
-        weights, history = fit(
-            network,
-            loader(PackedImages(images, labels), sampler, num_workers, pin_memory=False),
-            sampler,
-            toy(validation, seed=2),
-            objective=partial(LOSSES[loss], smoothing=smoothing),
-            output=OUTPUTS[loss],
-            optimizer=OPTIMIZERS[optimizer](network.parameters(), **({**options, "lr": lr} if lr else options)),
-            lr_factor=schedules.SCHEDULES[schedule](epochs * len(sampler), **DEFAULTS["schedules"][schedule]),
-            augment=partial(AUGMENTATIONS[augmentation], **DEFAULTS["augmentations"][augmentation]),
-            precision=precision,
-            epochs=epochs,
-            patience_epochs=patience,
-            seed=seed,
-            shard_count=shards,
-            parallel=parallel,
-            log_every_steps=10,
-            checkpoints=checkpoints or Checkpoints("none", every_seconds=1e9),
-            stop=stop,
-        )
+        trainer = Trainer(network, update, recipe, parallel)
+        fit(trainer, batches, toy(validation, seed=2), kept, log_every_steps, stop)
+    weights, history = trainer.best_weights, trainer.history
     network.load_state_dict(weights)
     unseen, truth = toy(300, seed=3)
     predicted = predict(network, unseen, OUTPUTS[loss], torch.device("cpu")).argmax(1)
@@ -186,7 +195,7 @@ def test_what_ran_before_does_not_matter() -> None:
 def last_weights(**options: Any) -> dict[str, Tensor]:
     """Those of the last epoch, whichever was the best: validation takes no part in it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stages.train.loop.best_epoch", len)
+        patch.setattr("stages.train.trainer.best_epoch", len)
         return train(**options)[0]
 
 
@@ -209,7 +218,7 @@ def test_the_weights_are_those_of_the_best_epoch() -> None:
 @pytest.mark.parametrize("forced", [1, 2, 3])
 def test_the_weights_are_those_of_the_epoch_that_counts_as_best(forced: int, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = last_weights(epochs=forced)
-    monkeypatch.setattr("stages.train.loop.best_epoch", lambda history: min(len(history), forced))
+    monkeypatch.setattr("stages.train.trainer.best_epoch", lambda history: min(len(history), forced))
     assert same(train(epochs=3)[0], wanted)
 
 

@@ -101,6 +101,15 @@ def test_it_may_be_resumed_on_another_number_of_threads() -> None:
     assert resumed[1] == history
 
 
+def test_how_often_a_run_logs_and_writes_checkpoints_changes_no_bit() -> None:
+    whole, history = undisturbed(model="cnn")
+    often = train("cnn", log_every_steps=1, checkpoints=Checkpoints("a", 0))
+    seldom = train("cnn", log_every_steps=1_000_000)
+    for weights, rows, _ in (often, seldom):
+        assert same(weights, whole)
+        assert rows == history
+
+
 def spoil(path: Path, how: str) -> None:
     content = bytearray(path.read_bytes())
     if how == "truncated":
@@ -110,7 +119,7 @@ def spoil(path: Path, how: str) -> None:
     elif how == "a bit flipped":
         content[-100] ^= 4
     elif how == "a bit flipped in the header":
-        content[content.index(b'"epoch\\": ') + 11] ^= 1
+        content[content.index(b'"epoch\\", ') + 10] ^= 1
     elif how == "a pickle":
         content = bytearray(b"\x80\x05cposix\nsystem\n(X\x07\x00\x00\x00touch xtR.")
     path.write_bytes(bytes(content))
@@ -148,6 +157,40 @@ def test_a_checkpoint_of_another_run_is_not_resumed(capsys: pytest.CaptureFixtur
     capsys.readouterr()
     train(checkpoints=Checkpoints("b", 1e9))
     assert "latest.unreadable: it is of another run" in capsys.readouterr().out
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two values are the same in type, content and, for tensors, memory layout."""
+    if isinstance(one, Tensor):
+        layout = (one.dtype, one.shape, one.stride())
+        return layout == (other.dtype, other.shape, other.stride()) and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return type(one) is type(other) and len(one) == len(other) and all(map(alike, one, other))
+    return type(one) is type(other) and bool(one == other)
+
+
+def test_a_checkpoint_gives_back_any_state_in_type_and_memory_layout() -> None:
+    weights = torch.arange(48.0).reshape(2, 3, 2, 4)
+    state = {
+        "channels last": weights.to(memory_format=torch.channels_last),
+        "one channel": torch.ones(4, 1, 3, 3).to(memory_format=torch.channels_last),
+        "twice": [weights, weights, weights[0, 0].T],
+        "numbers": {0: torch.tensor(3), 1: {"step": torch.tensor(1.0), "empty": torch.empty(0)}},
+        "values": [None, True, 1, 0.1, 1e-300, "dict", (0.9, 0.999), (), [], {}],
+        "dict": {"list": {"tensor": {"a.b": torch.zeros(2, dtype=torch.bfloat16)}}},
+    }
+    Checkpoints("a", 1e9).save(state)
+    assert alike(Checkpoints("a", 1e9).load(), state)
+    assert Checkpoints("b", 1e9).load() is None
+
+
+@pytest.mark.parametrize("value", [{1, 2}, np.float64(1), Path("a"), b"a"], ids=["set", "numpy", "path", "bytes"])
+def test_a_checkpoint_refuses_what_it_cannot_give_back(value: object) -> None:
+    with pytest.raises(TypeError, match="a checkpoint cannot contain "):
+        Checkpoints("a", 1e9).save({"state": [value]})
+    assert not paths.RESUME.exists()
 
 
 # --- the stage as a process, killed for real

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from stages.network.models import Dropout
 from stages.train import shards
 from stages.train.optimizers import RmsProp
+from stages.train.shards import Replicas
 
 
 @pytest.mark.parametrize(
@@ -46,11 +47,10 @@ class Network(nn.Module):
         return logits
 
 
-def step(replicas: list[shards.Replica], parts: list[tuple[Tensor, Tensor]], shares: list[float]) -> None:
-    shards.scatter(replicas)
-    for replica, (values, labels), share in zip(replicas, parts, shares, strict=True):
-        (F.cross_entropy(replica.model(values), labels) * share).backward()
-    shards.gather(replicas)
+def step(replicas: Replicas, values: Tensor, labels: Tensor) -> None:
+    with replicas.shards(values, labels, epoch=1, step=1) as parts:
+        for replica, values, labels, share in parts:
+            (F.cross_entropy(replica.model(values), labels) * share).backward()
 
 
 def test_gradients_are_those_of_the_whole_batch() -> None:
@@ -59,22 +59,21 @@ def test_gradients_are_those_of_the_whole_batch() -> None:
     F.cross_entropy(plain(values), labels).backward()
     whole = [weight.grad for weight in plain.parameters() if weight.grad is not None]
     plain.zero_grad()
-    replicas = shards.replicas(plain, 3)
-    step(replicas, shards.split(values, labels, 3, 30), [1 / 3] * 3)
+    replicas = Replicas(plain, 3, batch_size=30, seed=0)
+    step(replicas, values, labels)
     assert len(whole) == 4
     for weight, before in zip(plain.parameters(), whole, strict=True):
         assert weight.grad is not None
         assert torch.allclose(weight.grad, before, atol=1e-6)
-    assert all(weight.grad is None for replica in replicas[1:] for weight in replica.weights)
+    assert all(weight.grad is None for replica in replicas.replicas[1:] for weight in replica.weights)
 
 
 def test_replicas_share_weights_and_the_mean_of_their_statistics() -> None:
     model = Network()
-    replicas = shards.replicas(model, 2)
+    replicas = Replicas(model, 2, batch_size=40, seed=0)
     values, labels = torch.randn(40, 6) * torch.arange(1, 41)[:, None], torch.randint(0, 3, (40,))
-    parts = shards.split(values, labels, 2, 40)
     for _ in range(3):
-        step(replicas, parts, [0.5, 0.5])
+        step(replicas, values, labels)
     mean = torch.zeros(5)
     for _ in range(3):
         mean = 0.9 * mean + 0.1 * model.first(values).mean(dim=0)  # of equal shards: that of the whole
@@ -82,12 +81,12 @@ def test_replicas_share_weights_and_the_mean_of_their_statistics() -> None:
     assert torch.allclose(model.norm.running_mean, mean, atol=1e-4)
     with torch.no_grad():
         model.last.bias.fill_(7)
-    assert all((replica.weights[-1] == 7).all() for replica in replicas)
+    assert all((replica.weights[-1] == 7).all() for replica in replicas.replicas)
 
 
 def test_dropout_is_torchs_with_a_generator_of_its_own() -> None:
     model = nn.Sequential(Dropout(0.5), nn.Linear(4000, 1))
-    replicas = shards.replicas(model, 3)
+    replicas = Replicas(model, 3, batch_size=3, seed=1).replicas
     layers = [next(each for each in replica.model.modules() if isinstance(each, Dropout)) for replica in replicas]
     ones, drops = torch.ones(4000), []
     for _ in range(2):

@@ -29,7 +29,7 @@ from stages.network import device, losses, machine, model_file, models
 from stages.network.model_file import Spec
 from stages.network.options import Name
 from stages.train import augmentation, schedules
-from stages.train.batches import EpochBatches, Fetcher, PackedImages, ending_workers, loader
+from stages.train.batches import Batches, EpochBatches, PackedImages, ending_workers
 from stages.train.stopping import SIGNALS, Stop, told_to_stop
 from tests import forging
 from tests.imports import ROOT
@@ -374,15 +374,20 @@ def test_augmentation_is_a_function_of_the_seed(name: str) -> None:
 # --- batches
 
 
+def tens(dataset: PackedImages, num_workers: int, stop: Stop, shuffle: bool = False, seed: int = 0) -> Batches:
+    """Batches of ten images."""
+    return Batches(
+        dataset, batch_size=10, shuffle=shuffle, seed=seed, num_workers=num_workers, pin_memory=False, stop=stop
+    )
+
+
 def epochs(num_workers: int, *which: int, shuffle: bool = True, count: int = 103) -> list[list[int]]:
     """The labels of each batch of some epochs; an image's label is its position."""
     images = torch.arange(count, dtype=torch.uint8).reshape(count, 1, 1, 1)
-    sampler = EpochBatches(count, 10, shuffle, seed=5)
-    batches = loader(PackedImages(images, torch.arange(count)), sampler, num_workers, pin_memory=False)
+    batches = tens(PackedImages(images, torch.arange(count)), num_workers, Stop(), shuffle, seed=5)
     rows = []
     for epoch in which:
-        sampler.epoch = epoch
-        for pixels, labels in batches:
+        for pixels, labels in batches.of_epoch(epoch, first=0):
             assert torch.equal(pixels.flatten().long(), labels)
             rows.append(labels.tolist())
     return rows
@@ -424,10 +429,9 @@ def test_images_and_labels_of_different_number_are_refused() -> None:
 
 def test_batches_of_workers_take_no_shared_memory_and_no_sockets() -> None:
     images = torch.arange(20, dtype=torch.uint8).reshape(20, 1, 1, 1)
-    sampler = EpochBatches(20, 10, False, seed=0)
     dataset = PackedImages(images, torch.arange(20))
     with ending_workers(1):
-        got = list(loader(dataset, sampler, 1, pin_memory=False))
+        got = list(tens(dataset, 1, Stop()).of_epoch(1, first=0))
     assert [labels.tolist() for _, labels in got] == [list(range(10)), list(range(10, 20))]
     assert not any(tensor.is_shared() for batch in got for tensor in batch)
     # A worker that is not forked, as from Python 3.14 on, gets the images in the same way.
@@ -469,10 +473,9 @@ class Hangs(PackedImages):
 @pytest.mark.parametrize("stopped", [False, True], ids=["hanging", "suspended"])
 def test_a_signal_ends_the_wait_for_a_worker_and_the_worker(stopped: bool) -> None:
     dataset = Hangs(40)
-    batches = loader(dataset, EpochBatches(40, 10, False, seed=0), 1, pin_memory=False)
     with told_to_stop() as stop, ending_workers(1):
-        fetcher = Fetcher(batches, stop)
-        for count, _ in enumerate(fetcher, start=1):
+        batches = tens(dataset, 1, stop)
+        for count, _ in enumerate(batches.of_epoch(1, first=0), start=1):
             if count == 2:
                 dataset.two_are_there.set()
         assert count == 2
@@ -480,7 +483,7 @@ def test_a_signal_ends_the_wait_for_a_worker_and_the_worker(stopped: bool) -> No
         (worker,) = multiprocessing.active_children()
         if stopped:
             os.kill(worker.pid or 0, signal.SIGSTOP)
-        assert list(fetcher) == []  # the next epoch's beginning would wait for the worker as well
+        assert list(batches.of_epoch(2, first=0)) == []  # the next epoch's beginning would wait for the worker as well
     assert not worker.is_alive()
 
 
@@ -510,12 +513,11 @@ class Starves(PackedImages):
 )
 def test_a_worker_that_fails_is_one_line(kind: type[PackedImages], reason: str) -> None:
     dataset = kind(torch.zeros(20, 1, 1, 1), torch.arange(20))
-    batches = loader(dataset, EpochBatches(20, 10, False, seed=0), 2, pin_memory=False)
     ending = (
         r"; params\.yaml: train\.num_workers is 2: set 0, or fewer, or a smaller train\.batch_size \(.*ulimit -n is"
     )
     with pytest.raises(UserError, match=reason + ending), told_to_stop() as stop, ending_workers(2):
-        list(Fetcher(batches, stop))
+        list(tens(dataset, 2, stop).of_epoch(1, first=0))
     assert not multiprocessing.active_children()
 
 
@@ -528,11 +530,9 @@ def test_workers_that_cannot_be_started_are_one_line(
 
     monkeypatch.setattr("torch.multiprocessing.Queue", fails)
     monkeypatch.setattr(torch.multiprocessing.get_context().__class__, "Queue", fails, raising=False)
-    batches = loader(
-        PackedImages(torch.zeros(20, 1, 1, 1), torch.arange(20)), EpochBatches(20, 10, False, 0), 2, pin_memory=False
-    )
+    batches = tens(PackedImages(torch.zeros(20, 1, 1, 1), torch.arange(20)), 2, Stop())
     with pytest.raises(UserError, match=f"the loader's workers failed: .*{error.strerror}; params.yaml: train.num_w"):
-        list(Fetcher(batches, Stop()))
+        list(batches.of_epoch(1, first=0))
     gc.collect()
     assert capsys.readouterr().err == ""
 

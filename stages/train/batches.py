@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -121,47 +121,60 @@ def _leave_signals_to_the_parent(worker: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-def loader(dataset: PackedImages, sampler: EpochBatches, num_workers: int, pin_memory: bool) -> DataLoader[Batch]:
-    """A DataLoader whose workers, if any, fetch whole batches and live as long as it does."""
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=_through_a_pipe if num_workers else _as_it_is,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        persistent_workers=num_workers > 0,
-        timeout=WAIT_SECONDS if num_workers else 0,
-        worker_init_fn=_leave_signals_to_the_parent,
-    )
+class Batches:
+    """The batches of each epoch: a function of (seed, epoch), whatever was drawn before, with any number of workers."""
 
+    def __init__(
+        self,
+        dataset: PackedImages,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        num_workers: int,
+        pin_memory: bool,
+        stop: Stop,
+    ) -> None:
+        """num_workers: processes that fetch whole batches and live as long as this does; 0: none."""
+        self._positions = EpochBatches(len(dataset), batch_size, shuffle, seed)
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=self._positions,
+            collate_fn=_through_a_pipe if num_workers else _as_it_is,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+            timeout=WAIT_SECONDS if num_workers else 0,
+            worker_init_fn=_leave_signals_to_the_parent,
+        )
+        self._stop, self._started = stop, False
 
-class Fetcher(Iterable[Batch]):
-    """The batches of a loader, an epoch at each iteration, without a wait that nothing ends.
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return len(self._positions)
 
-    An iteration ends early once `stop` was told to stop, while it waits as well. It raises UserError where the loader's
-    workers cannot be started, where one of them ends, and where none gives a batch within WAIT_SECONDS.
-    """
+    def of_epoch(self, epoch: int, first: int) -> Iterator[Batch]:
+        """The batches of an epoch but for its `first` ones, without a wait that nothing ends.
 
-    def __init__(self, batches: DataLoader[Batch], stop: Stop) -> None:
-        self.batches, self.stop = batches, stop
-        self._started = False
-
-    def __iter__(self) -> Iterator[Batch]:
+        They end early once `stop` was told to stop, also while this waits for one. Raises UserError if the workers
+        cannot be started, if one of them ends, and if none gives a batch within WAIT_SECONDS.
+        """
+        self._positions.epoch, self._positions.first = epoch, first
         # The first time it starts the workers, which should not be given up half-way; later it waits for them.
-        begin = partial(self._of_workers, lambda: iter(self.batches))
-        iterator = self.stop.wait(begin) if self._started else begin()
+        begin = partial(self._of_workers, lambda: iter(self._loader))
+        iterator = self._stop.wait(begin) if self._started else begin()
         self._started = True
-        while iterator and (batch := self.stop.wait(lambda: self._of_workers(lambda: next(iterator, None)))):
+        while iterator and (batch := self._stop.wait(lambda: self._of_workers(lambda: next(iterator, None)))):
             yield batch
 
     def _of_workers(self, call: Callable[[], Any]) -> Any:
         try:
             return call()
         except (RuntimeError, OSError, MemoryError, EOFError) as error:
-            if not self.batches.num_workers:
+            if not self._loader.num_workers:
                 raise
             _discard(error)
-            raise UserError(workers_failed(error, self.batches.num_workers)) from None
+            raise UserError(workers_failed(error, self._loader.num_workers)) from None
 
 
 def _discard(error: BaseException) -> None:

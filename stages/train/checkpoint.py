@@ -1,4 +1,4 @@
-"""What a killed training run resumes from: the whole state of the loop, in a file that no pickle can poison.
+"""What a killed run resumes from: its whole state, whatever that is, in a file that no pickle can poison.
 
 It lives in runs/resume/KEY, where neither Git nor DVC looks. KEY is a digest of the code, the parameters, the data and
 what computes, so that nothing of another run is ever resumed; the folder is deleted when the stage succeeds.
@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from stages.common import files, paths
 from stages.common.errors import UserError
@@ -27,16 +27,6 @@ PACKAGE = Path(__file__).parents[1]  # of the stages
 UNUSED_SECONDS = 7 * 24 * 3600  # after which what other runs left is deleted
 LATEST, PREVIOUS = "latest.safetensors", "previous.safetensors"
 META = "state"  # safetensors writes its metadata in no fixed order: one key, one JSON document
-
-
-class Progress(NamedTuple):
-    """Where a run stands: in an epoch, counted from 1, after as many of its steps as there are losses."""
-
-    epoch: int
-    losses: list[Tensor]  # of the epoch's steps so far, scalars
-    sizes: list[int]  # images of each
-    history: list[dict[str, float]]  # a row for each epoch that has ended
-    weights: dict[str, Tensor]  # of the best epoch so far
 
 
 def key(stage: str, parameters: object, inputs: Iterable[Path], place: str) -> str:
@@ -102,47 +92,30 @@ class Checkpoints:
         """Whether the time for another one has come."""
         return time.monotonic() - self.last >= self.every_seconds
 
-    def save(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, progress: Progress
-    ) -> None:
-        """Write a checkpoint, atomically. Waits for a GPU."""
-        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in progress.weights.items()}
-        numbers: dict[str, Any] = {}
-        for index, slots in optimizer.state_dict()["state"].items():
-            for name, value in slots.items():
-                place = tensors if isinstance(value, Tensor) else numbers
-                place[f"optimizer.{index}.{name}"] = value
-        if progress.losses:
-            tensors["losses"] = torch.stack(progress.losses)
-        state = {
-            "run": self.run,
-            "epoch": progress.epoch,
-            "sizes": progress.sizes,
-            "history": progress.history,
-            "optimizer": numbers,
-            "scaler": scaler.state_dict(),
-        }
-        # clone: a tensor that stands twice (the best weights may be the model's own) is written twice
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        state["sha256"] = _digest(state, tensors)
-        content = save(tensors, metadata={META: json.dumps(state)})
+    def save(self, state: dict[str, Any]) -> None:
+        """Write a checkpoint, atomically. Waits for a GPU.
+
+        state: dicts, lists and tuples, nested, of tensors and values of JSON. Raises TypeError for anything else.
+        """
+        tensors: dict[str, Tensor] = {}
+        document = {"run": self.run, "state": _encode(state, tensors)}
+        document["sha256"] = _digest(document, tensors)
+        content = save(tensors, metadata={META: json.dumps(document)})
         latest = self.folder / LATEST
         if latest.exists():
             latest.replace(self.folder / PREVIOUS)
         files.write_bytes(latest, content)
         self.last = time.monotonic()
 
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Progress | None:
-        """Put the run's last state back, and say where it stood; None if there is none that can be read.
+    def load(self) -> dict[str, Any] | None:
+        """The run's last state, with all tensors on the CPU; None if there is none that can be read.
 
         A checkpoint that cannot be read, or is not of this run, is set aside with one line.
         """
         for name in (LATEST, PREVIOUS):
             path = self.folder / name
             try:
-                state, tensors = self._read(path)
-                return _restore(state, tensors, model, optimizer, scaler)
+                return self._read(path)
             except FileNotFoundError:
                 continue
             except (SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -152,17 +125,18 @@ class Checkpoints:
                 print(f"set a checkpoint aside that cannot be resumed from, as {aside}: {reason}", flush=True)
         return None
 
-    def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """A checkpoint of this run, every byte of it as it was written."""
+    def _read(self, path: Path) -> dict[str, Any]:
+        """The state in a checkpoint of this run, every byte of it as it was written."""
         path.stat()  # FileNotFoundError, where safe_open has an error of its own
         with safe_open(path, framework="pt") as file:
-            state = json.loads((file.metadata() or {})[META])
-            tensors = {name: file.get_tensor(name).clone() for name in sorted(file.keys())}
-        if state.pop("sha256") != _digest(state, tensors):
+            document = json.loads((file.metadata() or {})[META])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it cannot be iterated over
+        if document.pop("sha256") != _digest(document, tensors):
             raise ValueError("its bytes have changed since it was written")
-        if state["run"] != self.run:
+        if document["run"] != self.run:
             raise ValueError("it is of another run")
-        return state, tensors
+        state: dict[str, Any] = _decode(document["state"], tensors)
+        return state
 
     def delete(self) -> None:
         """Forget the run's checkpoints, and those of other runs that have been left alone for a week.
@@ -178,38 +152,41 @@ class Checkpoints:
             paths.RESUME.rmdir()
 
 
-def _restore(
-    state: dict[str, Any],
-    tensors: dict[str, Tensor],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-) -> Progress:
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}}
-    slots: dict[int, dict[str, Any]] = {}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for name, value in [*tensors.items(), *state["optimizer"].items()]:
-        kind, _, rest = name.partition(".")
-        if kind == "optimizer":
-            index, _, slot = rest.partition(".")
-            parameter = parameters[int(index)]
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                # In the memory layout of the parameter, as the optimizer itself makes it: the same kernels.
-                value = torch.empty_like(parameter, requires_grad=False).copy_(value)
-            slots.setdefault(int(index), {})[slot] = value
-        elif kind in parts:
-            parts[kind][rest] = value
-    losses = list(tensors["losses"].to(parameters[0].device)) if "losses" in tensors else []
-    progress = Progress(state["epoch"], losses, state["sizes"], state["history"], parts["best"])
-    model.load_state_dict(parts["model"])
-    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
-    scaler.load_state_dict(state["scaler"])
-    return progress
+def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """A value as JSON from which `_decode` makes it again, its tensors apart, in `tensors`.
+
+    Each container is a JSON object of one key, its type: JSON itself knows no tuples and no keys but strings.
+    """
+    if isinstance(value, Tensor):
+        name, copy = str(len(tensors)), value.detach().cpu().clone()  # safetensors refuses tensors that share memory
+        tensors[name] = copy.contiguous()
+        return {"tensor": [name, copy.stride()]}
+    if isinstance(value, dict):
+        return {"dict": [[key, _encode(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return {"list" if isinstance(value, list) else "tuple": [_encode(item, tensors) for item in value]}
+    if value is not None and type(value) not in (bool, int, float, str):
+        raise TypeError(f"a checkpoint cannot contain {type(value).__name__}")
+    return value
 
 
-def _digest(state: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        # In the memory layout it had, which decides on the kernels that compute with it, and so on last bits.
+        name, stride = content
+        return torch.empty_strided(tensors[name].shape, stride, dtype=tensors[name].dtype).copy_(tensors[name])
+    if kind == "dict":
+        return {key: _decode(item, tensors) for key, item in content}
+    items = [_decode(item, tensors) for item in content]
+    return items if kind == "list" else tuple(items)
+
+
+def _digest(document: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     """Of all that a checkpoint holds: a disk that flips a bit must not change what a run ends in."""
-    digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

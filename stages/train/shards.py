@@ -7,7 +7,8 @@ their gradients are added in order. As with DistributedDataParallel, batch norm 
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -42,13 +43,35 @@ class Replica:
         self._dropout.manual_seed(value)
 
 
-def replicas(model: nn.Module, count: int) -> list[Replica]:
-    """`model` itself, and copies of it that share its weights."""
-    copies = [copy.deepcopy(model) for _ in range(count - 1)]
-    for each in copies:
-        for mine, shared in zip(each.parameters(), model.parameters(), strict=True):
-            mine.data = shared.data
-    return [Replica(each) for each in (model, *copies)]
+Shard = tuple[Replica, Tensor, Tensor, float]  # with its images, their labels, and its share of the batch's images
+
+
+class Replicas:
+    """`model` itself, and copies of it that share its weights, one for each shard of a batch."""
+
+    def __init__(self, model: nn.Module, count: int, batch_size: int, seed: int) -> None:
+        """batch_size: images of a whole batch; the last one of an epoch may be smaller. seed: of the run."""
+        copies = [copy.deepcopy(model) for _ in range(count - 1)]
+        for each in copies:
+            for mine, shared in zip(each.parameters(), model.parameters(), strict=True):
+                mine.data = shared.data
+        self.replicas = [Replica(each) for each in (model, *copies)]
+        self.batch_size, self.seed = batch_size, seed
+
+    @contextmanager
+    def shards(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> Iterator[list[Shard]]:
+        """Divide a batch: what to compute within the block, in any order, or side by side.
+
+        At the end of the block the model has the sum of the gradients that were left in the replicas, added in order,
+        and the mean of their statistics. epoch, step: what the replicas draw within the block is a function of these.
+        """
+        parts = split(images, labels, len(self.replicas), self.batch_size)
+        used = self.replicas[: len(parts)]
+        scatter(used)
+        for number, replica in enumerate(used):
+            replica.seed(self.seed, epoch, step, number)
+        yield [(replica, *part, len(part[1]) / len(labels)) for replica, part in zip(used, parts, strict=True)]
+        gather(used)
 
 
 def split(images: Tensor, labels: Tensor, shards: int, batch_size: int) -> list[tuple[Tensor, Tensor]]:

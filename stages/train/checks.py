@@ -1,0 +1,88 @@
+"""What can be known to fail is told before the first step of training: in one line, with what to set instead."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from stages.common import paths
+from stages.common.errors import UserError
+from stages.dataset.data_card import DataCard
+from stages.network import device, machine, models
+from stages.train import shards
+from stages.train.batches import EpochBatches
+from stages.train.optimizers import numbers_a_weight
+from stages.train.options import Chosen, Train
+
+
+def check_machine(train: Train, evaluate: object, target: torch.device) -> None:
+    """Raise UserError for a precision or device that this machine lacks; `evaluate` comes after hours of training.
+
+    evaluate: the section of params.yaml. Comes after `device.set_up`.
+    """
+    device.check_precision(train.precision, target.type, device.has_bfloat16(target))
+    device.check_section(evaluate, "evaluate")
+
+
+def check_data(train: Train, training: int, validation: int) -> None:
+    """Raise UserError if these numbers of images are too few."""
+    if train.early_stopping_patience_epochs and not validation:
+        raise UserError(
+            f"{paths.PARAMS}: train.early_stopping_patience_epochs is {train.early_stopping_patience_epochs}, and "
+            "there is no validation part to stop on; allowed: 0, or a preprocess.validation_fraction above 0"
+        )
+    if not training:
+        raise UserError(f"{paths.TRAIN}: no images to train on; set a smaller preprocess.validation_fraction")
+
+
+def check_network(
+    build: Callable[[], nn.Module], chosen: Chosen, card: DataCard, images: int, free: int | None
+) -> None:
+    """Raise UserError if the network does not fit the images, the batches or the memory.
+
+    images: of the training part. free: bytes on the GPU; None where tensors are in the machine's own memory.
+    """
+    train = chosen.train
+    try:
+        with torch.device("meta"):  # takes no memory
+            outline = build()
+    except ValueError as error:
+        raise UserError(f"{paths.PARAMS}: models.{chosen.model}: {error}") from None
+    batch_sizes = EpochBatches(images, train.batch_size, train.shuffle, train.seed).batch_sizes()
+    sizes = [shards.sizes(size, train.shards, train.batch_size) for size in batch_sizes]
+    check_smallest_shard(outline, card.shape, min(map(min, sizes)), train.batch_size, chosen.model)
+    copies = 1 + max(map(len, sizes)) + numbers_a_weight(train.optimizer, chosen.optimizer_options)
+    where, room = ("the GPU", free) if free is not None else ("this machine", machine.memory_bytes())
+    check_memory(models.parameter_count(outline), copies, room, where, chosen.model)
+
+
+def check_smallest_shard(outline: nn.Module, shape: models.Shape, images: int, batch: int, name: str) -> None:
+    """Raise UserError if the network cannot learn from the shard of a step with the fewest images.
+
+    outline: the network, on the meta device. Batch norm needs two values a channel.
+    """
+    try:
+        outline.train()(torch.empty((images, *shape), dtype=torch.uint8, device="meta"))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"{paths.PARAMS}: train.batch_size is {batch}, and in a step of {images} image{'s' * (images > 1)} batch "
+            f"norm gets one value per channel, where it needs two: set a larger train.batch_size, or a models.{name} "
+            "with less pooling"
+        ) from None
+
+
+def check_memory(weights: int, copies: int, free: int | None, where: str, name: str) -> None:
+    """Raise UserError if a network of so many weights cannot be trained in `free` bytes, whatever the batch is.
+
+    copies: of each weight, float32: itself, its gradient in each shard, and what the optimizer keeps of it. free: None
+    if it is not known.
+    """
+    needed = 4 * weights * copies
+    if free is not None and needed > free:
+        raise UserError(
+            f"{paths.PARAMS}: models.{name} has {weights:,} weights, and training them takes at least "
+            f"{machine.gigabytes(needed)} ({copies} numbers per weight, by train.shards and train.optimizer); {where} "
+            f"has {machine.gigabytes(free)} free: set a smaller models.{name}, or fewer train.shards"
+        )

@@ -1,0 +1,158 @@
+"""A network while it is trained, and all that changes meanwhile: one step, the end of an epoch, the whole state."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.common import paths
+from stages.common.errors import UserError
+from stages.network.device import Map
+from stages.network.inference import predict
+from stages.train.recipe import Recipe
+from stages.train.shards import Replica, Replicas
+
+Row = dict[str, float]  # what was measured of an epoch
+
+
+class Trainer:
+    """A network while it is trained.
+
+    epoch: the current one, counted from 1. losses, sizes: of the steps of this epoch so far, scalars on the device, and
+    the number of images of each. history: a row for each epoch that has ended. best_weights: those of the best of these
+    epochs, on the CPU.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, parallel: Map) -> None:
+        """Train `model` in place. parallel: as `map`; it may compute several shards at once."""
+        self.model, self.optimizer, self.recipe, self.parallel = model, optimizer, recipe, parallel
+        self.device = next(model.parameters()).device
+        self.base_lr = [group["lr"] for group in optimizer.param_groups]
+        self.low_precision = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(recipe.precision)
+        # Without a scaler, small gradients would be 0 in float16.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.low_precision is torch.float16)
+        model.train()  # and its replicas, which are copies of it
+        self.replicas = Replicas(model, recipe.shards, recipe.batch_size, recipe.seed)
+        self.epoch, self.run_steps = 1, 0
+        self.losses: list[Tensor] = []
+        self.sizes: list[int] = []
+        self.history: list[Row] = []
+        self.best_weights: dict[str, Tensor] = {}
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        """Learn from a batch: images uint8 (N, C, H, W), labels int64 (N,)."""
+
+        def forward_backward(replica: Replica, images: Tensor, labels: Tensor, share: float) -> Tensor:
+            """Compute one shard: leave its part of the gradients in the replica; return its part of the mean loss."""
+            with torch.autocast(self.device.type, self.low_precision, enabled=self.low_precision is not None):
+                logits = replica.model(self.recipe.augment(images, replica.generator))  # (N, K)
+            loss = self.recipe.objective(logits.float(), labels) * share
+            self.scaler.scale(loss).backward()
+            return loss.detach()
+
+        for group, lr in zip(self.optimizer.param_groups, self.base_lr, strict=True):
+            group["lr"] = lr * self.recipe.lr_factor(self.run_steps)
+        images, labels = (tensor.to(self.device, non_blocking=True) for tensor in (images, labels))
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.replicas.shards(images, labels, self.epoch, len(self.losses) + 1) as shards:
+            parts = list(self.parallel(forward_backward, *zip(*shards, strict=True)))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.losses.append(sum(parts, torch.zeros((), device=self.device)))  # reading it here would wait for a GPU
+        self.sizes.append(len(labels))
+        self.run_steps += 1
+
+    def last_loss(self) -> float:
+        """The loss of the last step. Raises UserError if one of the epoch's steps had a loss that is not finite."""
+        broken = (~torch.isfinite(torch.stack(self.losses))).nonzero()
+        if len(broken):
+            step = int(broken[0]) + 1
+            raise diverged("training", self.losses[step - 1].item(), f"epoch {self.epoch}, step {step}")
+        return self.losses[-1].item()
+
+    def end_epoch(self, images: Tensor, labels: Tensor) -> Row:
+        """Validate, keep the weights if they are the best so far, and go to the next epoch; return this one's row.
+
+        images, labels: of the validation part, as in `step`. If it is empty, there are no validation columns.
+        Raises UserError if the validation loss is not finite.
+        """
+        row: Row = {"epoch": self.epoch, "lr": self.base_lr[0] * self.recipe.lr_factor(self.run_steps - 1)}
+        losses = torch.stack(self.losses).cpu().numpy().astype(np.float64)
+        row["train_loss"] = float(np.average(losses, weights=self.sizes))  # the mean over images, not over batches
+        if len(labels):
+            log_p = predict(self.model, images, self.recipe.output, self.device, self.parallel)  # (N, K)
+            row["validation_loss"] = F.nll_loss(log_p.double(), labels).item()
+            row["validation_accuracy"] = (log_p.argmax(dim=1) == labels).double().mean().item()
+            if not math.isfinite(row["validation_loss"]):
+                raise diverged("validation", row["validation_loss"], f"epoch {self.epoch}")
+            self.model.train()
+        self.history.append(row)
+        if best_epoch(self.history) == self.epoch:
+            self.best_weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+        self.epoch += 1
+        self.losses, self.sizes = [], []
+        return row
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether too many epochs have brought no better validation accuracy."""
+        patience = self.recipe.patience_epochs
+        return patience > 0 and epochs_without_gain(self.history) >= patience
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.epoch > self.recipe.epochs or self.out_of_patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run which goes on from here needs: nested dicts and lists of tensors and plain values."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": self.epoch,
+            "run_steps": self.run_steps,
+            "losses": torch.stack(self.losses) if self.losses else None,
+            "sizes": self.sizes,
+            "history": self.history,
+            "best_weights": self.best_weights,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where another trainer of the same recipe was."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.run_steps = state["epoch"], state["run_steps"]
+        self.losses = [] if state["losses"] is None else list(state["losses"].to(self.device))
+        self.sizes, self.history, self.best_weights = state["sizes"], state["history"], state["best_weights"]
+
+
+def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
+    """The epoch with the best validation accuracy, of equals the one with the lower loss, then the first.
+
+    Without validation the last epoch.
+    """
+    if "validation_accuracy" not in history[-1]:
+        return len(history)
+    ranks = [(row["validation_accuracy"], -row["validation_loss"]) for row in history]
+    return ranks.index(max(ranks)) + 1
+
+
+def epochs_without_gain(history: Sequence[Mapping[str, float]]) -> int:
+    """Epochs since the validation accuracy was last better than in all before; a lower loss alone is no gain.
+
+    0 without validation.
+    """
+    accuracies = [row["validation_accuracy"] for row in history if "validation_accuracy" in row]
+    return len(accuracies) - 1 - accuracies.index(max(accuracies)) if accuracies else 0
+
+
+def diverged(which: str, value: float, where: str) -> UserError:
+    """The error for a loss that is not finite."""
+    remedy = "set a smaller lr of the optimizer, or train.precision: float32"
+    return UserError(f"the {which} loss is {value} at {where}: the run diverged; {paths.PARAMS}: {remedy}")
