@@ -14,6 +14,7 @@ import pandas as pd
 
 from integrity import revisions
 from integrity.revisions import Revision
+from integrity.snapshots import md5
 from review import predictions as review_predictions
 from review.predictions import Found
 from stages.common import paths, record
@@ -22,6 +23,7 @@ from stages.evaluate import scores
 from stages.evaluate.scores import Ints
 
 STAGES = ("train", "evaluate")  # that record where they ran
+PICTURES = (paths.OVERVIEW.as_posix(), paths.WORST.as_posix())
 BINS = ["low", "high", "images", "confidence", "accuracy", "accuracy_low", "accuracy_high"]
 
 T = TypeVar("T")
@@ -45,6 +47,7 @@ class Results:
     confusion: Confusion | None
     reliability: pd.DataFrame | None  # as stages.evaluate.scores.reliability gives it
     environment: dict[str, dict[str, Any]]  # stage -> what it ran on
+    pictures: dict[str, bytes] = field(default_factory=dict)  # path -> PNG, as evaluate drew it
     missing: list[str] = field(default_factory=list)  # a line each
 
 
@@ -71,6 +74,7 @@ def read(repo: Any, name: str | None) -> Results:
             environment[stage] = recorded
         elif recorded is not None:
             missing.append(f"{side.name}: the environment of this run of {stage} is not recorded, only that of another")
+    pictures = {path: kept(path, as_recorded(side, path)) for path in PICTURES}
     found = review_predictions.load(repo, side, paths.PREDICTIONS.as_posix())
     matrix = kept(paths.CONFUSION.as_posix(), confusion)
     if matrix is not None and found.table is not None and not counted_from(matrix, found.table):
@@ -82,8 +86,23 @@ def read(repo: Any, name: str | None) -> Results:
         confusion=matrix,
         reliability=kept(paths.RELIABILITY.as_posix(), reliability),
         environment=environment,
+        pictures={path: content for path, content in pictures.items() if content is not None},
         missing=missing,
     )
+
+
+def as_recorded(side: Revision, path: str) -> Callable[[bytes, str], bytes]:
+    """A reader of an output that passes on the file which dvc.lock names, and no other."""
+
+    def parse(content: bytes, name: str) -> bytes:
+        out = side.outs.get(path)
+        if out is None or out.md5 != md5(content):
+            raise UserError(
+                f"{name}: left out, because it is not the file that {revisions.LOCK} names; `dvc repro` there"
+            )
+        return content
+
+    return parse
 
 
 def counted_from(found: Confusion, table: pd.DataFrame) -> bool:
