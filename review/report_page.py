@@ -54,7 +54,36 @@ class Provenance:
 
 def page(run: Results, against: Against | None, picture: Picture, notes: Sequence[str], provenance: Provenance) -> str:
     """The whole document. notes: what the reader must know to trust it, a line each."""
-    environment = jinja2.Environment(
+    metrics = numbers(run)
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            run=run,
+            notes=notes,
+            name=data_and_model(run),
+            heading=heading(metrics),
+            tiles=tiles(metrics),
+            sections=sections(run, against),
+            change=change(run, against, picture) if against else None,
+            training=training(run.curves, against) if run.curves is not None else None,
+            pictures={
+                path: f"data:image/png;base64,{base64.b64encode(run.pictures[path]).decode()}" for path in run.pictures
+            },
+            confusion=confusion(run.confusion) if run.confusion else None,
+            reliability=reliability(run.reliability) if run.reliability is not None else None,
+            mistakes=mistakes(run.predictions.table) if run.predictions.table is not None else None,
+            metrics=[(f"{Path(file).stem}: {key}", comparison_text.number(n)) for (file, key), n in metrics.items()],
+            parameters=parameters(run),
+            origin=origin(run, provenance),
+            evidence=comparison.RECORDED,
+        )
+    )
+
+
+def environment() -> jinja2.Environment:
+    """How templates are read: every value is escaped, and an unknown name is an error."""
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -62,29 +91,9 @@ def page(run: Results, against: Against | None, picture: Picture, notes: Sequenc
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["prose"] = prose
-    environment.globals.update(zip=zip, charts=charts, paths=paths)
-    metrics = numbers(run)
-    return environment.get_template("report.html.j2").render(
-        run=run,
-        notes=notes,
-        name=data_and_model(run),
-        heading=heading(metrics),
-        tiles=tiles(metrics),
-        sections=sections(run, against),
-        change=change(run, against, picture) if against else None,
-        training=training(run.curves, against) if run.curves is not None else None,
-        pictures={
-            path: f"data:image/png;base64,{base64.b64encode(run.pictures[path]).decode()}" for path in run.pictures
-        },
-        confusion=confusion(run.confusion) if run.confusion else None,
-        reliability=reliability(run.reliability) if run.reliability is not None else None,
-        mistakes=mistakes(run.predictions.table) if run.predictions.table is not None else None,
-        metrics=[(f"{Path(file).stem}: {key}", comparison_text.number(n)) for (file, key), n in metrics.items()],
-        parameters=parameters(run),
-        origin=origin(run, provenance),
-        evidence=comparison.RECORDED,
-    )
+    found.filters["prose"] = prose
+    found.globals.update(zip=zip, charts=charts, paths=paths)
+    return found
 
 
 def prose(text: str) -> Markup:
@@ -143,7 +152,7 @@ def tiles(metrics: dict[tuple[str, str], float]) -> list[tuple[str, str]]:
     low, high = metrics.get((test, "accuracy_low")), metrics.get((test, "accuracy_high"))
     found = [("95 % interval", f"{100 * low:.2f} to {percent(high)}")] if low is not None and high is not None else []
     forms: list[tuple[str, str, str, Callable[[float], str]]] = [
-        ("misclassified test images", test, "errors", "{:,}".format),
+        ("misclassified images", test, "errors", "{:,}".format),
         ("test loss", test, "loss", "{:.4f}".format),
         ("calibration error", test, "calibration_error", "{:.4f}".format),
         ("validation accuracy", train, "validation_accuracy", percent),
@@ -214,7 +223,7 @@ def galleries(run: Results, against: Against, picture: Picture) -> list[dict[str
             }
             for at in places
         ]
-        text = f"{kind}: only {short(right)} is correct. The most confident mistakes first."
+        text = f"{kind}: only {short(right)} is correct; the most confident mistakes first."
         found.append({"title": kind.capitalize(), "text": how_many(len(places), counts[kind], text), "images": images})
     return found
 
