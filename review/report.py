@@ -18,7 +18,7 @@ import numpy as np
 
 from integrity import git, revisions
 from review import comparison, pictures, report_page, results
-from review.report_page import Against, Provenance
+from review.report_page import Against
 from review.results import Results
 from stages.common import errors, files, paths
 from stages.common.errors import UserError
@@ -26,6 +26,7 @@ from stages.dataset import data_card, packed
 
 OUT = "report.html"  # Git ignores it
 LEVEL = 0.05  # of the verdict: the share of false alarms, the default of `review.compare`
+MOST_CHANGED = 6  # files that are listed by name
 
 
 def main() -> None:
@@ -111,14 +112,22 @@ def picture(images: packed.Images | None, index: int) -> str | None:
     return None if images is None else pictures.data_uri(images[index])
 
 
-def provenance(repo: Any) -> Provenance:
-    """The commit, the branch and the changes of the work tree."""
+def provenance(repo: Any) -> list[tuple[str, str]]:
+    """The commit, the branch and the changes of the work tree, and the hash of dvc.lock."""
     root = Path(repo.root_dir)
-    branch = os.fsdecode(git.run(root, "branch", "--show-current")).strip()  # empty: a detached HEAD
-    changed = os.fsdecode(git.run(root, "diff", "--name-only", "--relative", "-z", "HEAD")).split("\0")[:-1]
+    branch = os.fsdecode(git.run(root, "branch", "--show-current")).strip()
+    changed = sorted(os.fsdecode(git.run(root, "diff", "--name-only", "--relative", "-z", "HEAD")).split("\0")[:-1])
+    more = f" and {len(changed) - MOST_CHANGED} more" if len(changed) > MOST_CHANGED else ""
     lock = root / revisions.LOCK
-    digest = hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None
-    return Provenance(revisions.resolve(repo, "HEAD"), branch or None, sorted(changed), digest)
+    return [
+        ("commit", revisions.resolve(repo, "HEAD")),
+        ("branch", branch or "none (a detached HEAD)"),
+        (
+            "changed since",
+            ", ".join(changed[:MOST_CHANGED]) + more or "nothing: the files in Git are those of the commit",
+        ),
+        ("dvc.lock, SHA-256", hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else "missing"),
+    ]
 
 
 if __name__ == "__main__":

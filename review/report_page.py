@@ -42,18 +42,10 @@ class Against:
     document: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """Where the work tree stands in Git."""
-
-    commit: str
-    branch: str | None
-    changed: list[str]  # files that differ from the commit
-    lock_sha256: str | None
-
-
-def page(run: Results, against: Against | None, picture: Picture, notes: Sequence[str], provenance: Provenance) -> str:
-    """The whole document. notes: what the reader must know to trust it, a line each."""
+def page(
+    run: Results, against: Against | None, picture: Picture, notes: Sequence[str], provenance: Sequence[tuple[str, str]]
+) -> str:
+    """The whole document. notes: what the reader must know to trust it, one line each. provenance: names and values."""
     metrics = numbers(run)
     return (
         environment()
@@ -75,7 +67,8 @@ def page(run: Results, against: Against | None, picture: Picture, notes: Sequenc
             mistakes=mistakes(run.predictions.table) if run.predictions.table is not None else None,
             metrics=[(f"{Path(file).stem}: {key}", comparison_text.number(n)) for (file, key), n in metrics.items()],
             parameters=parameters(run),
-            origin=origin(run, provenance),
+            provenance=provenance,
+            **recorded(run),
             evidence=comparison.RECORDED,
         )
     )
@@ -99,7 +92,7 @@ def environment() -> jinja2.Environment:
 def prose(text: str) -> Markup:
     """A sentence in which `this` is code."""
     parts = printable(text).split("`")
-    if len(parts) % 2 == 0:  # a backtick too many
+    if len(parts) % 2 == 0:  # an unpaired backtick
         parts = ["'".join(parts)]
     return Markup().join(Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts))
 
@@ -176,11 +169,9 @@ def change(run: Results, against: Against, picture: Picture) -> dict[str, Any]:
     kind, sign = WORDS.get(verdict["word"], ("none", "?"))
     text = re.sub("^accuracy ", "Accuracy ", verdict["text"])  # a text that begins with a name stays as it is
     points = [100 * verdict[key] for key in ("low", "difference", "high")] if verdict["low"] is not None else None
-    metrics: dict[bool, list[list[str]]] = {True: [], False: []}
-    for row in document["metrics"]:
-        sides = [comparison_text.number(row[side]) for side in ("a", "b")]
-        difference = comparison_text.number(row["difference"], sign="+")
-        metrics[row["difference"] != 0].append([f"{Path(row['file']).stem}: {row['metric']}", *sides, difference])
+    differing, same = (
+        [row for row in document["metrics"] if (row["difference"] == 0) == equal] for equal in (False, True)
+    )
     return {
         "a": other_name(against),
         "b": short(str(document["b"]["name"])),
@@ -189,16 +180,9 @@ def change(run: Results, against: Against, picture: Picture) -> dict[str, Any]:
         "sign": sign,
         "text": f"{text}.".replace(" -> ", " → "),
         "interval": charts.interval(*points) if points else None,
-        "parameters": [
-            [
-                row["key"],
-                *(comparison_text.value(row[side]) if side in row else MISSING for side in ("a", "b")),
-                ", ".join(row["read_by"]) or "no stage",
-            ]
-            for row in document["parameters"]
-        ],
-        "metrics": metrics[True],
-        "same_metrics": metrics[False],
+        "parameters": comparison_text.parameters(document["parameters"], str).to_numpy().tolist(),
+        "metrics": comparison_text.metrics(differing, str).to_numpy().tolist(),
+        "same_metrics": comparison_text.metrics(same, str).to_numpy().tolist(),
         "images": document["images"],
         "galleries": galleries(run, against, picture),
     }
@@ -261,7 +245,7 @@ def training(curves: pd.DataFrame, against: Against | None) -> dict[str, Any]:
             drawn.append(charts.chart(title, description, lines, percent=title == "Accuracy"))
     return {
         "charts": drawn,
-        "columns": [(str(name).replace("_", " "), "number") for name in shown.columns],
+        "columns": [(str(name).replace("_", " "), "num" if at else "text") for at, name in enumerate(shown.columns)],
         "rows": [[f"{epoch:g}", *(f"{value:.6g}" for value in rest)] for epoch, *rest in shown[:MOST_ROWS].to_numpy()],
     }
 
@@ -345,28 +329,20 @@ def parameters(run: Results) -> dict[str, list[tuple[str, str]]]:
     return blocks
 
 
-def origin(run: Results, provenance: Provenance) -> dict[str, Any]:
-    """Commit, dvc.lock, outputs, environment."""
-    changed = provenance.changed
-    shown = ", ".join(changed[:6]) + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
-    recorded = {  # without the outputs, which have a table of their own
+def recorded(run: Results) -> dict[str, Any]:
+    """The environment of each stage, and the outputs."""
+    environments = {  # without the outputs, which have a table of their own
         stage: {key: value for key, value in each.items() if key != "outputs"}
         for stage, each in run.environment.items()
     }
-    first, *rest = recorded.values() or [{}]
+    first, *rest = environments.values() or [{}]
     if all(each == first for each in rest):
-        recorded = {" and ".join(recorded): first}
+        environments = {" and ".join(environments): first}
     return {
-        "facts": [
-            ("commit", provenance.commit),
-            ("branch", provenance.branch or "none (a detached HEAD)"),
-            ("changed since", shown or "nothing: the files in Git are those of the commit"),
-            ("dvc.lock, SHA-256", provenance.lock_sha256 or "missing"),
-        ],
-        "stages": [("stage", "text"), *((stage, "text") for stage in recorded)],
+        "stages": [("stage", "text"), *((stage, "text") for stage in environments)],
         "environment": [
-            (key.replace("_", " "), *(str(each.get(key, MISSING)) for each in recorded.values()))
-            for key in dict.fromkeys(key for each in recorded.values() for key in each)
+            (key.replace("_", " "), *(str(each.get(key, MISSING)) for each in environments.values()))
+            for key in dict.fromkeys(key for each in environments.values() for key in each)
         ],
         "outputs": [
             (path, out.md5 or MISSING, f"{out.size:,}" if out.size is not None else MISSING)

@@ -25,7 +25,7 @@ from integrity import revisions
 from integrity.revisions import Revision
 from review import compare, comparison, pictures, report, report_page, results
 from review.predictions import Found
-from review.report_page import Against, Provenance
+from review.report_page import Against
 from review.results import Confusion, Results
 from stages.common import paths, record
 from stages.common.errors import UserError
@@ -356,7 +356,7 @@ def page_of(one: Results, other: Results | None = None, channels: int = 1, side:
         document = comparison.revisions(other.revision, one.revision, found, "metrics/evaluate.json", "", 0.05)
         against = Against(other, document)
     notes = [*one.revision.notes, *one.missing]
-    where = Provenance("0" * 40, EVIL, [EVIL] * 9, None)
+    where = [("commit", "0" * 40), ("branch", EVIL), (EVIL, "missing")]
     return report_page.page(one, against, lambda index: pictures.data_uri(images[index]), notes, where)
 
 
