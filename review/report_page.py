@@ -1,7 +1,8 @@
 """The page of a run: Results, and what they were compared with, as one HTML document that loads nothing.
 
-Pure: the same values give the same text. report.html.j2 has the words and the markup; here is what it shows. Names of
-classes, branches and parameters are anybody's choice: Jinja escapes each value, and what is not printable becomes a ?.
+Pure: the same values give the same text. report.html.j2 holds the text and the markup; this module computes the
+values. Names of classes, branches and parameters come from users: Jinja escapes every value, and characters that are
+not printable become a ?.
 """
 
 import base64

@@ -203,9 +203,14 @@ def test_it_says_what_the_files_say(compared: Clone) -> None:
         environment, {path: out["md5"] for path, out in outputs(compared).items()}
     )
     table = pd.read_csv(compared.path / "data/predictions.csv", dtype={"label": str, "prediction": str})
-    first = table[table["label"] != table["prediction"]].sort_values("probability", ascending=False).iloc[0]
-    row = (f"{first['index']:,}", first["label"], first["prediction"], f"{100 * first['probability']:.1f} %")
-    assert "\n".join(row) in page.text
+    first = (
+        table[table["label"] != table["prediction"]].sort_values("probability", ascending=False, kind="stable").iloc[0]
+    )
+    row = (
+        f'<th scope="row" class="text">{first["index"]:,}</th><td class="text">{first["label"]}</td>'
+        f'<td class="text">{first["prediction"]}</td><td class="num">{100 * first["probability"]:.1f} %</td>'
+    )
+    assert row in (compared.path / "report.html").read_text(encoding="utf-8")
     shown = [attributes["src"] or "" for name, attributes in page.tags if name == "img"]
     drawn = [(compared.path / path).read_bytes() for path in results.PICTURES]
     assert [base64.b64decode(uri.removeprefix("data:image/png;base64,")) for uri in shown] == drawn
