@@ -11,15 +11,15 @@ import pandas as pd
 from stages.common.errors import printable
 
 MISSING = "-"
-LEFT = ("key", "metric", "study", "read by", "")  # columns of words; the others are set to the right
+LEFT = ("key", "metric", "study", "read by", "")  # columns of words, aligned left; numbers are aligned right
 WIDTH = 100  # of wrapped lines on a terminal
 
-Quote = Callable[[str], str]  # how names and values that somebody chose are written
+Quote = Callable[[str], str]  # writes names and values that come from users
 Titled = tuple[str, pd.DataFrame, list[str]]  # a title, a table, and lines below it
 
 
 def table(document: dict[str, Any]) -> str:
-    """Plain tables; the verdict comes last, where a terminal ends."""
+    """Plain tables for a terminal. The verdict comes last, next to the prompt."""
     blocks = [f"A: {side(document['a'])}\nB: {side(document['b'])}"]
     for title, frame, lines in _tables(document, str):
         blocks.append("\n".join([title, *(f"  {line}" for line in [*_rows(frame), *lines])]))
@@ -31,7 +31,7 @@ def table(document: dict[str, Any]) -> str:
 
 
 def _rows(frame: pd.DataFrame) -> list[str]:
-    """The lines of a table, words to the left and numbers to the right."""
+    """The lines of a table, with words aligned left and numbers aligned right."""
     if frame.empty:
         return ["none"]
     aligned = {}
@@ -42,7 +42,7 @@ def _rows(frame: pd.DataFrame) -> list[str]:
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """GitHub's Markdown; the verdict comes first. Names and values are code: they cannot become markup or mentions."""
+    """GitHub's Markdown; the verdict comes first. Names and values are code, so they cannot be markup or mentions."""
     verdict = document["verdict"]
     text = verdict["text"]
     blocks = [f"### {heading(document, _code)}", f"{_text(text[:1].upper() + text[1:])}."]
@@ -66,34 +66,40 @@ def heading(document: dict[str, Any], quote: Quote) -> str:
 def _tables(document: dict[str, Any], quote: Quote) -> list[Titled]:
     if "studies" in document:
         return [_studies(document["studies"], document["part"], quote)]
-    tables = [_parameters(document["parameters"], quote), _metrics(document["metrics"], quote)]
+    differing = [row for row in document["metrics"] if row["difference"] != 0]
+    same = len(document["metrics"]) - len(differing)
+    rest = [f"({same} more are the same on both sides)"] if same else []
+    tables: list[Titled] = [
+        ("Parameters that differ", parameters(document["parameters"], quote), []),
+        ("Metrics that differ", metrics(differing, quote), rest),
+    ]
     return [*tables, _images(document["images"])] if document["images"] else tables
 
 
-def _parameters(rows: list[dict[str, Any]], quote: Quote) -> Titled:
+def parameters(rows: list[dict[str, Any]], quote: Quote) -> pd.DataFrame:
+    """One row per parameter that differs (`parameters` of a document)."""
     columns = {
         "key": [quote(row["key"]) for row in rows],
         "A": [quote(value(row["a"])) if "a" in row else MISSING for row in rows],
         "B": [quote(value(row["b"])) if "b" in row else MISSING for row in rows],
         "read by": [", ".join(map(quote, row["read_by"])) or "no stage" for row in rows],
     }
-    return "Parameters that differ", pd.DataFrame(columns), []
+    return pd.DataFrame(columns)
 
 
-def _metrics(every: list[dict[str, Any]], quote: Quote) -> Titled:
-    rows = [row for row in every if row["difference"] != 0]
-    same = len(every) - len(rows)
+def metrics(rows: list[dict[str, Any]], quote: Quote) -> pd.DataFrame:
+    """One row per metric (`metrics` of a document)."""
     columns = {
         "metric": [quote(f"{PurePath(row['file']).stem}: {row['metric']}") for row in rows],
         "A": [number(row["a"]) for row in rows],
         "B": [number(row["b"]) for row in rows],
         "B - A": [number(row["difference"], sign="+") for row in rows],
     }
-    return "Metrics that differ", pd.DataFrame(columns), [f"({same} more are the same on both sides)"] if same else []
+    return pd.DataFrame(columns)
 
 
 def _images(images: dict[str, Any]) -> Titled:
-    """The counts, two by two, and the first few images that were fixed and broken."""
+    """The two-by-two table of counts, and the first few images that were fixed and broken."""
     columns = {
         "": ["A correct", "A wrong"],
         "B correct": [f"{images['both_right']:,}", f"{images['fixed']:,} fixed"],
@@ -121,19 +127,19 @@ def _studies(rows: list[dict[str, Any]], part: str, quote: Quote) -> Titled:
 
 
 def side(document: dict[str, Any]) -> str:
-    """`a` or `b` of a document, by name and commit."""
+    """The name and the commit of one side of a document."""
     name = str(document["name"])
     return f"{name} ({document['commit'][:7]})" if document["commit"] else name
 
 
 def value(given: Any) -> str:
-    """The value of a parameter, short."""
+    """The value of a parameter, shortened."""
     text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False, default=str)
     return text if len(text) <= 40 else text[:37] + "..."
 
 
 def number(given: float | None, sign: str = "") -> str:
-    """A metric, or a difference of two (sign: +)."""
+    """A metric; or, with sign "+", the difference of two."""
     if given is None:
         return MISSING
     if isinstance(given, int):
@@ -142,17 +148,17 @@ def number(given: float | None, sign: str = "") -> str:
 
 
 def _code(text: str) -> str:
-    """Text as code in Markdown, in a cell of a table too."""
+    """Text as code in Markdown, also inside table cells."""
     return "`" + printable(text).replace("\n", " ").replace("`", "'").replace("|", "\\|") + "`"
 
 
 def _text(text: str) -> str:
-    """A sentence in Markdown, in which what would be markup is not; code between backticks is set as code."""
+    """A sentence in Markdown with its markup escaped; text between backticks stays code."""
     parts = printable(text).replace("\n", " ").split("`")
-    if len(parts) % 2 == 0:  # a backtick too many
+    if len(parts) % 2 == 0:  # an unpaired backtick
         parts = ["'".join(parts)]
     escaped = "".join
     return "`".join(
         part if at % 2 else escaped(f"\\{letter}" if letter in "\\*_[]<>#|~" else letter for letter in part)
         for at, part in enumerate(parts)
-    ).replace("@", "@\u200b")  # a zero width space: nobody is mentioned
+    ).replace("@", "@\u200b")  # a zero-width space prevents mentions

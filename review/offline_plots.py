@@ -1,8 +1,8 @@
 """`dvc plots` without a network: `python -m review.offline_plots`, then `dvc plots show`; or `make plots [REV=main]`.
 
 DVC's pages fetch the Vega scripts from a content delivery network each time they are opened. The package
-vl-convert-python has the same scripts in it; here they become the template that DVC puts its plots in, and
-.dvc/config.local, which Git ignores, names it. From then on plain `dvc plots …` uses it in this clone. Not a stage.
+vl-convert-python contains the same scripts. This program writes them into a template for DVC's plots, and names the
+template in .dvc/config.local, which Git ignores. Afterwards plain `dvc plots …` uses it in this clone. Not a stage.
 """
 
 from importlib import import_module
@@ -12,10 +12,10 @@ from integrity import revisions
 from stages.common import errors, files
 from stages.common.errors import UserError
 
-TEMPLATE = "tmp/plots.html"  # in .dvc, where Git and DVC ignore it; made again by the next call
-VEGA_LITE = "5.8"  # of those in the package, the nearest to the 5.2 that DVC's own page names
+TEMPLATE = "tmp/plots.html"  # in .dvc, where Git and DVC ignore it; each call writes it again
+VEGA_LITE = "5.8"  # the version in the package that is nearest to 5.2, which DVC's own page loads
 
-# Placeholders are DVC's. Nothing may be loaded but the pictures beside the page; Vega compiles expressions (eval).
+# {plot_divs} is DVC's placeholder. Only the pictures beside the page may be loaded. Vega needs eval for expressions.
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -41,7 +41,7 @@ table { border-spacing: 1rem; }
 
 
 def main() -> None:
-    """Write the template, and name it in this clone's own configuration."""
+    """Write the template, and name it in this clone's local configuration."""
     page = template()
     with revisions.repository() as repo:
         path = Path(repo.dvc_dir) / TEMPLATE
@@ -53,12 +53,12 @@ def main() -> None:
 
 
 def template() -> str:
-    """The page with all scripts in it. Raises UserError without the package."""
+    """The page with all scripts inside. Raises UserError without the package."""
     try:
-        vega = import_module("vl_convert")  # a tool of the people who work here: the stages do without
+        vega = import_module("vl_convert")  # a development tool: the stages do not need it
     except ImportError:
         raise UserError(
-            "needs the package vl-convert-python, which has the Vega scripts in it: `make plots` installs it"
+            "needs the package vl-convert-python, which contains the Vega scripts: `make plots` installs it"
         ) from None
     scripts = str(vega.javascript_bundle(vl_version=VEGA_LITE))
     return PAGE.replace("<SCRIPTS>", scripts.replace("</script", "<\\/script"))

@@ -1,9 +1,9 @@
 """The page of the work tree's run: `python -m review.report [--against REV]`, or `make report [REV=main]`.
 
-One HTML file that loads and runs nothing: results, curves, mistakes with their pictures, parameters, provenance; and
-against another commit, branch, tag or experiment what changed, and whether that is more than chance. Not a stage.
-Results are those that dvc.lock records, not rerun here. The same run gives the same bytes.
-Exit status 2 if there is nothing to show.
+One HTML file that loads and runs nothing: results, curves, the pictures that evaluate drew, parameters, provenance.
+With --against it also shows what changed since another commit, branch, tag or experiment, and whether the difference
+is significant. Results are those that dvc.lock records, not rerun here. The same run gives the same bytes.
+Exit status 2 if there is nothing to show. Not a stage.
 """
 
 import argparse
@@ -18,32 +18,33 @@ import numpy as np
 
 from integrity import git, revisions
 from review import comparison, pictures, report_page, results
-from review.report_page import Against, Provenance
+from review.report_page import Against
 from review.results import Results
 from stages.common import errors, files, paths
 from stages.common.errors import UserError
 from stages.dataset import data_card, packed
 
 OUT = "report.html"  # Git ignores it
-LEVEL = 0.05  # of the verdict: the share of false alarms, as `review.compare` has it unless told otherwise
+LEVEL = 0.05  # of the verdict: the share of false alarms, the default of `review.compare`
+MOST_CHANGED = 6  # files that are listed by name
 
 
 def main() -> None:
-    """Read, draw, write, and say where."""
-    asked = arguments()
-    out = Path(asked.out)
+    """Read the run, write the page, and print where."""
+    options = arguments()
+    out = Path(options.out)
     if out.suffix != ".html":
-        raise UserError(f"--out is {asked.out!r}; allowed: a name that ends in .html")
+        raise UserError(f"--out is {options.out!r}; allowed: a name that ends in .html")
     with revisions.repository() as repo:
         run = results.read(repo, None)
-        against = compared(repo, asked.against, run) if asked.against is not None else None
-        images, why = test_images(repo, run)
-        # The comparison's notes are of both sides; those of the files that a page alone reads are not among them.
+        against = compared(repo, options.against, run) if options.against is not None else None
+        images, why = test_images(repo, run) if against else (None, "")
+        # The comparison's notes cover both sides, but not the files that only this page reads.
         notes = [*(against.document["notes"] if against else alone(run)), *run.missing]
         sides = [run.revision, *([against.other.revision] if against else [])]
         notes += revisions.damaged(repo, sides, besides=paths.PREDICTIONS.as_posix())
         if why:
-            notes.append(f"no pictures: {why}")
+            notes.append(f"no test images: {why}")
         page = report_page.page(run, against, functools.partial(picture, images), notes, provenance(repo))
     files.write_text(out, page)
     print(f"{out}: {report_page.heading(report_page.numbers(run))}, {len(page.encode()) / 1000:,.0f} kB")
@@ -77,7 +78,7 @@ def compared(repo: Any, name: str, run: Results) -> Against:
 
 
 def alone(run: Results) -> list[str]:
-    """The notes of a run that is not compared."""
+    """The notes of a run without a comparison."""
     table = run.predictions.table
     test_metrics = paths.TEST_METRICS.as_posix()
     contradictions = comparison.errors_elsewhere(run.revision, table, test_metrics) if table is not None else []
@@ -85,7 +86,7 @@ def alone(run: Results) -> list[str]:
 
 
 def test_images(repo: Any, run: Results) -> tuple[packed.Images | None, str]:
-    """The test set that the predictions are of, (N, C, H, W); or None, with the reason."""
+    """The images that were predicted, (N, C, H, W); or None, with the reason."""
     if run.predictions.table is None:
         return None, f"no predictions: {run.predictions.why}"
     with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +95,7 @@ def test_images(repo: Any, run: Results) -> tuple[packed.Images | None, str]:
                 out = run.revision.outs.get(path.as_posix())
                 if out is None:
                     raise UserError(f"{revisions.LOCK} does not name {path}")
-                content, _ = revisions.fetch(repo, out)  # the bytes of that MD5: not of another data set by now
+                content, _ = revisions.fetch(repo, out)  # by MD5: the files here may be of another data set by now
                 (Path(folder) / path.name).write_bytes(content)
             card = data_card.read(Path(folder) / paths.DATA_CARD.name)
             images, labels = packed.read(Path(folder) / paths.TEST.name, card.shape, len(card.classes))
@@ -111,14 +112,22 @@ def picture(images: packed.Images | None, index: int) -> str | None:
     return None if images is None else pictures.data_uri(images[index])
 
 
-def provenance(repo: Any) -> Provenance:
-    """Where the work tree stands."""
+def provenance(repo: Any) -> list[tuple[str, str]]:
+    """The commit, the branch and the changes of the work tree, and the hash of dvc.lock."""
     root = Path(repo.root_dir)
-    branch = os.fsdecode(git.run(root, "branch", "--show-current")).strip()  # nothing: a commit that no branch is at
-    changed = os.fsdecode(git.run(root, "diff", "--name-only", "--relative", "-z", "HEAD")).split("\0")[:-1]
+    branch = os.fsdecode(git.run(root, "branch", "--show-current")).strip()
+    changed = sorted(os.fsdecode(git.run(root, "diff", "--name-only", "--relative", "-z", "HEAD")).split("\0")[:-1])
+    more = f" and {len(changed) - MOST_CHANGED} more" if len(changed) > MOST_CHANGED else ""
     lock = root / revisions.LOCK
-    digest = hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None
-    return Provenance(revisions.resolve(repo, "HEAD"), branch or None, sorted(changed), digest)
+    return [
+        ("commit", revisions.resolve(repo, "HEAD")),
+        ("branch", branch or "none (a detached HEAD)"),
+        (
+            "changed since",
+            ", ".join(changed[:MOST_CHANGED]) + more or "nothing: the files in Git are those of the commit",
+        ),
+        ("dvc.lock, SHA-256", hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else "missing"),
+    ]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What a run recorded, read and checked: what Git keeps of it (metrics, curves and so on), and its predictions.
+"""What a run recorded, read and checked: the files that Git keeps (metrics, curves, pictures), and the predictions.
 
-K: classes. A file that is missing, or that no stage wrote, is None, with the reason in `missing`.
+K: classes. A file that is missing or invalid is None, with the reason in `missing`.
 """
 
 import io
@@ -14,6 +14,7 @@ import pandas as pd
 
 from integrity import revisions
 from integrity.revisions import Revision
+from integrity.snapshots import md5
 from review import predictions as review_predictions
 from review.predictions import Found
 from stages.common import paths, record
@@ -21,7 +22,8 @@ from stages.common.errors import UserError
 from stages.evaluate import scores
 from stages.evaluate.scores import Ints
 
-STAGES = ("train", "evaluate")  # that record where they ran
+STAGES = ("train", "evaluate")  # that record their environment
+PICTURES = (paths.OVERVIEW.as_posix(), paths.WORST.as_posix())
 BINS = ["low", "high", "images", "confidence", "accuracy", "accuracy_low", "accuracy_high"]
 
 T = TypeVar("T")
@@ -41,11 +43,12 @@ class Results:
 
     revision: Revision
     predictions: Found
-    curves: pd.DataFrame | None  # one row per epoch: epoch, and what was measured
+    curves: pd.DataFrame | None  # one row per epoch: the epoch and its metrics
     confusion: Confusion | None
-    reliability: pd.DataFrame | None  # as stages.evaluate.scores.reliability gives it
-    environment: dict[str, dict[str, Any]]  # stage -> what it ran on
-    missing: list[str] = field(default_factory=list)  # a line each
+    reliability: pd.DataFrame | None  # as stages.evaluate.scores.reliability returns it
+    environment: dict[str, dict[str, Any]]  # stage -> versions, device, machine
+    pictures: dict[str, bytes] = field(default_factory=dict)  # path -> PNG, as evaluate drew it
+    missing: list[str] = field(default_factory=list)  # one line each
 
 
 def read(repo: Any, name: str | None) -> Results:
@@ -71,6 +74,7 @@ def read(repo: Any, name: str | None) -> Results:
             environment[stage] = recorded
         elif recorded is not None:
             missing.append(f"{side.name}: the environment of this run of {stage} is not recorded, only that of another")
+    pictures = {path: kept(path, as_recorded(side, path)) for path in PICTURES}
     found = review_predictions.load(repo, side, paths.PREDICTIONS.as_posix())
     matrix = kept(paths.CONFUSION.as_posix(), confusion)
     if matrix is not None and found.table is not None and not counted_from(matrix, found.table):
@@ -82,12 +86,27 @@ def read(repo: Any, name: str | None) -> Results:
         confusion=matrix,
         reliability=kept(paths.RELIABILITY.as_posix(), reliability),
         environment=environment,
+        pictures={path: content for path, content in pictures.items() if content is not None},
         missing=missing,
     )
 
 
+def as_recorded(side: Revision, path: str) -> Callable[[bytes, str], bytes]:
+    """A reader of an output that passes on the file which dvc.lock names, and no other."""
+
+    def parse(content: bytes, name: str) -> bytes:
+        out = side.outs.get(path)
+        if out is None or out.md5 != md5(content):
+            raise UserError(
+                f"{name}: left out, because it is not the file that {revisions.LOCK} names; `dvc repro` there"
+            )
+        return content
+
+    return parse
+
+
 def counted_from(found: Confusion, table: pd.DataFrame) -> bool:
-    """Whether a confusion matrix is that of a table of predictions."""
+    """Whether a confusion matrix counts the predictions of a table."""
     if list(table["label"].cat.categories) != found.classes:
         return False
     codes = [table[name].cat.codes.to_numpy().astype(np.int64) for name in ("label", "prediction")]
@@ -129,7 +148,7 @@ def reliability(content: bytes, name: str) -> pd.DataFrame:
 
 
 def _csv(content: bytes, name: str) -> pd.DataFrame:
-    """A table of text; a class may be called 1, NA or None."""
+    """A table of strings, because a class may be called 1, NA or None."""
     try:
         return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, encoding="utf-8")
     except (ValueError, RecursionError) as error:  # ValueError: EmptyDataError, ParserError, UnicodeDecodeError
@@ -137,7 +156,7 @@ def _csv(content: bytes, name: str) -> pd.DataFrame:
 
 
 def _numbers(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Text as numbers, all of them finite and none of them vast."""
+    """Strings as numbers, which must be finite and below 1e15."""
 
     def number(text: str) -> float:
         value = float(text)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from stages.evaluate import scores
 from stages.evaluate.scores import Floats, Ints
 
 DECIMALS = 9  # of an accuracy; the last ones tell apart more images than anybody has
@@ -78,17 +79,13 @@ def fisher(errors_a: int, images_a: int, errors_b: int, images_b: int) -> float:
 def newcombe(errors_a: int, images_a: int, errors_b: int, images_b: int, level: float) -> tuple[float, float]:
     """The interval of the difference of accuracy of two samples, from Wilson's of each (Newcombe 1998, method 10)."""
     accuracy_a, accuracy_b = 1 - errors_a / images_a, 1 - errors_b / images_b
-    low_a, high_a = _wilson(images_a - errors_a, images_a, level)
-    low_b, high_b = _wilson(images_b - errors_b, images_b, level)
+    z = float(stats.norm.isf(level / 2))
+    low_a, high_a = scores.wilson(images_a - errors_a, images_a, z)
+    low_b, high_b = scores.wilson(images_b - errors_b, images_b, z)
     difference = accuracy_b - accuracy_a
     low = difference - np.hypot(accuracy_b - low_b, high_a - accuracy_a)
     high = difference + np.hypot(high_b - accuracy_b, accuracy_a - low_a)
     return float(low), float(high)
-
-
-def _wilson(successes: int, trials: int, level: float) -> tuple[float, float]:
-    interval = stats.binomtest(successes, trials).proportion_ci(1 - level, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def welch(a: Floats, b: Floats, level: float) -> dict[str, float] | None:

@@ -1,5 +1,7 @@
 """The measures, against cases worked out by hand, independent formulas, and what must always hold."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -55,6 +57,9 @@ def test_rows_of_the_confusion_matrix_are_the_truth() -> None:
 def test_the_interval_is_wilsons(successes: int, trials: int) -> None:
     expected = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
     assert scores.wilson(successes, trials) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    narrow = binomtest(successes, trials).proportion_ci(0.8, method="wilson")
+    z_80 = NormalDist().inv_cdf(0.9)
+    assert scores.wilson(successes, trials, z_80) == pytest.approx((narrow.low, narrow.high), abs=1e-12)
 
 
 def test_nothing_to_measure_is_refused() -> None:

@@ -41,11 +41,14 @@ def summary(log_p: Floats, labels: Ints, classes: Sequence[str], bins: int) -> d
     }
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927), valid near 0 and 1 as well, where p ± 2 s is not."""
-    share, z2 = successes / trials, Z_95**2 / trials
+def wilson(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
+    """The interval of a share (Wilson 1927), valid near 0 and 1 as well, where p ± 2 s is not.
+
+    z: the point of the normal distribution that the interval reaches to, such as Z_95.
+    """
+    share, z2 = successes / trials, z**2 / trials
     centre = (share + z2 / 2) / (1 + z2)
-    half = Z_95 / (1 + z2) * np.sqrt(share * (1 - share) / trials + z2 / trials / 4)
+    half = z / (1 + z2) * np.sqrt(share * (1 - share) / trials + z2 / trials / 4)
     # With no success the lower end is 0, and rounding would make it 3e-17.
     return (float(centre - half) if successes else 0.0), (float(centre + half) if successes < trials else 1.0)
 
