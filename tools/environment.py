@@ -29,7 +29,14 @@ STEERING = (
 # Python's workers add 32 bytes to TMPDIR for a socket, whose path has 107 at most, and on macOS 103.
 LONGEST_TMPDIR = (107 if sys.platform == "linux" else 103) - 32
 PLACES = ("/tmp", "/var/tmp", "/dev/shm")  # the owner of what is made there is checked
-OUTPUTS = ("data", "metrics")
+OUTPUTS = (
+    "data",
+    "data/raw",
+    "data/processed",
+    "data/model",
+    "metrics",
+    "metrics/plots",
+)  # folders that stages write to
 
 
 def sane(environ: dict[str, str], root: str, prefix: str = "") -> tuple[dict[str, str], list[str]]:
@@ -225,11 +232,7 @@ def config_files(environ: dict[str, str], root: str) -> list[str]:
 
 def obstacle(environ: dict[str, str], root: str) -> str:
     """What no environment can mend, in a line with the remedy; "" if there is nothing."""
-    folders = [os.path.join(root, name) for name in OUTPUTS]
-    folders += [
-        os.path.join(folder, name) for folder in folders if os.path.isdir(folder) for name in os.listdir(folder)
-    ]
-    for folder in folders:
+    for folder in (os.path.join(root, name) for name in OUTPUTS):
         if os.path.islink(folder) and os.path.isdir(folder):
             return (
                 f"{os.path.relpath(folder, root)} is a link to another folder, and DVC takes what is behind it for "
