@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from integrity import revisions
+
 FOLDER = Path(".dvc/tmp/exps")
 T = TypeVar("T")
 
@@ -17,16 +19,17 @@ def findings(repo: Any, finding: Callable[[str, str], T]) -> Iterator[T]:
     if not (root / FOLDER).is_dir() or not Path("/proc/self/cwd").exists():
         return  # no experiments; or a system on which nothing tells whether somebody is at work
     if (root / FOLDER / "celery/broker").is_dir():
-        for entry in repo.experiments.celery_queue.iter_active():
-            process, there = task_process(root, entry.stash_rev)
-            if there or (process is None and worker_at_work(root)):
-                continue
-            name = shlex.quote(entry.name or entry.stash_rev[:7])
-            free = f"dvc queue kill {name}"  # it finds no process, and notes the task as failed
-            if process is not None and Path(f"/proc/{process}").exists():
-                # Another program has the number now, and the signal would go to its whole group.
-                free = f"rm -r {shlex.quote(str(FOLDER / 'run' / entry.stash_rev))} && {free}"
-            yield finding(f"experiment {name}: Running in `dvc queue status`, and no process works on it", free)
+        with revisions.repository(writes=True) as own:  # the queue is in the temporary folder of DVC itself
+            for entry in own.experiments.celery_queue.iter_active():
+                process, there = task_process(root, entry.stash_rev)
+                if there or (process is None and worker_at_work(root)):
+                    continue
+                name = shlex.quote(entry.name or entry.stash_rev[:7])
+                free = f"dvc queue kill {name}"  # it finds no process, and notes the task as failed
+                if process is not None and Path(f"/proc/{process}").exists():
+                    # Another program has the number now, and the signal would go to its whole group.
+                    free = f"rm -r {shlex.quote(str(FOLDER / 'run' / entry.stash_rev))} && {free}"
+                yield finding(f"experiment {name}: Running in `dvc queue status`, and no process works on it", free)
     for folder in sorted([*(root / FOLDER).glob("tmp*"), *(root / FOLDER).glob("standalone/tmp*")]):
         if folder.is_dir() and not worked_in(folder):
             size = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())

@@ -592,7 +592,7 @@ def test_the_real_stages(pipeline: Clone, tmp_path: Path) -> None:
     ci.commit("sgd, not run")
     status, told = judge(ci, "origin/main")
     assert status == 1, told
-    assert re.findall(r"Running stage '(\w+)'", told) == ["train", "evaluate"]
+    assert re.findall(r"Running stage '(\w+)'", told) == ["check", "train", "evaluate"]
     assert "McNemar's exact test" in report(ci)
     assert "stale: dvc.lock of HEAD was made from other inputs than HEAD's (params.yaml: train.optimizer" in told
     assert re.search(r"\nnote: taken on trust from the record, not run here: .*download, preprocess\n", told)

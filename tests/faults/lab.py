@@ -136,9 +136,10 @@ class Lab:
         return self.clone.run(sys.executable, "-m", "integrity.doctor", check=False)
 
     def digest(self) -> dict[str, str]:
-        """SHA-256 of dvc.lock and of every file that the stages write."""
+        """SHA-256 of dvc.lock and of every output; metrics/environment is none, the run cache does not bring it back."""
         path = self.clone.path
         files = [path / "dvc.lock", *sorted((path / "data").rglob("*")), *sorted((path / "metrics").rglob("*"))]
+        files = [file for file in files if file.parent.name != "environment"]
         return {
             str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest()
             for file in files

@@ -147,7 +147,7 @@ def test_two_at_once(lab: Lab) -> None:
     # Up to the training: what has run is in neither dvc.lock nor the run cache.
     lock = lab.clone.path / "dvc.lock"
     content = lock.read_text(encoding="utf-8")
-    lock.write_text(content[: content.index("  train:\n")], encoding="utf-8")
+    lock.write_text(content[: content.index("\n  train:\n") + 1], encoding="utf-8")
     assert lab.locked() == ["download", "preprocess"]
     shutil.rmtree(lab.clone.path / ".dvc/cache/runs")
     with faults("second dvc repro at once") as count:
