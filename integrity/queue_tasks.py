@@ -26,7 +26,7 @@ def findings(repo: Any, finding: Callable[[str, str], T]) -> Iterator[T]:
                     continue
                 name = shlex.quote(entry.name or entry.stash_rev[:7])
                 free = f"dvc queue kill {name}"  # it finds no process, and notes the task as failed
-                if process is not None and Path(f"/proc/{process}").exists():
+                if process is not None and command_line(process):  # a zombie has none
                     # Another program has the number now, and the signal would go to its whole group.
                     free = f"rm -r {shlex.quote(str(FOLDER / 'run' / entry.stash_rev))} && {free}"
                 yield finding(f"experiment {name}: Running in `dvc queue status`, and no process works on it", free)
@@ -57,7 +57,7 @@ def worker_at_work(root: Path) -> bool:
 
 
 def command_line(process: int) -> str:
-    """How a process was started, "" if it is gone."""
+    """How a process was started, "" if it is gone or a zombie, which nobody has reaped."""
     try:
         return Path(f"/proc/{process}/cmdline").read_text(encoding="utf-8", errors="replace")
     except OSError:

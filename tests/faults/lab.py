@@ -136,7 +136,7 @@ class Lab:
         return self.clone.run(sys.executable, "-m", "integrity.doctor", check=False)
 
     def digest(self) -> dict[str, str]:
-        """SHA-256 of dvc.lock and of every output; metrics/environment is none, the run cache does not bring it back."""
+        """SHA-256 of dvc.lock and of every output; metrics/environment is none: the run cache cannot restore it."""
         path = self.clone.path
         files = [path / "dvc.lock", *sorted((path / "data").rglob("*")), *sorted((path / "metrics").rglob("*"))]
         files = [file for file in files if file.parent.name != "environment"]
