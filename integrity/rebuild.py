@@ -10,14 +10,15 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from integrity import git, revisions
 from integrity.revisions import Lock, LockedFile
-from stages.common import children
+from stages.common import children, paths
 from stages.common.errors import UserError
 
 RUNNING = re.compile(r"Running stage '([^']+)'")  # DVC prints it for a stage that it neither skips nor finds in a cache
@@ -86,10 +87,43 @@ def lock(content: bytes | None, name: str) -> Lock:
     return found
 
 
-def environment() -> dict[str, str]:
-    """The environment of a `dvc` that runs stages: `python` is this one, and what they print is there at once."""
+def pipeline(repo: Any) -> dict[str, Any]:
+    """The stages of dvc.yaml that run something, by name, as DVC has them. Raises UserError if it cannot be read."""
+    from dvc.exceptions import DvcException
+
+    try:
+        return {stage.addressing: stage for stage in repo.index.stages if stage.cmd}
+    except DvcException as error:
+        raise UserError(f"dvc.yaml: {revisions.one_line(error)}") from None
+
+
+def idle(names: Sequence[str], stages: dict[str, Any]) -> str:
+    """Why stages do not run, which are not in dvc.yaml, or frozen there; empty if all of them do."""
+    reasons = [
+        f"{name} is frozen" if name in stages else f"{name} is not in dvc.yaml"
+        for name in names
+        if name not in stages or stages[name].frozen
+    ]
+    return "; ".join(reasons)
+
+
+def environment(scratch: Path) -> dict[str, str]:
+    """The environment of a `dvc` that runs stages: `python` is this one, and what they print is there at once.
+
+    scratch: an empty folder, deleted later. Compiled code lies there, so that what lies beside the sources, and may be
+    of others, is not read.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return {**git.environment(), "PATH": path, "PYTHONUNBUFFERED": "1"}
+    compiled = {"PYTHONPYCACHEPREFIX": str(scratch / "pycache")}
+    return {**git.environment(), "PATH": path, "PYTHONUNBUFFERED": "1", **compiled}
+
+
+def delete(place: Path) -> None:
+    """Delete a file, a link, or a folder with all that is in it, if it is there."""
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
 
 
 def isolated(clone: Path, scratch: Path, cache: str) -> dict[str, str]:
@@ -97,9 +131,10 @@ def isolated(clone: Path, scratch: Path, cache: str) -> dict[str, str]:
 
     scratch: a folder for temporary files, which is deleted with the clone.
     """
+    delete(clone / paths.RUNS)  # a committed checkpoint would be taken for the state of a killed run
     config = clone / ".dvc" / "config.local"
     config.write_text(f"[cache]\n    dir = {json.dumps(cache)}\n", encoding="utf-8")  # whatever a user set
-    kept = {name: value for name, value in environment().items() if not name.startswith("DVC_")}
+    kept = {name: value for name, value in environment(scratch).items() if not name.startswith("DVC_")}
     kept.pop("PYTHONPATH", None)  # the clone's own code
     temporary = scratch / "tmp"
     temporary.mkdir()
@@ -156,6 +191,21 @@ def outputs(root: Path, commit: str, committed: Lock, made: Lock, folder: Path, 
             rebuilt = digest(folder, out.path) if name in ran else None
             rows.append(Output(name, out.path, kept, recorded.get(out.path), rebuilt))
     return rows
+
+
+def undeclared(root: Path, commit: str, made: Lock) -> list[str]:
+    """The files below metrics/ that Git keeps and no stage writes: they would be read as results.
+
+    made: as for `outputs`.
+    """
+    wrote = [out.path for stage in made.stages.values() for out in stage.outs]
+    listed = git.run(root, "ls-tree", "-r", "-z", "--name-only", commit, "--", paths.TEST_METRICS.parent.as_posix())
+    return [
+        path
+        for path in os.fsdecode(listed).split("\0")[:-1]
+        if not any(path == out or path.startswith(f"{out}/") for out in [*wrote, paths.ENVIRONMENT.as_posix()])
+        and Path(path).name != ".gitignore"  # DVC's own
+    ]
 
 
 def inputs(committed: Lock, made: Lock) -> list[Input]:

@@ -6,7 +6,7 @@ stage: it writes nothing outside that folder, which is deleted at the end. Exit 
 differs, and the table names it; 2, it could not be told.
 """
 
-import shutil
+import contextlib
 import tempfile
 import time
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from integrity import git, rebuild, revisions
+from integrity import git, hidden_code, rebuild, revisions
 from integrity.revisions import Lock
 from stages.common import errors, paths, record
 from stages.common.errors import UserError
@@ -34,6 +34,7 @@ def main() -> int:
             print("note: the work tree differs from HEAD; HEAD is what is verified", flush=True)
         start = time.perf_counter()
         clone = git.clone(root, commit, Path(scratch) / "clone")
+        hidden_code.refuse(clone)
         print(f"rebuilding {commit[:12]} from nothing, in {clone}", flush=True)
         made = rebuild_all(clone, Path(scratch), committed)
         seconds = time.perf_counter() - start
@@ -41,11 +42,15 @@ def main() -> int:
         inputs = rebuild.inputs(committed, made)
         outputs = rebuild.outputs(root, commit, committed, made, clone, list(made.stages))
         wrong = {out.path: problem for out in outputs if (problem := out.problem() or uncommitted(clone, out))}
+        stray = rebuild.undeclared(root, commit, made)
+        wrong |= dict.fromkeys(stray, "no stage writes it")
         print(f"\n{'stage':<12}{'artifact':<38}bytes")
         for stage, name, problem in inputs:
             print(f"{stage:<12}{f'{name} (input)':<38}{problem}")
         for out in outputs:
             print(f"{out.stage:<12}{out.path:<38}{wrong.get(out.path, 'identical')}")
+        for path in stray:
+            print(f"{'-':<12}{path:<38}{wrong[path]}")
         print()
         for line in environments(root, clone, commit, committed):
             print(line)
@@ -65,7 +70,14 @@ def main() -> int:
 
 
 def rebuild_all(clone: Path, scratch: Path, committed: Lock) -> Lock:
-    """Run all stages in a clone that has none of their results; returns the dvc.lock that this writes."""
+    """Run all stages in a clone that has none of their results; returns the dvc.lock that this writes.
+
+    Raises UserError if one of them fails, or cannot be made to run.
+    """
+    with contextlib.chdir(clone), revisions.repository() as repo:
+        stages = rebuild.pipeline(repo)
+    if reason := rebuild.idle(list(stages), stages):
+        raise UserError(f"HEAD: dvc.yaml: {reason}: it would not be run; remove `frozen: true`, and commit that")
     (clone / revisions.LOCK).unlink()
     for stage in committed.stages.values():  # what a stage does not write must not count as rebuilt
         for out in stage.outs:
@@ -75,7 +87,7 @@ def rebuild_all(clone: Path, scratch: Path, committed: Lock) -> Lock:
     ran = rebuild.repro(clone, ["--force", "--no-run-cache"], environment)
     made = rebuild.lock((clone / revisions.LOCK).read_bytes(), "the rebuilt run")
     if idle := [name for name in made.stages if name not in ran]:
-        raise UserError(f"dvc.yaml: {', '.join(idle)} did not run; is it frozen there?")
+        raise UserError(f"HEAD: dvc.yaml: {', '.join(idle)} did not run")
     return made
 
 
@@ -84,10 +96,7 @@ def remove(clone: Path, path: str) -> None:
     place = clone / path
     if clone.resolve() not in place.parent.resolve().parents and place.parent.resolve() != clone.resolve():
         raise UserError(f"HEAD: {revisions.LOCK} names an output outside of the project: {path}")
-    if place.is_dir() and not place.is_symlink():
-        shutil.rmtree(place)
-    else:
-        place.unlink(missing_ok=True)
+    rebuild.delete(place)
 
 
 def uncommitted(clone: Path, out: rebuild.Output) -> str:

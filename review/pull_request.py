@@ -7,28 +7,31 @@ that the branch has committed are not what its stages give.
 """
 
 import argparse
+import csv
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from integrity import git, rebuild, revisions
+from integrity import git, hidden_code, rebuild, revisions
 from integrity.rebuild import Output
 from integrity.revisions import Lock
 from review import compare, comparison, comparison_text, significance
 from stages.common import children, errors, files, paths
 from stages.common.errors import UserError
-from stages.evaluate import predictions
 
 SHOWN = 6  # artifacts that are named where many differ
 REBUILD = {"evaluate": ["evaluate"], "train": ["train", "evaluate"], "all": []}  # --rebuild; []: every stage
-ROUNDING = 1e-3  # by which numbers may differ on another processor, where no predicted class does
+ROUNDING = 1e-3  # by which the following may differ on another processor, where no predicted class does
+ROUNDED_KEYS = ("loss", "calibration_error")  # of metrics, and whatever ends with _loss
+ROUNDED = (paths.PREDICTIONS, paths.RELIABILITY, paths.TEST_METRICS, paths.TRAIN_METRICS)
 REMEDY = "commit dvc.lock and metrics/ after `dvc repro`, and `dvc push`"
 
 
 def main(asked: argparse.Namespace) -> int:
     """Pull, reproduce, compare, report; returns the exit status, 0 or 1. Raises UserError."""
+    check_out(asked.out)
     try:
         document, false = results(asked.base, asked.level, asked.rebuild)
     except UserError as error:
@@ -66,6 +69,17 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def check_out(path: Path | None) -> None:
+    """Raise UserError if no report can be written there, before anything runs."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise UserError(f"--out {path}: {path.parent} is no folder that is there; make it first")
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device or the like"
+        raise UserError(f"--out {path}: that is {kind}; allowed: a file, which need not be there yet")
+
+
 def results(base: str, level: float, first: str) -> tuple[dict[str, Any], list[str]]:
     """The commit where HEAD left `base` against the work tree, reproduced: a document of review/comparison.py.
 
@@ -74,14 +88,18 @@ def results(base: str, level: float, first: str) -> tuple[dict[str, Any], list[s
     """
     root = rebuild.project()
     head = git.head(root)
+    hidden_code.refuse(root)
     with revisions.repository() as repo:
         start = fork(repo, root, base)
+        must_run = wanted(repo, first)
         cache = repo.cache.local_cache_dir
     notes = uncommitted(root)
-    environment = rebuild.environment()
-    notes += pull(root, environment)
-    ran = rebuild.repro(root, [], environment)
-    ran += run_again(root, first, ran, environment)
+    set_checkpoints_aside(root)
+    with tempfile.TemporaryDirectory(prefix="gate-") as scratch:
+        environment = rebuild.environment(Path(scratch))
+        notes += pull(root, environment)
+        ran = rebuild.repro(root, [], environment)
+        ran += run_again(root, must_run, ran, environment)
     with revisions.repository() as repo:  # anew: DVC has written to it meanwhile
         found, false = record(repo, root, head, ran)
         notes += [*found, *rebuild_if_missing(repo, root, cache, start)]
@@ -118,20 +136,48 @@ def pull(root: Path, environment: dict[str, str]) -> list[str]:
     if not done.returncode:
         return []
     lines = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.strip()]
-    reason = revisions.one_line(ValueError(lines[0] if lines else "no reason given"))
+    crashed = any(line.startswith("Traceback") for line in lines)
+    reason = revisions.one_line(ValueError(lines[-1 if crashed else 0] if lines else "no reason given"))
     print(f"nothing pulled: {reason}", flush=True)
     return [f"nothing pulled, so run again: {reason}"]
 
 
-def run_again(root: Path, first: str, ran: Sequence[str], environment: dict[str, str]) -> list[str]:
-    """Run the stages from `first` (of REBUILD) on that have not `ran` just now; returns them.
+def set_checkpoints_aside(root: Path) -> None:
+    """Have no stage resume: a checkpoint that lies here, or that the branch has committed, may be of other code."""
+    checkpoints = root / paths.RESUME
+    if not checkpoints.exists() and not checkpoints.is_symlink():
+        return
+    aside = checkpoints.with_name("resume-before-check")
+    rebuild.delete(aside)
+    checkpoints.rename(aside)
+    print(f"{paths.RESUME} set aside as {aside.relative_to(root)}: what runs here starts from nothing", flush=True)
 
-    They read what dvc.lock names and nothing else: the bytes are hashed first. Raises UserError if they are others.
+
+def wanted(repo: Any, first: str) -> list[str]:
+    """The stages that have to run here, for a key of REBUILD. Raises UserError if one of them cannot be made to."""
+    stages = rebuild.pipeline(repo)
+    wrote = {repo.fs.relpath(out.fs_path, repo.root_dir): name for name in stages for out in stages[name].outs}
+    names = REBUILD[first] or list(stages)
+    if reason := rebuild.idle(names, stages):
+        raise UserError(f"{reason}: nothing that ran here tells whether the results are true")
+    for path in (paths.TEST_METRICS.as_posix(), paths.PREDICTIONS.as_posix()):
+        if (writer := wrote.get(path)) != "evaluate":
+            who = f"{writer} writes {path}" if writer else f"no stage writes {path}"
+            raise UserError(f"dvc.yaml: {who}, which evaluate has to write: it is what runs here in any case")
+    return names
+
+
+def run_again(root: Path, names: Sequence[str], ran: Sequence[str], environment: dict[str, str]) -> list[str]:
+    """Run those of the stages `names` that have not `ran` just now; returns them.
+
+    They read what dvc.lock names and nothing else: the bytes are hashed first. Raises UserError if they are others, or
+    if a stage does not run.
     """
     lock = rebuild.lock((root / revisions.LOCK).read_bytes(), "the work tree")
-    again = [name for name in REBUILD[first] or lock.stages if name in lock.stages and name not in ran]
+    again = [name for name in names if name not in ran]
     wrote = {out.path: name for name, stage in lock.stages.items() for out in stage.outs}
-    for dep in {dep.path: dep for name in again for dep in lock.stages[name].deps}.values():
+    deps = [dep for name in again if name in lock.stages for dep in lock.stages[name].deps]
+    for dep in {dep.path: dep for dep in deps}.values():
         if dep.path in wrote and wrote[dep.path] not in again and rebuild.digest(root, dep.path) != dep.md5:
             raise UserError(
                 f"{dep.path} is not what {revisions.LOCK} names, and DVC takes it for that: `make doctor` says what "
@@ -140,7 +186,10 @@ def run_again(root: Path, first: str, ran: Sequence[str], environment: dict[str,
     if not again:
         return []
     print(f"\nrunning again, without a cache: {', '.join(again)}", flush=True)
-    return rebuild.repro(root, ["--force", "--no-run-cache", "--single-item", *again], environment)
+    done = rebuild.repro(root, ["--force", "--no-run-cache", "--single-item", *again], environment)
+    if idle := [name for name in again if name not in done]:
+        raise UserError(f"{listed(idle)} did not run here: nothing tells whether the results are true")
+    return done
 
 
 def record(repo: Any, root: Path, head: str, ran: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -173,13 +222,17 @@ def record(repo: Any, root: Path, head: str, ran: Sequence[str]) -> tuple[list[s
         notes.append(f"stale: {revisions.LOCK} of HEAD does not name {listed(missing)}: {REMEDY}")
     false = [out for out in false if out.path not in missing]
     if false and rounded(repo, root, head, false):
-        names = listed([out.path for out in false])
+        names = listed([out.path for out in false if not picture(out)])
         notes.append(f"last digits differ here, and no predicted class does: {names}: made on another machine?")
+        if pictures := [out.path for out in false if picture(out)]:
+            notes.append(f"other pictures here, which this check cannot judge: {listed(pictures)}")
         false = []
     notes += [f"not reproduced: {out.path} of HEAD: {out.problem()}" for out in false]
+    stray = rebuild.undeclared(root, head, after)
+    notes += [f"not reproduced: {path} of HEAD: no stage writes it" for path in stray]
     if ran and not wrong:
         notes.append(f"what ran here gave the bytes that HEAD has on record: {listed(ran)}")
-    return notes, [out.path for out in false]
+    return notes, [*(out.path for out in false), *stray]
 
 
 def trust(stages: Sequence[str], ran: Sequence[str]) -> list[str]:
@@ -200,42 +253,71 @@ def edited(out: Output) -> bool:
     return out.committed is not None and out.committed not in (out.locked, out.rebuilt)
 
 
-def rounded(repo: Any, root: Path, head: str, outputs: Sequence[Output]) -> bool:
-    """Whether outputs of evaluate differ by what another processor's rounding explains.
+def picture(out: Output) -> bool:
+    """Whether an output is a picture of evaluate's."""
+    return out.stage == "evaluate" and out.path.endswith(".png")
 
-    That is: no predicted class differs, and no number by more than ROUNDING. Figures have neither, and go with them.
+
+def rounded(repo: Any, root: Path, head: str, outputs: Sequence[Output]) -> bool:
+    """Whether outputs differ by what another processor's rounding explains.
+
+    That is: no predicted class and no count differs, and no probability or loss by more than ROUNDING. Pictures have
+    none of these, and are left out.
     """
-    if any(out.stage != "evaluate" or edited(out) or not out.locked for out in outputs):
+    judged = [out for out in outputs if not picture(out)]
+    if any(edited(out) or not out.locked for out in outputs) or any(Path(out.path) not in ROUNDED for out in judged):
         return False
     try:
-        for out in outputs:
+        for out in judged:
             here = (root / out.path).read_bytes()
-            if out.path == paths.PREDICTIONS.as_posix():
+            content = git.file(root, head, out.path)
+            if content is None:
                 content, _ = revisions.fetch(repo, revisions.LockedFile(path=out.path, md5=out.locked))
-                a, b = (predictions.parse(side, out.path) for side in (content, here))
-                if not a[["label", "prediction"]].equals(b[["label", "prediction"]]):
+            if out.path.endswith(".json"):
+                before, after = (revisions.parse_json(side, out.path) for side in (content, here))
+                if not near_metrics(before, after):
                     return False
-                if (a["probability"] - b["probability"]).abs().max() > ROUNDING:
-                    return False
-            elif out.path.endswith(".json"):
-                sides = [git.file(root, head, out.path) or b"", here]
-                before, after = (revisions.flatten(revisions.parse_json(side, out.path), out.path) for side in sides)
-                if not near(before, after):
-                    return False
-    except UserError:  # the bytes on record are nowhere
+            elif not near_tables(content, here, exact=3 if Path(out.path) == paths.PREDICTIONS else 0):
+                return False
+    except (UserError, OSError, ValueError, csv.Error):  # the bytes on record are nowhere, or no table
         return False
-    return any(out.path == paths.PREDICTIONS.as_posix() for out in outputs)
+    return any(Path(out.path) == paths.PREDICTIONS for out in judged)
 
 
-def near(a: Any, b: Any) -> bool:
-    """Whether two values of JSON are the same but for numbers, and these to within ROUNDING; whole numbers exactly."""
-    if isinstance(a, float) and isinstance(b, float):
-        return abs(a - b) <= ROUNDING
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(near(a[key], b[key]) for key in a)
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(near(*pair) for pair in zip(a, b, strict=True))
-    return bool(a == b)
+def near_metrics(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether two sets of metrics are the same but for losses and the calibration error, and these to within ROUNDING.
+
+    All else is counted, as is what is computed of counts: another processor gives the same.
+    """
+
+    def same(key: str, a: Any, b: Any) -> bool:
+        numbers = isinstance(a, int | float) and isinstance(b, int | float)
+        return bool(a == b) or (numbers and (key in ROUNDED_KEYS or key.endswith("_loss")) and near(a, b))
+
+    return before.keys() == after.keys() and all(same(key, before[key], after[key]) for key in before)
+
+
+def near_tables(before: bytes, after: bytes, exact: int) -> bool:
+    """Whether two CSV files are the same but for numbers, and these to within ROUNDING.
+
+    exact: of so many columns every cell has to be the same, such as index, label and predicted class. Raises ValueError
+    and csv.Error if one is no table.
+    """
+    a, b = (list(csv.reader(content.decode("utf-8").splitlines(), strict=True)) for content in (before, after))
+    return (
+        a[:1] == b[:1]
+        and [row[:exact] for row in a] == [row[:exact] for row in b]
+        and [len(row) for row in a] == [len(row) for row in b]
+        and all(x == y or near(x, y) for rows in zip(a, b, strict=True) for x, y in zip(*rows, strict=True))
+    )
+
+
+def near(before: str | float, after: str | float) -> bool:
+    """Whether two numbers, or texts of numbers, differ by ROUNDING at most."""
+    try:
+        return abs(float(before) - float(after)) <= ROUNDING
+    except ValueError:
+        return False
 
 
 def rebuild_if_missing(repo: Any, root: Path, cache: str, start: str) -> list[str]:

@@ -3,8 +3,10 @@
 The pipeline is that of tests/toy.py, or one of two stages where records are forged; the last test runs the real one.
 """
 
+import importlib.util
 import json
 import os
+import py_compile
 import re
 import shutil
 import signal
@@ -504,6 +506,223 @@ def test_rounding_is_no_forgery(branch: Project, gate: Gate) -> None:
         forge(branch, **{"predictions": predictions, "metrics": metrics, **digits})
         assert str(gate(branch)[0]).startswith("the committed results are not what the stages give: ")
         branch.run("git", "checkout", "-qf", "HEAD")
+
+
+PICTURED = """
+Path("metrics/plots").mkdir(exist_ok=True)
+Path("metrics/plots/confusion.csv").write_text("label,prediction,images\\na,a,200\\n")
+Path("metrics/plots/reliability.csv").write_text("images,confidence\\n200,0.5\\n")
+Path("metrics/plots/overview.png").write_text("a picture")
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new", "false"),
+    [
+        ("metrics/plots/overview.png", "a picture", "another", False),
+        ("metrics/plots/reliability.csv", "0.5", "0.5004", False),
+        ("metrics/plots/reliability.csv", "0.5", "0.6", True),
+        ("metrics/plots/reliability.csv", "200", "201", True),
+        ("metrics/plots/confusion.csv", "200", "201", True),
+        (METRICS, "0.25", "0.2504", False),
+        (METRICS, '"accuracy": 0.', '"accuracy": 0.0', True),
+        (METRICS, '"images": 400', '"images": 401', True),
+    ],
+    ids=["picture", "reliability", "other reliability", "bin", "confusion", "loss", "accuracy", "images"],
+)
+def test_what_rounding_excuses(path: str, old: str, new: str, false: bool, branch: Project, gate: Gate) -> None:
+    """With a probability that is a little different, as on another machine."""
+    branch.write("evaluate.py", EVALUATE + PICTURED)
+    plots = [f"metrics/plots/{name}" for name in ("confusion.csv", "reliability.csv", "overview.png")]
+    branch.write(
+        "dvc.yaml", PIPELINE + "    plots:\n" + "".join(f"      - {name}: {{cache: false}}\n" for name in plots)
+    )
+    branch.dvc("repro", "-q")
+    for name, before, after in ((PREDICTIONS, "0.9", "0.9004"), (path, old, new)):
+        content = (branch.path / name).read_text(encoding="utf-8")
+        (branch.path / name).unlink()
+        assert before in content
+        branch.write(name, content.replace(before, after))
+    branch.dvc("commit", "--force", "-q")
+    branch.run("git", "add", "--all")
+    branch.run("git", "commit", "-qm", "forged")
+    status, notes, _ = gate(branch)
+    assert status == (refused(*sorted([PREDICTIONS, path], key=[PREDICTIONS, METRICS, *plots].index)) if false else 0)
+    shown = PREDICTIONS if path.endswith(".png") else f"{PREDICTIONS}, {path}"
+    line = f"last digits differ here, and no predicted class does: {shown}: made on another machine?"
+    assert (line in notes) == (not false)
+    pictures = f"other pictures here, which this check cannot judge: {path}"
+    assert (pictures in notes) == path.endswith(".png")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ({"accuracy": 0.9, "loss": 0.25}, {"accuracy": 0.9, "loss": 0.2509}, True),
+        (
+            {"calibration_error": 0.1, "validation_loss": 1},
+            {"calibration_error": 0.1001, "validation_loss": 1.001},
+            True,
+        ),
+        ({"loss": 0.25}, {"loss": 0.2511}, False),
+        ({"loss": 0.25}, {"loss": "0.25"}, False),
+        ({"loss": 0.25}, {}, False),
+        ({"accuracy": 0.9}, {"accuracy": 0.9001}, False),
+        ({"accuracy_low": 0.9}, {"accuracy_low": 0.9001}, False),
+        ({"classes": [{"f1": 0.9}]}, {"classes": [{"f1": 0.9001}]}, False),
+        ({"macro": {"loss": 0.9}}, {"macro": {"loss": 0.9001}}, False),
+    ],
+    ids=["loss", "others", "too far", "text", "gone", "accuracy", "interval", "class", "inside"],
+)
+def test_metrics_that_rounding_explains(before: dict[str, Any], after: dict[str, Any], same: bool) -> None:
+    assert pull_request.near_metrics(before, after) == same
+
+
+@pytest.mark.parametrize(
+    ("after", "same"),
+    [
+        ("i,l,p,p_1\n0,1,1,0.9009\n", True),
+        ("i,l,p,p_1\n0,1,1,0.902\n", False),
+        ("i,l,p,p_1\n0,1,1.0001,0.9\n", False),
+        ("i,l,p,p_2\n0,1,1,0.9\n", False),
+        ("i,l,p,p_1\n0,1,1,nan\n", False),
+        ("i,l,p,p_1\n0,1,1\n", False),
+        ("i,l,p,p_1\n", False),
+        ("i,l,p,p_1\n0,1,1,0.9\n0,1,1,0.9\n", False),
+    ],
+    ids=["near", "far", "class", "column", "nan", "short row", "no rows", "more rows"],
+)
+def test_tables_that_rounding_explains(after: str, same: bool) -> None:
+    assert pull_request.near_tables(b"i,l,p,p_1\n0,1,1,0.9\n", after.encode(), exact=3) == same
+
+
+def frozen(project: Project) -> None:
+    project.write("dvc.yaml", PIPELINE.replace("  evaluate:", "  evaluate:\n    frozen: true"))
+
+
+def renamed(project: Project) -> None:
+    project.write("dvc.yaml", PIPELINE.replace("  evaluate:", "  measure:"))
+    lock = (project.path / "dvc.lock").read_text(encoding="utf-8")
+    project.write("dvc.lock", lock.replace("  evaluate:", "  measure:"))
+
+
+def frozen_and_not_in_the_lock(project: Project) -> None:
+    frozen(project)
+    lock = yaml.safe_load((project.path / "dvc.lock").read_text(encoding="utf-8"))
+    lock["stages"].pop("evaluate")
+    project.write("dvc.lock", yaml.safe_dump(lock, sort_keys=False))
+
+
+def by_another_stage(project: Project) -> None:
+    """A stage called evaluate that writes something else."""
+    renamed(project)
+    content = (project.path / "dvc.yaml").read_text(encoding="utf-8")
+    project.write("dvc.yaml", content + "  evaluate:\n    cmd: echo > data/nothing\n    outs: [data/nothing]\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (frozen, "evaluate is frozen: nothing that ran here tells whether the results are true"),
+        (frozen_and_not_in_the_lock, "evaluate is frozen: nothing that ran here tells whether the results are true"),
+        (renamed, "evaluate is not in dvc.yaml: nothing that ran here tells whether the results are true"),
+        (by_another_stage, f"dvc.yaml: measure writes {METRICS}, which evaluate has to write: it is what runs here"),
+    ],
+    ids=["frozen", "not in the lock", "renamed", "another stage"],
+)
+def test_predictions_that_nothing_here_makes(
+    change: Callable[[Project], object], line: str, branch: Project, gate: Gate
+) -> None:
+    forge(branch, **perfect(branch))
+    change(branch)
+    branch.run("git", "commit", "-qam", "not run")
+    assert str(gate(branch)[0]).startswith(line)
+
+
+def test_metrics_that_no_stage_writes(branch: Project, gate: Gate) -> None:
+    branch.write("metrics/final.json", '{"accuracy": 0.9999}')
+    branch.run("git", "add", "--all")
+    branch.run("git", "commit", "-qm", "final")
+    status, notes, _ = gate(branch)
+    assert status == refused("metrics/final.json")
+    assert "not reproduced: metrics/final.json of HEAD: no stage writes it" in notes
+
+
+def test_no_stage_resumes(branch: Project, gate: Gate) -> None:
+    """From a checkpoint that lies there, or that Git keeps."""
+    planted = branch.path / "runs/resume/state"
+    planted.parent.mkdir(parents=True)
+    planted.write_text('{"skill": 0.99}', encoding="utf-8")
+    (branch.path / MODEL).unlink()
+    resume = (
+        'state = Path("runs/resume/state")\nif state.exists():\n    Path("data/model/model.safetensors").write_text('
+    )
+    branch.write("train.py", TRAIN + resume + "state.read_text())\n")
+    branch.dvc("repro", "-q")
+    branch.run("git", "add", "--all")
+    branch.run("git", "commit", "-qm", "better training")
+    status, _, told = gate(branch, "--rebuild", "train")
+    assert status == refused(MODEL, PREDICTIONS, METRICS)
+    assert "runs/resume set aside as runs/resume-before-check: what runs here starts from nothing\n" in told
+    assert (branch.path / "runs/resume-before-check/state").is_file()
+
+
+def test_compiled_code_beside_the_sources(branch: Project, gate: Gate) -> None:
+    """Ignored by Git, and taken for that of the source, whatever that holds."""
+    branch.write("helper.py", "MORE = 0\n")
+    (branch.path / "forged.py").write_text("MORE = 1\n", encoding="utf-8")
+    cached = Path(importlib.util.cache_from_source(str(branch.path / "helper.py")))
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    py_compile.compile(str(branch.path / "forged.py"), str(cached), doraise=True, invalidation_mode=mode)
+    (branch.path / "forged.py").unlink()
+    branch.write(
+        "evaluate.py", EVALUATE.replace("< skill", "< skill + helper.MORE").replace("import", "import helper,", 1)
+    )
+    branch.dvc("repro", "-q")
+    branch.run("git", "add", "--all")
+    branch.run("git", "commit", "-qm", "tuned")
+    assert json.loads((branch.path / METRICS).read_text(encoding="utf-8"))["errors"] == 0
+    assert gate(branch)[0] == refused(PREDICTIONS, METRICS)
+
+
+def test_code_in_place_of_an_installed_package(branch: Project, gate: Gate) -> None:
+    branch.write("tqdm.py", "")
+    assert str(gate(branch)[0]).startswith(
+        "named like an installed package or a module of Python, which it would replace"
+    )
+
+
+@pytest.mark.parametrize(
+    ("out", "line"),
+    [
+        (".", "--out .: that is a folder; allowed: a file, which need not be there yet"),
+        ("nowhere/report.md", "--out nowhere/report.md: nowhere is no folder that is there; make it first"),
+        ("socket", "--out socket: that is a device or the like; allowed: a file, which need not be there yet"),
+        ("fifo", "--out fifo: that is a device or the like; allowed: a file, which need not be there yet"),
+    ],
+    ids=["folder", "missing", "socket", "fifo"],
+)
+def test_a_report_that_cannot_be_written(out: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told before anything else is looked at: there is no repository either.
+
+    No device of the machine is named here: a program without this check, run by root, would rename a file over it.
+    """
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("fifo")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind("socket")
+    monkeypatch.setattr(sys, "argv", ["pull_request", "--out", out, "main"])
+    with pytest.raises(UserError) as error:
+        pull_request.main(pull_request.arguments())
+    assert str(error.value) == line
+
+
+def test_why_nothing_was_pulled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a program that crashed, the last line says why."""
+    stderr = "Traceback (most recent call last):\n  File 'a'\nRuntimeError: no such host\n"
+    done = subprocess.CompletedProcess([], 2, "", stderr)
+    monkeypatch.setattr("stages.common.children.run", lambda *_, **__: done)
+    assert pull_request.pull(tmp_path, {}) == ["nothing pulled, so run again: RuntimeError: no such host"]
 
 
 def test_a_subfolder_of_a_repository(honest: Project, tmp_path: Path, gate: Gate) -> None:

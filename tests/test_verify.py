@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from integrity import git, rebuild, verify
+from integrity import git, hidden_code, rebuild, verify
 from stages.common import paths
 from stages.common.errors import UserError
 from tests import in_process
@@ -179,6 +179,27 @@ OTHER = "0123456789abcdef0123456789abcdef"
 METRICS = "metrics/evaluate.json"
 PERFECT = '{"accuracy": 1.0, "errors": 0}'
 
+RESUME = """
+checkpoint = Path("runs/resume/state")
+if checkpoint.exists():
+    Path("data/model/model.safetensors").write_text(checkpoint.read_text())
+"""
+
+
+def added(project: Project, path: str, content: str) -> None:
+    """A new file that Git keeps, ignored or not."""
+    (project.path / path).parent.mkdir(parents=True, exist_ok=True)
+    project.write(path, content)
+    project.run("git", "add", "--force", path)
+
+
+def resumed(project: Project) -> None:
+    """A model that train takes from a checkpoint, which Git keeps."""
+    added(project, "runs/resume/state", "trained elsewhere")
+    project.write("train.py", TRAIN + RESUME)
+    project.dvc("repro", "-q")
+
+
 FORGERIES: dict[str, tuple[Callable[[Project], object], dict[str, str]]] = {
     "model": (
         lambda project: forge(project, "data/model/model.safetensors", "trained elsewhere"),
@@ -269,6 +290,14 @@ FORGERIES: dict[str, tuple[Callable[[Project], object], dict[str, str]]] = {
         lambda project: forge(project, "evaluate.py", EVALUATE.replace("0.9", "0.95")),
         {METRICS: "rebuilt differs"},
     ),
+    "metrics that no stage writes": (
+        lambda project: added(project, "metrics/final.json", PERFECT),
+        {"metrics/final.json": "no stage writes it"},
+    ),
+    "a checkpoint to resume from": (
+        lambda project: resumed(project),
+        {"data/model/model.safetensors": "rebuilt differs", "data/predictions.csv": "rebuilt differs"},
+    ),
     "a stage that only claims to run": (
         lambda project: forge(project, "evaluate.py", "print('Running')\n"),
         {},
@@ -312,10 +341,12 @@ def test_a_forgery_is_named(name: str, project: Project, verified: Verified, mon
         ),
         (
             lambda project: project.write("dvc.yaml", PIPELINE.replace("  evaluate:", "  evaluate:\n    frozen: true")),
-            "`dvc repro` failed",
+            "HEAD: dvc.yaml: evaluate is frozen: it would not be run; remove `frozen: true`",
         ),
+        (lambda project: added(project, "stages/__pycache__/a.cpython-311.pyc", ""), "compiled code, which Python may"),
+        (lambda project: added(project, "tqdm/__init__.py", ""), "named like an installed package or a module of"),
     ],
-    ids=["cut off", "deleted", "twice", "outside", "frozen"],
+    ids=["cut off", "deleted", "twice", "outside", "frozen", "compiled", "shadowing"],
 )
 def test_what_cannot_be_told(
     change: Callable[[Project], object], complaint: str, project: Project, verified: Verified, temporary: Path
@@ -326,6 +357,40 @@ def test_what_cannot_be_told(
     with pytest.raises(UserError, match="^" + re.escape(complaint)):
         verified(project.path)
     assert [path.name for path in temporary.iterdir()] == ["victim"]
+
+
+@pytest.mark.parametrize(
+    ("path", "kept", "refused"),
+    [
+        ("__pycache__/train.cpython-311.pyc", True, "compiled code.*: __pycache__/train.cpython-311.pyc;"),
+        ("review/a.pyo", True, r"compiled code.*: review/a.pyo;"),
+        ("stages/train/batches.cpython-311-x86_64-linux-gnu.so", False, "compiled code.*: stages/train/batches"),
+        ("tqdm.py", True, r"named like.*: tqdm\.py;"),
+        ("tqdm.py", False, r"named like.*: tqdm\.py;"),
+        ("numpy.cpython-311-x86_64-linux-gnu.so", False, r"named like.*: numpy\.cpython"),
+        ("json/__init__.py", False, "named like.*: json;"),
+        ("ruamel/yaml/__init__.py", False, "named like.*: ruamel;"),  # which has no __init__ itself
+        ("sitecustomize.py", False, "named like.*: sitecustomize.py;"),
+        ("stages/__pycache__/a.cpython-311.pyc", False, ""),  # left by a run
+        ("venv/lib/a.py", False, ""),  # named like a package of Python, and found after that
+        ("tools/json.py", True, ""),
+        ("tqdm.md", True, ""),
+    ],
+    ids=lambda value: str(value) if isinstance(value, str) else None,
+)
+def test_code_that_would_replace_other_code(path: str, kept: bool, refused: str, tmp_path: Path) -> None:
+    (tmp_path / "project").mkdir()
+    project = Project(tmp_path / "project")
+    project.run("git", "init", "-q")
+    added(project, path, "")
+    if not kept:
+        project.run("git", "rm", "-q", "--cached", path)
+    if not refused:
+        hidden_code.refuse(project.path)
+        return
+    with pytest.raises(UserError, match=f"^{refused}") as error:
+        hidden_code.refuse(project.path)
+    assert "\n" not in str(error.value)
 
 
 def state(project: Project) -> str:
