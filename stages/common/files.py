@@ -49,14 +49,19 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def check_target(path: Path) -> None:
-    """Raise UserError unless a file can be written there, in a folder that is: better now than after hours of work."""
-    if _is_stream(path):
-        return
+    """Raise UserError unless what --out names can be written, in a folder that is there: before the work, not after."""
+    try:
+        if _is_stream(path):
+            return
+    except UserError as error:
+        raise UserError(f"--out {error}") from None
     try:
         with tempfile.TemporaryFile(dir=_place(path).parent):
             pass
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}: {path.parent}; give a file in a folder that is there") from None
+        raise UserError(
+            f"--out {path}: {error.strerror}: {path.parent}; give a file in a folder that is there"
+        ) from None
 
 
 def _is_stream(path: Path) -> bool:
