@@ -6,9 +6,10 @@ and dvc.lock with dvc.yaml and the code. What dvc.lock cannot tell, since it is 
 a stage; changes nothing. Exit status: 0, all is well; 1, something is damaged; 2, it could not be told.
 """
 
+import functools
 import json
-import os
 import posixpath
+import re
 import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -48,12 +49,12 @@ def main() -> int:
     """Look at everything, print what is found; returns the exit status."""
     errors.no_arguments()
     with revisions.repository() as repo:
-        findings = [*texts(repo), *links(repo)]
+        findings = [*texts(repo), *links(repo), *strangers(repo)]
         outs = outputs(repo)
         broken, objects_hashed = cache(repo, outs)
         findings += broken
         for out in outs:
-            findings += output(repo, out)
+            findings += [*output(repo, out), *not_cached(repo, out)]
         findings += inputs(repo)
         findings += leftovers(repo)
         findings += queue_tasks.findings(repo, Finding)
@@ -66,11 +67,14 @@ def main() -> int:
 def texts(repo: Any) -> list[Finding]:
     """What is wrong with the files that DVC and the stages are told by."""
     root, found = Path(repo.root_dir), []
+    for name in (paths.PARAMS.as_posix(), PIPELINE, LOCK):
+        if (root / name).exists() and not (root / name).is_file():  # DVC would wait for a pipe to be written
+            raise UserError(f"{name}: is no file; `rm -r {name} && git checkout HEAD -- {name}`")
     for name in (paths.PARAMS.as_posix(), PIPELINE):
         try:
             params.load(root / name)
         except UserError as error:
-            found.append(Finding(one(error, root), f"git checkout HEAD -- {name}"))
+            found.append(Finding(one(error, root), restored(root / name, name, str(error))))
     mend_lock = f"git checkout HEAD -- {LOCK}"
     try:
         content = (root / LOCK).read_bytes()
@@ -78,6 +82,15 @@ def texts(repo: Any) -> list[Finding]:
         return [*found, Finding(f"{LOCK}: missing", mend_lock)]
     stages = {} if found else declared(repo)
     return found + [Finding(what, f"{mend_lock}, or dvc repro") for what in lock_faults(content, stages)]
+
+
+def restored(place: Path, name: str, error: str) -> str:
+    """What to do about a text that cannot be read: people write it, so nothing that would discard what they wrote."""
+    if not place.exists():
+        return f"git checkout HEAD -- {name}"
+    line = re.match(r":(\d+):", error.removeprefix(str(place)))
+    where = f"line {line[1]}" if line else "it"
+    return f"fix {where} by hand (`git diff HEAD -- {name}` shows what changed)"
 
 
 def declared(repo: Any) -> dict[str, dict[str, Any]]:
@@ -174,6 +187,32 @@ def links(repo: Any) -> Iterator[Finding]:
         yield Finding(what, f"rm {shlex.quote(str(way))} && mv {shlex.quote(str(target))} {shlex.quote(str(way))}")
 
 
+def strangers(repo: Any) -> Iterator[Finding]:
+    """The stages of dvc.lock that dvc.yaml has not: it leaves them there, and their outputs count as results."""
+    content, stages = locked_text(repo), declared(repo)
+    try:
+        names = revisions.parse_lock(content, LOCK).stages.keys() - stages.keys() if stages else set()
+    except UserError:  # which `texts` names
+        return
+    lines = content.decode().splitlines()
+    starts = [number for number, line in enumerate(lines, 1) if re.match(" {0,2}[^ ]", line)] + [len(lines) + 1]
+    for name in sorted(names):
+        found = [number for number in starts[:-1] if lines[number - 1].strip(" :'\"") == name]
+        mend = f"rm {LOCK} && dvc repro"
+        if len(found) == 1:
+            last = next(number for number in starts if number > found[0]) - 1
+            mend = f"sed -i.bak '{found[0]},{last}d' {LOCK} && rm {LOCK}.bak"
+        yield Finding(f"{LOCK}: {name}: a stage that {PIPELINE} has not; renamed or removed, or added by hand", mend)
+        return  # the lines of the next have other numbers then
+
+
+def locked_text(repo: Any) -> bytes:
+    try:
+        return Path(repo.root_dir, LOCK).read_bytes()
+    except OSError:
+        return b""
+
+
 def declared_outputs(repo: Any) -> set[str]:
     return {path for stage in declared(repo).values() for kind in KINDS for path in named(stage.get(kind))}
 
@@ -188,7 +227,7 @@ def cache(repo: Any, outs: list[Output]) -> tuple[list[Finding], int]:
         if not objects.MD5.fullmatch(name.removesuffix(".dir")):
             continue  # a copy that DVC has not finished; it writes it anew
         count += 1
-        if md5(path) != name.removesuffix(".dir"):
+        if file_md5(path) != name.removesuffix(".dir"):
             findings.append(
                 Finding(f"{shown(repo, path)}: not the bytes of its name", remedy(repo, path, owners.get(name)))
             )
@@ -233,10 +272,29 @@ def remedy(repo: Any, path: Path, owner: tuple[Output, Path] | None) -> str:
     if owner is None:
         return remove  # of an older run: the next one that needs it makes it or fetches it
     out, place = owner
-    if place.is_file() and f"{md5(place)}" == path.parent.name + path.name:
-        return f"{remove} && cp {quoted(repo, place)} {quoted(repo, path)} && chmod 444 {quoted(repo, path)}"
+    if file_md5(place) == path.parent.name + path.name:
+        return f"{remove} && {copied(repo, place, path)}"
     again = f"{remove} && python -m integrity.pull {shlex.quote(out.path)}"
     return f"{again} || dvc repro --force --no-run-cache {shlex.quote(out.stage)}"
+
+
+def copied(repo: Any, place: Path, path: Path) -> str:
+    """The command that puts a file of the work tree into the cache."""
+    return f"cp {quoted(repo, place)} {quoted(repo, path)} && chmod 444 {quoted(repo, path)}"
+
+
+def not_cached(repo: Any, out: Output) -> Iterator[Finding]:
+    """The objects of an output that are right in the work tree alone: no `dvc push` and no checkout has them."""
+    place = Path(repo.root_dir, out.path)
+    if not out.cached or not place.exists() or digest(repo, place) != out.md5:
+        return
+    for oid, file in belonging(repo, out).items():
+        path = Path(repo.cache.local.oid_to_path(oid))
+        if not path.exists():
+            mend = f"mkdir -p {quoted(repo, path.parent)} && {copied(repo, file, path)}"
+            if oid.endswith(".dir"):
+                mend = f"dvc commit --force {shlex.quote(out.stage)}"
+            yield Finding(f"{shown(repo, file)}: not in the cache, so that no `dvc push` or checkout has it", mend)
 
 
 def output(repo: Any, out: Output) -> Iterator[Finding]:
@@ -245,12 +303,17 @@ def output(repo: Any, out: Output) -> Iterator[Finding]:
     # Removed first: DVC goes by a file's time and size, and would take a flipped bit for what it wrote.
     again = f"rm -rf {path} && python -m integrity.pull {path} || dvc repro"
     what = f"{out.path}: not the bytes that {LOCK} names: damaged, or changed by hand"
+    if place.exists() and not (place.is_file() or place.is_dir()):
+        what = f"{out.path}: is no file, but a device, pipe or socket"
     if place.exists() and digest(repo, place) == out.md5:
-        if out.size is not None and size(place) != out.size:
-            what = (
-                f"{LOCK}: {out.path} has {size(place):,} bytes there, and not {out.size:,}: cut off, or changed by hand"
-            )
-            yield Finding(what, f"git checkout HEAD -- {LOCK}, or dvc repro --force {shlex.quote(out.stage)}")
+        if place.is_symlink() and not place.resolve().is_relative_to(Path(repo.cache.local.path).resolve()):
+            target = place.resolve()
+            instead = f"rm {path} && cp -R {shlex.quote(str(target))} {path}"
+            yield Finding(f"{out.path}: a link to {target}, which neither Git nor DVC keeps", instead)
+        if out.size is not None and size(repo, place) != out.size:
+            what = f"{LOCK}: {out.path} has {size(repo, place):,} bytes there, and not {out.size:,}: "
+            what += "cut off, or changed by hand"
+            yield Finding(what, sized_anew(repo, out.stage))
     elif out.cached:
         yield Finding(what if place.exists() else f"{out.path}: missing", again)
     elif committed(repo, out.path) == out.md5:
@@ -259,19 +322,32 @@ def output(repo: Any, out: Output) -> Iterator[Finding]:
         yield Finding(f"{what}, in HEAD as well", f"rm -f {path} && dvc repro {shlex.quote(out.stage)}")
 
 
+def sized_anew(repo: Any, stage: str) -> str:
+    """The command that gets a size in dvc.lock right."""
+    if committed(repo, LOCK) == objects.md5_of(locked_text(repo)):
+        return f"dvc repro --force --single-item {shlex.quote(stage)}"
+    return f"git checkout HEAD -- {LOCK}, or dvc repro --force --single-item {shlex.quote(stage)}"
+
+
+def file_md5(place: Path) -> str:
+    """DVC's name for a file; "" for what is none: a pipe would keep its reader waiting."""
+    return md5(place) if place.is_file() else ""
+
+
 def digest(repo: Any, place: Path) -> str:
     """DVC's name for a file or a folder as it is in the work tree."""
     if not place.is_dir():
-        return md5(place)
+        return file_md5(place)
     files = {Path(path).relative_to(place).as_posix(): path for path in repo.dvcignore.find(repo.fs, str(place))}
-    listed = [{"md5": md5(Path(path)), "relpath": name} for name, path in sorted(files.items())]
+    listed = [{"md5": file_md5(Path(path)), "relpath": name} for name, path in sorted(files.items())]
     return f"{objects.md5_of(json.dumps(listed, sort_keys=True).encode())}.dir"
 
 
-def size(place: Path) -> int:
+def size(repo: Any, place: Path) -> int:
+    """As DVC counts it: without what .dvcignore names."""
     if not place.is_dir():
         return place.stat().st_size
-    return sum((Path(folder) / name).stat().st_size for folder, _, names in os.walk(place) for name in names)
+    return sum(Path(path).stat().st_size for path in repo.dvcignore.find(repo.fs, str(place)))
 
 
 def committed(repo: Any, path: str) -> str | None:
@@ -286,18 +362,35 @@ def inputs(repo: Any) -> Iterator[Finding]:
     """What the stages would read now that is not what dvc.lock says they have read: code, parameters, other outputs."""
     root = Path(repo.root_dir)
     try:
-        lock = revisions.parse_lock((root / LOCK).read_bytes(), LOCK)
-    except (OSError, UserError):
+        lock = revisions.parse_lock(locked_text(repo), LOCK)
+    except UserError:
         lock = Lock()
+    stages = declared(repo)
+
+    @functools.cache
+    def now(path: str) -> str | None:
+        return digest(repo, root / path) if (root / path).exists() else None
+
     written = {out.path: (out.md5, name) for name, stage in lock.stages.items() for out in stage.outs}
     for name, stage in lock.stages.items():
+        if stage.cmd is not None and name in stages and stage.cmd != stages[name].get("cmd"):
+            yield Finding(f"{name}: ran with another command than {PIPELINE} has", f"dvc repro {shlex.quote(name)}")
         for file in stage.deps:
+            place = root / file.path
             if file.path in written:
                 if file.md5 != written[file.path][0]:
                     what = f"{LOCK}: {name} has read another {file.path} than {written[file.path][1]} has written"
                     yield Finding(what, "dvc repro")
-            elif file.md5 and (not (root / file.path).exists() or digest(repo, root / file.path) != file.md5):
+            elif file.md5 and place.exists() and not (place.is_file() or place.is_dir()):
+                what = f"{file.path}: is no file, but a device, pipe or socket; {name} reads it"
+                yield Finding(what, f"rm {shlex.quote(file.path)} && git checkout HEAD -- {shlex.quote(file.path)}")
+            elif file.md5 and now(file.path) != file.md5:
                 yield Finding(f"{file.path}: not what {name} ran with: changed since, or {LOCK} was", "dvc repro")
+            if file.md5 and file.size is not None and now(file.path) == file.md5:
+                there = size(repo, place)
+                if there != file.size:
+                    what = f"{LOCK}: {name} has read {file.path} of {file.size:,} bytes there, and not of {there:,}"
+                    yield Finding(what, sized_anew(repo, name))
         for key in changed_params(repo, name):
             yield Finding(f"{key}: not what {name} ran with: changed since, or {LOCK} was", "dvc repro")
 

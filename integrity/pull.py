@@ -25,6 +25,7 @@ from stages.common import errors, files
 from stages.common.errors import UserError, printable
 
 CHUNK = 1 << 20  # bytes
+MAX_JOBS = 1000
 NOT_THERE = "not there"  # how the reason begins where a remote has no such object
 
 
@@ -80,9 +81,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m integrity.pull", description="`dvc pull` that checks first.")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="outputs, stages or .dvc files; all if none")
     parser.add_argument("--remote", metavar="NAME", help="another remote than the default one")
-    parser.add_argument(
-        "--jobs", type=int, choices=range(1, 1001), metavar="N", help="objects fetched at the same time"
-    )
+    parser.add_argument("--jobs", type=some, metavar="N", help=f"objects fetched at the same time, 1 to {MAX_JOBS}")
     parser.add_argument("--run-cache", action="store_true", help="also the runs that were pushed with --run-cache")
     parser.add_argument("--allow-missing", action="store_true", help="objects that the remote lacks are no error")
     parser.add_argument("--force", action="store_true", help="replace files in the work tree that are not in the cache")
@@ -92,6 +91,13 @@ def parser() -> argparse.ArgumentParser:
         help="what a commit, branch or experiment names, into the cache alone; checks out nothing",
     )
     return parser
+
+
+def some(text: str) -> int:
+    """The value of --jobs. Raises ArgumentTypeError."""
+    if not (text.isdecimal() and len(text) < 10 and 1 <= int(text) <= MAX_JOBS):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}; allowed: 1 to {MAX_JOBS}")
+    return int(text)
 
 
 def at_revision(repo: Any, rev: str | None) -> AbstractContextManager[Any]:

@@ -80,7 +80,8 @@ def repository(writes: bool = False) -> Iterator[Any]:
         try:
             repo = Repo() if writes else type("ReadOnlyRepo", (Repo,), places)()
         except (DvcException, OSError, KeyError) as error:
-            raise UserError(f"no commit of a DVC repository to read here: {one_line(error)}") from None
+            remedy = "; run this in a clone of the project (`cd`), where .dvc is" if not Path(".dvc").is_dir() else ""
+            raise UserError(f"no commit of a DVC repository to read here: {one_line(error)}{remedy}") from None
         try:
             _has_a_commit(Path(repo.root_dir))
             yield repo

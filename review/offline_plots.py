@@ -42,6 +42,7 @@ table { border-spacing: 1rem; }
 
 def main() -> None:
     """Write the template, and name it in this clone's local configuration."""
+    errors.no_arguments()
     page = template()
     with revisions.repository() as repo:
         path = Path(repo.dvc_dir) / TEMPLATE

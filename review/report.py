@@ -35,6 +35,7 @@ def main() -> None:
     out = Path(options.out)
     if out.suffix != ".html":
         raise UserError(f"--out is {options.out!r}; allowed: a name that ends in .html")
+    files.check_target(out)
     with revisions.repository() as repo:
         run = results.read(repo, None)
         against = compared(repo, options.against, run) if options.against is not None else None

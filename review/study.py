@@ -11,6 +11,7 @@ import argparse
 import copy
 import json
 import os
+import re
 import signal
 import statistics
 import sys
@@ -36,6 +37,7 @@ from stages.common.errors import Interrupted, Stopped, UserError
 CONFIDENCE = 0.95
 CODE = ("stages/*.py", paths.PARAMS.as_posix(), "requirements.txt")  # what decides on the numbers
 SEED = "train.seed"
+MAX_SEEDS, MAX_JOBS = 10_000, 1000
 
 
 def main() -> None:
@@ -48,11 +50,12 @@ def main() -> None:
     parser.add_argument("--name", help="of the recipe, in the JSON (default: that of --out)")
     parser.add_argument("--out", type=Path, help="where the JSON goes (default: to the terminal)")
     arguments = parser.parse_args()
-    if arguments.seeds < 1 or arguments.jobs < 1:
-        raise UserError("--seeds and --jobs: allowed: 1 and above")
+    for option, value, most in (("--seeds", arguments.seeds, MAX_SEEDS), ("--jobs", arguments.jobs, MAX_JOBS)):
+        if not 1 <= value <= most:
+            raise UserError(f"{option} is {shortened(value)}; allowed: 1 to {most:,}")
     out: Path | None = arguments.out
     if out:
-        check_writable(out)
+        files.check_target(out)
     values = changed(params.load(paths.PARAMS), arguments.overrides)
 
     study = {
@@ -95,15 +98,10 @@ def main() -> None:
             sys.stdout.write(document())
 
 
-def check_writable(out: Path) -> None:
-    """Raise UserError unless a file can be written there: better now than after hours of training."""
-    if out.is_dir():
-        raise UserError(f"--out {out}: is a folder; give the name of a file in it, such as {out / 'study.json'}")
-    try:
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}: {out.parent}") from None
+def shortened(number: int) -> str:
+    """A number as text, if need be without its end."""
+    text = str(number)
+    return text if len(text) <= 20 else f"{text[:20]}…"
 
 
 def changed(tracked: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -119,7 +117,7 @@ def changed(tracked: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
 def change(values: dict[str, Any], override: str) -> None:
     """Set one key of the parameters, "train.epochs=3", in place; the value is YAML. Raises UserError."""
     key, found, text = override.partition("=")
-    if not found:
+    if not found or not key:
         raise UserError(f"-S {override}: allowed: KEY=VALUE, for instance train.epochs=3")
     *parents, last = key.split(".")
     here: Any = values
@@ -132,7 +130,13 @@ def change(values: dict[str, Any], override: str) -> None:
         raise UserError(f"-S {override}: {key} is a section; allowed: one of its keys, {', '.join(map(str, here))}")
     if key == SEED:
         raise UserError(f"-S {override}: the study itself sets {SEED}: 0, 1, … up to --seeds")
-    parent[last] = params.parse(text, f"-S {override}")
+    value = params.parse(text, f"-S {override}")
+    if isinstance(value, str) and not isinstance(here, str) and re.search("[(,]", value):
+        raise UserError(
+            f"-S {override}: a study runs one recipe; allowed: one value, such as {key}={here} (several: "
+            f"`dvc exp run --queue -S '{key}=…'`)"
+        )
+    parent[last] = value
 
 
 def prepare(folder: Path, values: Mapping[str, Any], links: Mapping[Path, Path]) -> None:

@@ -17,7 +17,7 @@ from integrity import objects, revisions
 from tests import inside
 from tests.clones import Clone
 from tests.imports import ROOT
-from tests.toy import Project
+from tests.toy import Project, begun
 
 
 def doctor(clone: Clone) -> tuple[int, str]:
@@ -221,8 +221,9 @@ def test_a_bit_without_a_cache(clone: Clone) -> None:
     try:
         flip(clone.path / "data/raw/t10k-labels-idx1-ubyte")
         status, told = doctor(clone)
-        assert (status, told.count("mend: ")) == (1, 1)
-        assert told.startswith("data/raw/t10k-labels-idx1-ubyte: not the bytes that dvc.lock names")
+        assert (status, told.count(": not the bytes ")) == (1, 1)
+        assert "data/raw/t10k-labels-idx1-ubyte: not the bytes that dvc.lock names" in told
+        assert "data/predictions.csv: not in the cache" in told
         cure(clone, told)
         assert doctor(clone)[0] == 0
     finally:
@@ -275,6 +276,9 @@ def test_a_folder_is_compared_by_the_list_of_what_is_in_it(tmp_path: Path) -> No
     def says() -> str:
         return inside.module(project.path, project.environment, "integrity.doctor")[1]
 
+    told = says()
+    assert told.startswith("b: not in the cache")
+    project.run("sh", "-c", told.splitlines()[1].removeprefix("    mend: "))
     assert "nothing to mend" in says()
     (project.path / "b/.DS_Store").touch()
     assert "b: not the bytes that dvc.lock names" in says()
@@ -282,6 +286,133 @@ def test_a_folder_is_compared_by_the_list_of_what_is_in_it(tmp_path: Path) -> No
     assert "nothing to mend" in says()
     flip(project.path / "b/c/d")
     assert "b: not the bytes that dvc.lock names" in says()
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A toy pipeline that has run, committed."""
+    project = begun(tmp_path_factory.mktemp("toy") / "clone", "/data\n*.bak\n")
+    project.set()
+    project.dvc("repro", "-q")
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "-qm", "all")
+    return project
+
+
+@pytest.fixture
+def toy(ran: Project, tmp_path: Path) -> Project:
+    """A copy of it, to be damaged."""
+    shutil.copytree(ran.path, tmp_path / "clone", symlinks=True)
+    return Project(tmp_path / "clone")
+
+
+def toy_doctor(project: Project) -> tuple[int, str]:
+    status, said, told = inside.module(project.path, project.environment, "integrity.doctor")
+    return status, said + told
+
+
+def edited(name: str, before: str, after: str, commit: bool = False) -> Callable[[Project], None]:
+    def inflict(project: Project) -> None:
+        content = (project.path / name).read_text(encoding="utf-8")
+        assert before in content
+        project.write(name, content.replace(before, after, 1))
+        if commit:
+            project.run("git", "commit", "-qam", "edited")
+
+    return inflict
+
+
+def linked(name: str) -> Callable[[Project], None]:
+    def inflict(project: Project) -> None:
+        outside = project.path.parent / "outside"
+        shutil.move(project.path / name, outside)
+        (project.path / name).symlink_to(outside)
+
+    return inflict
+
+
+def piped(name: str) -> Callable[[Project], None]:
+    def inflict(project: Project) -> None:
+        (project.path / name).unlink()
+        os.mkfifo(project.path / name)
+
+    return inflict
+
+
+def a_device(project: Project) -> None:
+    (project.path / "data/predictions.csv").unlink()
+    (project.path / "data/predictions.csv").symlink_to("/dev/zero")  # which has no end
+
+
+FORGED = "  x:\n    cmd: y\n    outs:\n    - path: data/predictions.csv\n      md5: " + "f" * 32 + "\n      size: 1\n"
+TOY_DAMAGE: dict[str, tuple[Callable[[Project], object], str]] = {
+    "the command in dvc.lock": (edited("dvc.lock", "cmd: python", "cmd: python -B"), "evaluate: ran with another comm"),
+    "the command in dvc.yaml": (edited("dvc.yaml", "cmd: python", "cmd: python -B"), "evaluate: ran with another comm"),
+    "an object gone": (lambda project: project.cached("HEAD").unlink(), "data/predictions.csv: not in the cache"),
+    "a stage more, first": (
+        edited("dvc.lock", "stages:\n", f"stages:\n{FORGED}"),
+        "dvc.lock: x: a stage that dvc.yaml",
+    ),
+    "a stage more, last": (
+        lambda project: project.write("dvc.lock", (project.path / "dvc.lock").read_text(encoding="utf-8") + FORGED),
+        "dvc.lock: x: a stage that dvc.yaml",
+    ),
+    "the size of a dependency": (edited("dvc.lock", "size: 1", "size: 2"), "dvc.lock: evaluate has read toy.py of 2"),
+    "the size of a dependency, committed": (
+        edited("dvc.lock", "size: 1", "size: 2", commit=True),
+        "mend: dvc repro --force --single-item evaluate",
+    ),
+    "an output is a link": (linked("data/predictions.csv"), "data/predictions.csv: a link to "),
+    "a metric is a link": (linked("metrics/evaluate.json"), "metrics/evaluate.json: a link to "),
+    "an output is a pipe": (piped("data/predictions.csv"), "data/predictions.csv: is no file, but"),
+    "a metric is a pipe": (piped("metrics/evaluate.json"), "metrics/evaluate.json: is no file, but"),
+    "code is a pipe": (piped("toy.py"), "toy.py: is no file, but"),
+    "an object is a pipe": (
+        lambda project: piped(str(project.cached("HEAD").relative_to(project.path)))(project),
+        ": not the bytes of its name",
+    ),
+    "an output is a device": (a_device, "data/predictions.csv: is no file, but"),
+}
+
+
+@pytest.mark.parametrize("damage", TOY_DAMAGE)
+def test_of_a_small_pipeline_what_it_finds_its_mend_mends(toy: Project, damage: str) -> None:
+    inflict, expected = TOY_DAMAGE[damage]
+    inflict(toy)
+    status, told = toy_doctor(toy)
+    assert (status, expected in told) == (1, True), told
+    for line in told.splitlines():
+        if line.startswith("    mend: "):
+            toy.run("sh", "-c", line.removeprefix("    mend: ").partition(", or ")[0])
+    status, told = toy_doctor(toy)
+    assert status == 0, told
+    if "dvc.yaml" not in damage and "committed" not in damage:
+        assert toy.run("git", "status", "--porcelain") == ""
+    assert (toy.path / "data/predictions.csv").is_file()
+
+
+def test_a_small_pipeline_is_well(toy: Project) -> None:
+    assert toy_doctor(toy)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml"])
+def test_what_people_write_is_not_thrown_away(toy: Project, name: str) -> None:
+    lines = (toy.path / name).read_text(encoding="utf-8").count("\n")
+    toy.write(name, (toy.path / name).read_text(encoding="utf-8") + "an edit: [\n")
+    status, told = toy_doctor(toy)
+    assert status == 1
+    line = re.search(rf"{name}:(\d+):\d+: not valid YAML", told)
+    assert line
+    assert int(line[1]) > lines
+    assert f"mend: fix line {line[1]} by hand (`git diff HEAD -- {name}` shows what changed)" in told
+    assert f"checkout HEAD -- {name}" not in told
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml", "dvc.lock"])
+def test_a_pipe_for_a_text_is_not_waited_for(toy: Project, name: str) -> None:
+    piped(name)(toy)
+    status, told = toy_doctor(toy)
+    assert (status, told) == (2, f"error: {name}: is no file; `rm -r {name} && git checkout HEAD -- {name}`\n")
 
 
 STAGE = {
@@ -376,4 +507,5 @@ def test_outside_a_repository(clone: Clone, tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: no commit of a DVC repository to read here")
+    assert done.stderr.endswith("; run this in a clone of the project (`cd`), where .dvc is\n")
     assert len(done.stderr.splitlines()) == 1

@@ -2,12 +2,15 @@
 
 import errno
 import os
+import re
+import runpy
 import signal
 import stat
 import subprocess
 import sys
 import textwrap
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -144,9 +147,20 @@ def test_a_command_returns_its_verdict(status: int | None) -> None:
     assert end.value.code == (status or 0)
 
 
+@pytest.mark.parametrize(
+    ("content", "use"), [("x = 1", "import tqdm; tqdm.tqdm"), ("x = 1", "from tqdm import tqdm")], ids=["use", "import"]
+)
+def test_a_file_that_hides_a_package_is_named(content: str, use: str, tmp_path: Path) -> None:
+    (tmp_path / "tqdm.py").write_text(content, encoding="utf-8")
+    body = f"sys.path.insert(0, os.getcwd())\ndef main():\n    {use}\nerrors.run(main, alone=False)"
+    status, _, told = ending(start(body, tmp_path))
+    assert (status, told.count("\n")) == (2, 1)
+    assert told.startswith(f"error: {tmp_path}/tqdm.py hides the package of that name (")
+
+
 def test_a_command_without_arguments_answers_help(tmp_path: Path) -> None:
-    body = "__doc__ = 'What it does.'\nsys.argv[1:] = ['{}']\nfrom stages.common import command\n"
-    body += "command.run(lambda: print('ran') if command.no_arguments() else None)"
+    body = "__doc__ = 'What it does.'\nsys.argv[1:] = ['{}']\nfrom stages.common import errors\n"
+    body += "errors.run_command(lambda: print('ran') if errors.no_arguments() else None)"
     assert ending(start(body.format("--help"), tmp_path)) == (0, "What it does.\n", "")
     assert ending(start(body.format("x"), tmp_path)) == (2, "", "error: takes no arguments; given: 'x'\n")
 
@@ -279,6 +293,7 @@ def test_a_signal_that_a_library_swallowed_does_not_make_immune(monkeypatch: Pat
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: Patch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["program"])
     return tmp_path
 
 
@@ -384,6 +399,92 @@ def test_the_umask_says_who_may_read(umask: int, mode: int, tmp_path: Path) -> N
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old", encoding="utf-8")
+    (tmp_path / "link").symlink_to("a")
+    files.write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "a").read_text(encoding="utf-8") == "new"
+
+
+def test_a_link_into_dvcs_cache_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "object").write_text("old", encoding="utf-8")
+    (tmp_path / "object").chmod(0o444)
+    (tmp_path / "link").symlink_to("object")
+    files.write_text(tmp_path / "link", "new")
+    assert not (tmp_path / "link").is_symlink()
+    assert (tmp_path / "object").read_text(encoding="utf-8") == "old"
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to a pipe"])
+def test_what_is_no_file_is_not_replaced_by_one(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    if kind.startswith("link"):
+        path = tmp_path / "link"
+        path.symlink_to("a")
+    before = sorted(tmp_path.iterdir()), path.stat().st_mode
+    reason = f"{re.escape(str(path))}: is (a folder|no file, but a device)"
+    with pytest.raises(errors.UserError, match=f"^{reason}"):
+        files.write_text(path, "content")
+    with pytest.raises(errors.UserError, match=f"^--out {reason}"):
+        files.check_target(path)
+    assert (sorted(tmp_path.iterdir()), path.stat().st_mode) == before
+
+
+def test_terminals_and_standard_output_are_written_to(tmp_path: Path) -> None:
+    """As /dev/null and /dev/stdout are, which no test should put at risk."""
+    body = """
+    from pathlib import Path
+    reader, writer = os.openpty()
+    for name in (os.ttyname(writer), '/proc/self/fd/1'):
+        files.check_target(Path(name))
+        files.write_text(Path(name), 'content')
+    print(os.read(reader, 7))
+    """
+    assert ending(start(body, tmp_path)) == (0, "contentb'content'\n", "")
+
+
+def test_a_target_in_no_folder_is_told_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(errors.UserError) as caught:
+        files.check_target(tmp_path / "gone/a.json")
+    assert str(caught.value).startswith(
+        f"--out {tmp_path}/gone/a.json: No such file or directory: {tmp_path}/gone; give"
+    )
+    files.check_target(tmp_path / "a.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- command lines
+
+MODULES = [
+    name.removesuffix(".__main__")
+    for folder in ("stages", "integrity", "review")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8")
+    for name in [".".join(path.relative_to(ROOT).with_suffix("").parts)]
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_answers_help_and_refuses_what_it_does_not_know(
+    name: str, folder: Path, monkeypatch: Patch, capsys: Out
+) -> None:
+    told = []
+    for argument in ("--help", "--wrong"):
+        monkeypatch.setattr(sys, "argv", [name, argument])
+        with warnings.catch_warnings(action="ignore"), pytest.raises(SystemExit) as end:
+            # What is ignored: another test may have imported it.
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+        told.append((end.value.code, *capsys.readouterr()))
+    (helped, text, _), (refused, output, complaint) = told
+    assert (helped or 0, bool(text.strip())) == (0, True)
+    assert (refused, output) == (2, "")
+    assert "--wrong" in complaint.splitlines()[-1] or "required" in complaint.splitlines()[-1]
+    assert "Traceback" not in complaint
+    assert list(folder.iterdir()) == []
 
 
 # --- what programs start

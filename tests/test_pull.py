@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from integrity import objects
+from integrity import objects, pull
 from integrity.objects import BadObject
 from stages.download import __main__ as download
 from tests import inside
@@ -331,6 +331,16 @@ def test_a_list_with_this_path_is_refused(path: str) -> None:
     content = json.dumps([{"md5": md5(EVIL), "relpath": name} for name in ("b", "c/d", path)]).encode()
     with pytest.raises(BadObject, match="lists '"):
         objects.folder_list(content, f"{md5(content)}.dir")
+
+
+@pytest.mark.parametrize("jobs", ["0", "1001", "x", "9" * 5000], ids=["none", "many", "no number", "huge"])
+def test_how_many_at_once(jobs: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pull.parser().parse_args(["--jobs", "7"]).jobs == 7
+    with pytest.raises(SystemExit):
+        pull.parser().parse_args(["--jobs", jobs])
+    complaint = capsys.readouterr().err.splitlines()[-1]
+    assert complaint.endswith("; allowed: 1 to 1000")
+    assert len(complaint) < 150
 
 
 def test_names_that_a_file_system_folds_together_are_refused() -> None:

@@ -52,7 +52,7 @@ def test_overrides_are_what_dvc_takes(override: str, path: tuple[str, ...], valu
         ("train.epochs", "-S train.epochs: allowed: KEY=VALUE"),
         ("train.epoch=3", "-S train.epoch=3: train.epoch: not a key of params.yaml (did you mean epochs?)"),
         ("train.epochs.x=3", "-S train.epochs.x=3: train.epochs.x: not a key of params.yaml"),
-        ("=3", "-S =3: : not a key of params.yaml"),
+        ("=3", "-S =3: allowed: KEY=VALUE, for instance train.epochs=3"),
         ("train.epochs=[", "-S train.epochs=[: not a YAML value: "),
         ("train.epochs=&a [*a]", "-S train.epochs=&a [*a]: not a YAML value: "),
     ],
@@ -86,6 +86,8 @@ def test_the_spread_is_the_samples() -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
+        (["train.epochs=range(3)"], "-S train.epochs=range(3): a study runs one recipe; allowed: one value, such as "),
+        (["optimizers.adam.lr=0.1,0.2"], "-S optimizers.adam.lr=0.1,0.2: a study runs one recipe; allowed: one value"),
         (["train.seed=5"], "-S train.seed=5: the study itself sets train.seed: 0, 1, … up to --seeds"),
         (["train=5"], "-S train=5: train is a section; allowed: one of its keys, seed, epochs, "),
         (["models.cnn={}"], "-S models.cnn={}: models.cnn is a section; allowed: one of its keys, channels, "),
@@ -145,9 +147,9 @@ if stage == "evaluate":
 COMMAND = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from stages.common import command; from review import study
+from stages.common import errors; from review import study
 study.program = lambda stage: [sys.executable, STAGE, stage]
-command.run(study.main)
+errors.run_command(study.main)
 """
 
 
@@ -229,6 +231,24 @@ def test_data_of_another_name_is_not_taken_for_the_data_set(bench: Bench) -> Non
     assert "seeds_missing" not in document
     assert document["commit"] == "unknown"
     assert complaints.startswith("note: the study cannot name its commit: git rev-parse: ")
+
+
+@pytest.mark.parametrize(
+    ("option", "number", "complaint"),
+    [
+        ("--seeds", "0", "--seeds is 0; allowed: 1 to 10,000"),
+        ("--seeds", str(10**22), "--seeds is 10000000000000000000…; allowed: 1 to 10,000"),
+        ("--jobs", "1001", "--jobs is 1001; allowed: 1 to 1,000"),
+    ],
+    ids=["no seed", "too many seeds", "too many jobs"],
+)
+def test_numbers_that_no_study_can_have(
+    option: str, number: str, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["study", option, number])
+    with pytest.raises(UserError) as caught:
+        study.main()
+    assert str(caught.value) == complaint
 
 
 @pytest.mark.parametrize(("out", "reason"), [("a-folder", "is a folder"), ("gone/a.json", "No such file or directory")])

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType, ModuleType, TracebackType
 from typing import Any, NoReturn, TextIO
 
 from stages.common import paths
@@ -58,8 +58,8 @@ class Stopped(KeyboardInterrupt):
 def run(main: Callable[[], int | None], alone: bool = True, kept: str = KEPT, memory: str = "") -> NoReturn:
     """Run a program, command line and all, and exit: with the status it returns, or as the module's docstring says.
 
-    alone: wait until no other stage is at work in this folder. kept: what is left if a signal ends it. memory: the keys
-    of params.yaml that decide how much memory it takes.
+    alone: a stage, which takes no arguments, and waits until no other is at work in this folder. kept: what is left if
+    a signal ends it. memory: the keys of params.yaml that decide how much memory it takes.
     """
     for stream in _streams():
         if isinstance(stream, io.TextIOWrapper):  # a character that the terminal cannot show is no reason to fail
@@ -74,6 +74,8 @@ def run(main: Callable[[], int | None], alone: bool = True, kept: str = KEPT, me
 def _status(main: Callable[[], int | None], alone: bool, kept: str, memory: str) -> int:
     try:
         try:
+            if alone:
+                no_arguments()
             with one_stage_at_a_time() if alone else nullcontext():
                 status: Any = main()
         except SystemExit as end:  # of argparse, say
@@ -110,6 +112,9 @@ def _explain(error: BaseException, memory: str) -> int:
     elif isinstance(error, OSError):  # disk full, no permission, not a directory
         place = f"{error.filename}: " if error.filename else ""
         _print_line(f"error: {place}{error.strerror or error}")
+    elif shadow := _shadow(error):
+        reason = (str(error).splitlines() or [""])[0]
+        _print_line(f"error: {shadow} hides the package of that name ({reason[:200]}); rename or remove it")
     elif isinstance(error, ImportError) and not (error.name or "").startswith(("stages", "review", "integrity")):
         reason = (str(error).splitlines() or [""])[0]
         _print_line(
@@ -165,6 +170,17 @@ def _is_lack_of_memory(error: BaseException) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or (isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY))
     )
+
+
+def _shadow(error: BaseException) -> str:
+    """The file in the working directory that was imported for a package, if an import fails of it; else ""."""
+    module: Any = None
+    if isinstance(error, ImportError):
+        module = sys.modules.get((error.name or "").partition(".")[0])
+    elif isinstance(error, AttributeError):
+        module = error.obj
+    file = getattr(module, "__file__", None) if isinstance(module, ModuleType) else None
+    return file if file and module.__name__ != "__main__" and Path(file).parent == Path.cwd() else ""
 
 
 def _nobody_reads() -> bool:

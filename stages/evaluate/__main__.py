@@ -67,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main, memory="evaluate.batch_size, evaluate.threads, models")
+    errors.run(main, memory="evaluate.threads, models")
