@@ -185,12 +185,18 @@ def read(repo: Any, name: str | None, params_path: str, metrics_pattern: str, la
             if values is not None and (key not in values or values[key] != value):
                 inputs.append(key)
     outs = {out.path: out for locked in lock.stages.values() for out in locked.outs}
+    twice = written_twice(lock)
     changed = stale(Path(repo.root_dir), files, lock)
     if inputs := list(dict.fromkeys([*inputs, *(path for path in changed if path not in outs)])):
         notes.append(f"{label}: changed since the run that {LOCK} records: {shortened(inputs)}; `dvc repro` there")
     if outputs := [path for path in changed if path in outs]:
         notes.append(f"{label}: not the file that {LOCK} names: {shortened(outputs)}; edited by hand, or damaged")
     notes += [f"{label}: {line}" for line in contradictions(lock)]
+    notes += [
+        f"{label}: by {LOCK}, {' and '.join(stages)} wrote {path}: it counts as not there"
+        for path, stages in twice.items()
+    ]
+    outs = {path: out for path, out in outs.items() if path not in twice}
     written = {path: place for place, path in enumerate(outs)}  # the pipeline's order
     metrics = dict(sorted(metrics.items(), key=lambda item: written.get(item[0], len(written))))
     return Revision(label, commit, values, read_by, metrics, outs, ran_with, notes)
@@ -228,6 +234,15 @@ def stale(root: Path, files: Commit | WorkTree, lock: Lock) -> list[str]:
         file.path for file in inside if (hashes[file.path] != file.md5 if file.path in hashes else missing(file.path))
     ]
     return list(dict.fromkeys(changed))
+
+
+def written_twice(lock: Lock) -> dict[str, list[str]]:
+    """The outputs that dvc.lock names for several stages, and these: DVC writes no such file."""
+    stages: dict[str, list[str]] = {}
+    for stage, locked in lock.stages.items():
+        for path in {out.path for out in locked.outs}:
+            stages.setdefault(path, []).append(stage)
+    return {path: names for path, names in stages.items() if len(names) > 1}
 
 
 def contradictions(lock: Lock) -> list[str]:

@@ -221,7 +221,8 @@ def errors_elsewhere(side: Revision, table: pd.DataFrame, test_metrics: str) -> 
 def studies(a: Study, b: Study, level: float) -> dict[str, Any]:
     """Compare two seed studies by the mean of their test accuracies, or else of their validation accuracies.
 
-    Raises UserError if not all seeds were measured on the same part.
+    There is no verdict if they tell that they measured other images. Raises UserError if
+    not all seeds were measured on the same part.
     """
     part, values = measured(a, b)
     found = significance.welch(values[0], values[1], level)
@@ -230,14 +231,15 @@ def studies(a: Study, b: Study, level: float) -> dict[str, Any]:
     notes = [f"{study.name}: {study.seeds_missing} seeds did not finish" for study in (a, b) if study.seeds_missing]
     if part == "validation":
         notes.append("validation accuracies are compared: not all seeds were measured on the test set")
-    if None not in (images := [study.images(part) for study in (a, b)]) and images[0] != images[1]:
-        notes.append(f"not the same images: {images[0]:,} in {a.name}, {images[1]:,} in {b.name}")
+    notes += [f"{study.name}: which data it measured is not recorded" for study in (a, b) if study.data is None]
     text = (
         f"mean {part} accuracy {_share(means[0], 100_000)} ({len(a.runs)} seeds) -> "
         f"{_share(means[1], 100_000)} ({len(b.runs)} seeds)"
     )
     needed = None
-    if found is None:
+    if (why := other_data(a, b, part)) is not None:
+        verdict = not_comparable(why)
+    elif found is None:
         verdict = not_comparable(
             f"{text}; on each side all seeds have the same accuracy, so there is no variation to judge the difference "
             "by; use more seeds, or more images"
@@ -274,6 +276,26 @@ def studies(a: Study, b: Study, level: float) -> dict[str, Any]:
         ],
         "seeds_needed": needed,
     }
+
+
+def other_data(a: Study, b: Study, part: Part) -> str | None:
+    """Why two studies did not measure the same images of a part, as far as they tell; None if they seem to."""
+    name = "test sets" if part == "test" else "validation parts"
+    if a.data and b.data:
+        if a.data.name != b.data.name:
+            return f"the data sets differ: {a.data.name} in {a.name}, {b.data.name} in {b.name}"
+        if getattr(a.data, part) != getattr(b.data, part):
+            return f"the {name} of {a.data.name} differ: not the same MD5 in {a.name} and {b.name}"
+        return None
+    chosen = a.chosen_data(part), b.chosen_data(part)
+    for key in dict.fromkeys([*chosen[0], *chosen[1]]):
+        values = [side.get(key, "not set") for side in chosen]
+        if values[0] != values[1]:
+            return f"the {name} differ: {key} is {values[0]} in {a.name}, {values[1]} in {b.name}"
+    images = a.images(part), b.images(part)
+    if images[0] is not None and images[1] is not None and images[0] != images[1]:
+        return f"the {name} differ: {images[0]:,} images in {a.name}, {images[1]:,} in {b.name}"
+    return None
 
 
 def measured(a: Study, b: Study) -> tuple[Part, list[Floats]]:

@@ -29,6 +29,7 @@ from scipy import stats
 import stages
 from integrity import git
 from integrity.rules import check
+from integrity.snapshots import file_md5
 from stages.common import errors as common_errors
 from stages.common import files, params, paths, record
 from stages.common.children import Group
@@ -58,7 +59,7 @@ def main() -> None:
         files.check_target(out)
     values = changed(params.load(paths.PARAMS), arguments.overrides)
 
-    study = {
+    study: dict[str, Any] = {
         "name": arguments.name or (out.stem if out else "study"),
         "overrides": arguments.overrides,
         "commit": commit(),
@@ -79,6 +80,9 @@ def main() -> None:
             return "no seed had come to its end: nothing is kept"
         return f"{len(runs)} of {arguments.seeds} seeds are kept, in {out or 'the JSON on standard output'}"
 
+    def describe(data: dict[str, Any]) -> None:
+        study["data"] = data
+
     def keep(measured: dict[str, Any]) -> None:
         print(line(measured), file=sys.stderr, flush=True)
         runs.append(measured)
@@ -88,7 +92,7 @@ def main() -> None:
 
     try:
         with tempfile.TemporaryDirectory(prefix="study-") as scratch:
-            measure(Path(scratch), values, arguments.seeds, arguments.jobs, arguments.test, keep)
+            measure(Path(scratch), values, arguments.seeds, arguments.jobs, arguments.test, describe, keep)
     except UserError as error:
         raise UserError(f"{error}; {kept()}") from None
     except KeyboardInterrupt as stop:
@@ -159,9 +163,18 @@ def mirrors(configured: Sequence[str]) -> list[str]:
 
 
 def measure(
-    scratch: Path, values: Mapping[str, Any], seeds: int, jobs: int, test: bool, keep: Callable[[dict[str, Any]], None]
+    scratch: Path,
+    values: Mapping[str, Any],
+    seeds: int,
+    jobs: int,
+    test: bool,
+    describe: Callable[[dict[str, Any]], None],
+    keep: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Get the data ready, run each seed, and hand what it measured to `keep`. Raises UserError if a stage fails."""
+    """Get the data ready, which `describe` is told of, run each seed, and hand what it measured to `keep`.
+
+    Raises UserError if a stage fails.
+    """
     base, lock = scratch / "data", Lock()
 
     def one(seed: int) -> None:
@@ -175,6 +188,14 @@ def measure(
             prepare(base, {**values, "data": data}, {})
             run(group, "download", base)
             run(group, "preprocess", base)
+            describe(
+                {
+                    "name": values["data"]["name"],
+                    "test": file_md5(base / paths.TEST),  # as dvc.lock has it
+                    "validation": file_md5(base / paths.VALIDATION),
+                    "images": _json(base / paths.DATA_METRICS)["images"],
+                }
+            )
             for ended in as_completed([pool.submit(one, seed) for seed in range(seeds)]):
                 ended.result()
         except BaseException:

@@ -1,6 +1,9 @@
 """A seed study, one way of training with several seeds, as JSON.
 
-{"name": …, "runs": [{"seed": 0, "accuracy": 0.9961, "errors": 39, "images": 10000}, …]}
+{"name": …, "runs": [{"seed": 0, "accuracy": 0.9961, "errors": 39, "images": 10000}, …],
+ "data": {"name": …, "test": MD5, "validation": MD5, "images": {…}}, "overrides": ["train.epochs=10", …]}
+
+Without `data`, as in older files, it is not known what was measured.
 """
 
 from pathlib import Path
@@ -17,9 +20,12 @@ MAX_BYTES = 10_000_000
 ASSUMED_IMAGES = 10_000
 ROUNDING = 0.6e-6  # of an accuracy: the stages write six decimals
 
+SAME_IMAGES = ("data.mirrors", "preprocess.normalization")  # options of the data that change none of its images
+
 Part = Literal["test", "validation"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
+Images = Annotated[int, Field(ge=1)]
 
 
 class Run(Section):
@@ -33,15 +39,25 @@ class Run(Section):
     seed: Annotated[int, Field(ge=0)]
     accuracy: Share | None = None  # on the test set
     errors: Count | None = None
-    images: Count | None = None
+    images: Images | None = None
     validation_accuracy: Share | None = None
     validation_errors: Count | None = None
-    validation_images: Count | None = None
+    validation_images: Images | None = None
 
     @model_validator(mode="after")
     def _measured(self) -> Self:
         if self.accuracy is None and self.validation_accuracy is None:
             raise ValueError("has neither accuracy nor validation_accuracy")
+        for prefix in ("", "validation_"):
+            accuracy, errors, images = (getattr(self, prefix + key) for key in ("accuracy", "errors", "images"))
+            if errors is None or images is None:
+                continue
+            if errors > images:
+                raise ValueError(f"{prefix}errors {errors:,} are more than {prefix}images {images:,}")
+            if accuracy is not None and abs(1 - errors / images - accuracy) > ROUNDING:
+                raise ValueError(
+                    f"{prefix}errors {errors:,} of {prefix}images {images:,} contradict {prefix}accuracy {accuracy}"
+                )
         return self
 
     def counted(self, part: Part) -> tuple[int, int] | None:
@@ -63,6 +79,16 @@ class Run(Section):
         return counted, images
 
 
+class Data(Section):
+    """What was measured. test, validation: the MD5 of the file with that part."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    test: str
+    validation: str
+
+
 class Study(Section):
     """The runs of one way of training."""
 
@@ -70,6 +96,8 @@ class Study(Section):
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
     runs: Annotated[list[Run], Field(min_length=2)]
+    data: Data | None = None
+    overrides: tuple[str, ...] = ()  # of params.yaml, "train.epochs=10"
     seeds_missing: Count = 0  # of a study that did not come to its end
 
     @model_validator(mode="after")
@@ -97,6 +125,12 @@ class Study(Section):
         """How many images each run was measured on; None where `errors` is."""
         counted = self._counted(part)
         return counted[0][1] if counted else None
+
+    def chosen_data(self, part: Part) -> dict[str, str]:
+        """The overrides that decide which images are in a part, by key, whatever they are set to."""
+        settings = {key: value for key, _, value in (text.partition("=") for text in self.overrides)}
+        sections = ("data.",) if part == "test" else ("data.", "preprocess.")  # which splits what there is to train on
+        return {key: value for key, value in settings.items() if key.startswith(sections) and key not in SAME_IMAGES}
 
     def _counted(self, part: Part) -> list[tuple[int, int]]:
         counted = [pair for run in self.runs if (pair := run.counted(part))]

@@ -5,9 +5,6 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-
 from review import comparison_text
 from stages.common import params
 from stages.common.errors import UserError
@@ -39,9 +36,8 @@ def draw(document: dict[str, Any]) -> bytes:
 
     share = document["metric"].endswith("accuracy")
     name = document["metric"].replace("_", " ")
-    with figures._own_style():
-        mpl.rcParams["text.parse_math"] = False  # a name with $ in it is a name
-        figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    with figures.own_style(parse_math=False):  # a name with $ in it is a name
+        figure = figures.page(7.0, 4.2)
         axes = figure.subplots()
         for at, label in enumerate(sorted(lines, key=_natural)):
             shift = APART * (at - (len(lines) - 1) / 2)
@@ -60,7 +56,7 @@ def draw(document: dict[str, Any]) -> bytes:
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         if others:
             axes.legend(frameon=False)
-        return figures._png(figure)
+        return figures.png(figure)
 
 
 def _parameter(setting: dict[str, Any], key: str) -> Any:

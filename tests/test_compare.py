@@ -20,10 +20,11 @@ import dvc.api
 import pandas as pd
 import pytest
 
-from review import compare, comparison
+from review import compare, comparison, study_file
 from stages.common.errors import UserError
 from stages.evaluate import predictions
 from tests import servers
+from tests.imports import ROOT
 from tests.toy import TOY, Project, begun
 
 # DVC leaves its session with an HTTP remote open; in which test Python finds that out is chance.
@@ -567,6 +568,18 @@ def test_a_lock_with_aliases_is_read(project: Project, monkeypatch: Patch, capsy
     assert notes == ["work tree: changed since the run that dvc.lock records: c; `dvc repro` there"]
 
 
+def test_a_file_that_two_stages_wrote_counts_as_not_there(project: Project, monkeypatch: Patch, capsys: Out) -> None:
+    forged = "  another:\n    outs:\n    - path: data/predictions.csv\n      md5: " + "a" * 32 + "\n"
+    project.write("dvc.lock", (project.path / "dvc.lock").read_text(encoding="utf-8") + forged)
+    found = document(monkeypatch, capsys, "main")
+    assert found["images"] is None
+    assert (
+        "work tree: by dvc.lock, evaluate and another wrote data/predictions.csv: it counts as not there"
+        in found["notes"]
+    )
+    assert any(note.startswith("work tree: no predictions, so no comparison") for note in found["notes"])
+
+
 def test_predictions_that_are_garbled_are_not_compared(project: Project, monkeypatch: Patch, capsys: Out) -> None:
     content = b"index,label\n0,\xff\n"
     lock = (project.path / "dvc.lock").read_text(encoding="utf-8")
@@ -672,6 +685,54 @@ def test_seed_studies(tmp_path: Path, monkeypatch: Patch, capsys: Out) -> None:
     assert "| A |" in re.sub(" +", " ", text(monkeypatch, capsys, a, b, "--format", "markdown"))
 
 
+DATA = {"name": "mnist", "test": "1" * 32, "validation": "2" * 32, "images": {"test": 10_000}}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "why"),
+    [
+        ({"data": DATA}, {"data": {**DATA, "name": "kmnist"}}, "the data sets differ: mnist in a, kmnist in b"),
+        (
+            {"data": DATA},
+            {"data": {**DATA, "test": "3" * 32}},
+            "the test sets of mnist differ: not the same MD5 in a and b",
+        ),
+        ({"data": DATA}, {"data": {**DATA, "validation": "3" * 32}}, None),
+        (
+            {"overrides": ["train.epochs=3"]},
+            {"overrides": ["data.name=kmnist"]},
+            "the test sets differ: data.name is not set in a, kmnist in b",
+        ),
+        ({"data": DATA}, {"overrides": ["data.name=x"]}, "the test sets differ: data.name is not set in a, x in b"),
+        ({"overrides": ["preprocess.validation_fraction=0"]}, {"overrides": ["data.mirrors=[/a]"]}, None),
+        ({}, {}, None),
+    ],
+    ids=["name", "test set", "other part", "old", "one old", "not of the test set", "nothing known"],
+)
+def test_studies_of_other_data_have_no_verdict(
+    a: dict[str, Any], b: dict[str, Any], why: str | None, tmp_path: Path, monkeypatch: Patch, capsys: Out
+) -> None:
+    files = []
+    for name, more, accuracies in (("a", a, [0.99, 0.991]), ("b", b, [0.5, 0.51])):
+        files.append(study(tmp_path / f"{name}.json", name, accuracies))
+        content = json.loads(Path(files[-1]).read_text(encoding="utf-8"))
+        Path(files[-1]).write_text(json.dumps({**content, **more}), encoding="utf-8")
+    found = document(monkeypatch, capsys, *files)
+    unknown = [name for name, more in (("a", a), ("b", b)) if "data" not in more]
+    assert found["notes"] == [f"{name}: which data it measured is not recorded" for name in unknown]
+    if why is None:
+        assert found["verdict"]["word"] == "worse"
+    else:
+        assert (found["verdict"]["word"], found["verdict"]["text"]) == ("not comparable", why)
+        assert refusal(monkeypatch, *files, "--fail-if", "worse") == f"cannot tell whether b is worse: {why}"
+
+
+def test_the_committed_studies_are_read() -> None:
+    found = {path.stem: study_file.read(path) for path in (ROOT / "benchmarks/studies").glob("*.json")}
+    assert comparison.studies(found["default"], found["fast"], 0.05)["verdict"]["word"] == "worse"
+    assert comparison.studies(found["default"], found["fashion"], 0.05)["verdict"]["word"] == "not comparable"
+
+
 def test_studies_without_test_accuracies_are_compared_on_validation(
     tmp_path: Path, monkeypatch: Patch, capsys: Out
 ) -> None:
@@ -693,7 +754,11 @@ def test_studies_without_test_accuracies_are_compared_on_validation(
     found = document(monkeypatch, capsys, a, b)
     assert (found["verdict"]["word"], found["part"]) == ("worse", "validation")
     assert found["verdict"]["difference"] == pytest.approx(-20 / 6000)
-    assert found["notes"] == ["validation accuracies are compared: not all seeds were measured on the test set"]
+    assert found["notes"] == [
+        "validation accuracies are compared: not all seeds were measured on the test set",
+        "a: which data it measured is not recorded",
+        "b: which data it measured is not recorded",
+    ]
     assert "Validation accuracy over seeds" in text(monkeypatch, capsys, a, b)
     tested = study(tmp_path / "tested.json", "tested", [0.99, 0.98])
     assert refusal(monkeypatch, a, tested).startswith("a and tested were not measured on the same part; ")

@@ -1,6 +1,9 @@
 """The pictures: the same bytes twice whatever the user's settings, whole, and for any number of classes."""
 
 import io
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import matplotlib as mpl
@@ -10,6 +13,7 @@ import pytest
 from PIL import Image
 
 from stages.evaluate import figures, scores
+from tests.imports import ROOT
 
 
 def overview(classes: int = 3, images: int = 500) -> bytes:
@@ -42,6 +46,26 @@ def test_a_users_settings_change_no_byte(draw: Callable[[], bytes]) -> None:
         assert draw() == first
         assert mpl.rcParams["font.size"] == 30  # and are left as they were
     assert b"Software" not in first
+
+
+DRAW = """
+import sys
+from review import sweep_figure
+from stages.evaluate import figures
+import numpy as np
+setting = {"parameters": {}, "values": [0.9], "mean": 0.9}
+sys.stdout.buffer.write(figures.worst(np.zeros((1, 1, 9, 9), dtype=np.uint8), ["a, predicted g"], "mistakes"))
+sys.stdout.buffer.write(sweep_figure.draw({"settings": [setting], "varied": [], "metric": "accuracy"}))
+"""
+
+
+def test_the_environment_changes_no_byte() -> None:
+    def drawn(**environment: str) -> bytes:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+        return subprocess.run([sys.executable, "-c", DRAW], env=environment, stdout=subprocess.PIPE, check=True).stdout
+
+    others = {"SOURCE_DATE_EPOCH": "1", "MPLBACKEND": "svg", "TZ": "Asia/Tokyo"}
+    assert drawn(FREETYPE_PROPERTIES="truetype:interpreter-version=35", **others) == drawn()
 
 
 @pytest.mark.parametrize("classes", [2, 10, 50])

@@ -339,6 +339,43 @@ def test_waiting_for_a_stage_obeys_signals(signum: int, folder: Path) -> None:
         assert ending(waiting) == (128 + signum, "", f"interrupted: {errors.KEPT}\n")
 
 
+def test_a_forked_child_does_not_hold_the_lock(folder: Path) -> None:
+    body = """
+    import signal
+    def main():
+        child = os.fork()
+        if child:
+            print(child, flush=True)
+        signal.pause()
+    errors.run(main)
+    """
+    process = start(body, folder)
+    child = int(line(process))
+    try:
+        process.kill()
+        process.wait()
+        assert lives(child)
+        with errors.one_stage_at_a_time(wait=False) as free:
+            assert free
+    finally:
+        os.kill(child, signal.SIGKILL)
+        ending(process)
+
+
+def test_a_forked_child_that_ends_the_block_closes_nothing(folder: Path) -> None:
+    body = """
+    def main():
+        with errors.one_stage_at_a_time():
+            if child := os.fork():
+                return os.waitpid(child, 0)[1]
+            other = os.open(os.devnull, os.O_RDONLY)  # has the number that the lock's had
+        os.fstat(other)
+        os._exit(0)
+    errors.run(main, alone=False)
+    """
+    assert ending(start(body, folder)) == (0, "", "")
+
+
 def test_what_only_reads_takes_no_lock(folder: Path) -> None:
     folder.chmod(0o555)
     with errors.one_stage_at_a_time() if os.getuid() == 0 else nullcontext():

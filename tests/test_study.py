@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
+from integrity.snapshots import md5
 from review import study, study_file
 from stages.common import params
 from stages.common.errors import UserError
@@ -130,7 +131,9 @@ def write(path, content):
 write(log / f"{stage}-{seed}-{os.getpid()}.json", values)
 if stage == "preprocess":
     write("data/processed/data.json", {})
-    write("metrics/data.json", {"images": {"validation": 3000}})
+    write("data/processed/validation.safetensors", "validation")
+    write("data/processed/test.safetensors", "test")
+    write("metrics/data.json", {"images": {"validation": 3000, "test": 100}})
 if stage == "train":
     if str(seed) == os.environ.get("FAILS"):
         while not list(log.glob("train-2-*")):  # which comes after seed 0, and what that measured is kept by then
@@ -228,6 +231,12 @@ def test_data_of_another_name_is_not_taken_for_the_data_set(bench: Bench) -> Non
         "errors": 1,
         "images": 100,
     }
+    assert document["data"] == {
+        "name": "fashion-mnist",
+        "test": md5(b'"test"'),
+        "validation": md5(b'"validation"'),
+        "images": {"validation": 3000, "test": 100},
+    }
     assert "seeds_missing" not in document
     assert document["commit"] == "unknown"
     assert complaints.startswith("note: the study cannot name its commit: git rev-parse: ")
@@ -301,7 +310,7 @@ def test_its_own_output_does_not_make_a_commit_dirty(tmp_path: Path, monkeypatch
     project = Project(tmp_path)
     project.run("git", "init", "-q")
     for name in ("params.yaml", "requirements.txt", "stages/train/__main__.py"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         project.write(name, "a")
     project.run("git", "add", "--all")
     project.run("git", "commit", "-qm", "all")
@@ -348,6 +357,26 @@ def test_errors_are_whole_numbers(run: Any, test: Any, validation: Any, tmp_path
             assert errors is not None
             assert errors.dtype == np.int64
             assert (errors.tolist(), images) == ([expected[0]] * 2, expected[1])
+
+
+@pytest.mark.parametrize("prefix", ["", "validation_"], ids=["test", "validation"])
+@pytest.mark.parametrize(
+    ("errors", "images", "reason"),
+    [
+        (40, 10_000, "PREFIXerrors 40 of PREFIXimages 10,000 contradict PREFIXaccuracy 0.9961"),
+        (40, 39, "PREFIXerrors 40 are more than PREFIXimages 39"),
+        (0, 0, "Input should be greater than or equal to 1"),
+    ],
+    ids=["other accuracy", "too many", "no images"],
+)
+def test_counts_that_contradict_are_one_line(
+    prefix: str, errors: int, images: int, reason: str, tmp_path: Path
+) -> None:
+    run = {f"{prefix}accuracy": 0.9961, f"{prefix}errors": errors, f"{prefix}images": images}
+    with pytest.raises(UserError) as raised:
+        read(tmp_path, {"accuracy": 0.9961}, run)
+    assert str(raised.value).startswith(f"{tmp_path / 'a.json'}: runs.1")
+    assert str(raised.value).endswith(f": {reason.replace('PREFIX', prefix)}")
 
 
 def test_errors_of_other_numbers_of_images_are_not_comparable(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import pickle
+import select
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from safetensors.torch import save
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 from torchvision.transforms.v2 import functional as tv
 
-from stages.common.errors import UserError
+from stages.common.errors import UserError, one_stage_at_a_time
 from stages.network import device, losses, machine, model_file, models
 from stages.network.model_file import Spec
 from stages.network.options import Name
@@ -485,6 +486,46 @@ def test_a_signal_ends_the_wait_for_a_worker_and_the_worker(stopped: bool) -> No
             os.kill(worker.pid or 0, signal.SIGSTOP)
         assert list(batches.of_epoch(2, first=0)) == []  # the next epoch's beginning would wait for the worker as well
     assert not worker.is_alive()
+
+
+KILLED = f"""
+import signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import multiprocessing, torch
+from stages.common import errors
+from stages.train.batches import Batches, PackedImages
+from stages.train.stopping import Stop
+def main():
+    count = 4096  # more than a pipe holds, so that a worker waits with what it cannot send
+    dataset = PackedImages(torch.zeros(count, 1, 28, 28, dtype=torch.uint8), torch.arange(count))
+    batches = Batches(
+        dataset, batch_size=1024, shuffle=False, seed=0, num_workers=int(sys.argv[1]), pin_memory=False, stop=Stop()
+    )
+    next(batches.of_epoch(1, first=0))
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    signal.pause()
+errors.run(main)
+"""
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_end_with_a_parent_that_is_killed_and_its_lock_is_free(
+    num_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(num_workers)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    with process.stdout as output:
+        workers = [int(pid) for pid in output.readline().split()]
+        process.kill()
+        process.wait()
+        with one_stage_at_a_time(wait=False) as free:
+            # The end of what they print comes once no process has the other end of the pipe any more.
+            ended = bool(select.select([output], [], [], 60)[0])
+    if not ended:
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+    assert (len(workers), free, ended) == (num_workers, True, True)
 
 
 class Dies(PackedImages):

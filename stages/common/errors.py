@@ -285,6 +285,17 @@ def _interrupt_waits(reader: int) -> None:
 
 # --- one stage at a time
 
+_held: set[int] = set()  # descriptors of the lock
+
+
+def _let_go() -> None:
+    """In a forked child, as a worker of torch's loader: a copy would hold the lock after the stage was killed."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
+
 
 @contextmanager
 def one_stage_at_a_time(wait: bool = True) -> Iterator[bool]:
@@ -298,6 +309,7 @@ def one_stage_at_a_time(wait: bool = True) -> Iterator[bool]:
         descriptor = os.open(paths.LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except PermissionError:  # another user's file, in a shared clone: locking it does not need write access
         descriptor = os.open(paths.LOCK, os.O_RDONLY)
+    _held.add(descriptor)
     try:
         free = _locked(descriptor)
         if not free and wait:
@@ -306,7 +318,9 @@ def one_stage_at_a_time(wait: bool = True) -> Iterator[bool]:
                 time.sleep(POLL_SECONDS)
         yield free
     finally:
-        os.close(descriptor)
+        if descriptor in _held:  # not in a forked child
+            _held.remove(descriptor)
+            os.close(descriptor)
 
 
 def _locked(descriptor: int) -> bool:

@@ -1,13 +1,18 @@
 """Pictures for people, as PNG bytes: the same numbers give the same bytes, whatever matplotlib settings a user has."""
 
 import io
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+
+# How to draw letters, for FreeType, which matplotlib loads as it is imported: what draws does not import it before.
+os.environ.pop("FREETYPE_PROPERTIES", None)
+
+import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -17,15 +22,22 @@ DPI = 100
 
 
 @contextmanager
-def _own_style() -> Iterator[None]:
-    """matplotlib's defaults and its own font, instead of what the machine has."""
+def own_style(parse_math: bool = True) -> Iterator[None]:
+    """matplotlib's defaults and its own font, instead of what the machine has. parse_math: $…$ is a formula."""
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9, "svg.hashsalt": "0"})
+        mpl.rcParams.update(
+            {"font.family": "DejaVu Sans", "font.size": 9, "svg.hashsalt": "0", "text.parse_math": parse_math}
+        )
         yield
 
 
-def _png(figure: Figure) -> bytes:
+def page(width: float, height: float) -> Figure:
+    """An empty picture, in inches, whose parts will make room for each other."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})  # else matplotlib's version is in it
     return buffer.getvalue()
@@ -38,14 +50,14 @@ def overview(
 
     reliability: as `scores.reliability` gives it. calibration: the expected calibration error, 0 … 1.
     """
-    with _own_style():
+    with own_style():
         side = min(max(5.0, 0.42 * len(classes) + 1), 14.0)  # inches
-        figure = Figure(figsize=(side + 4.6, side + 0.3), layout="constrained")
+        figure = page(side + 4.6, side + 0.3)
         left, right = figure.subplots(1, 2, width_ratios=[side, 4.2])
         figure.suptitle(title, fontsize=12)
         _confusion(left, matrix, classes)
         _reliability(right, reliability, calibration)
-        return _png(figure)
+        return png(figure)
 
 
 def _confusion(axes: Axes, matrix: npt.NDArray[np.int64], classes: Sequence[str]) -> None:
@@ -106,7 +118,7 @@ def worst(images: npt.NDArray[np.uint8], titles: Sequence[str], heading: str) ->
     for image, (top, left) in zip(images, corners, strict=True):
         colour = np.repeat(image, 3, axis=0) if channels == 1 else image  # (3, H, W)
         sheet[top : top + height, left : left + width] = colour.transpose(1, 2, 0)
-    with _own_style():
+    with own_style():
         inches = 1.45 * columns  # wide enough for a title of some 20 letters
         scale = inches / sheet.shape[1]
         figure = Figure(figsize=(inches, scale * sheet.shape[0] + 0.5))
@@ -116,4 +128,4 @@ def worst(images: npt.NDArray[np.uint8], titles: Sequence[str], heading: str) ->
         figure.suptitle(heading, fontsize=11, y=1 - 0.1 / figure.get_figheight(), va="top")
         for title, (top, left) in zip(titles, corners, strict=True):
             axes.text(left + width / 2, top - 1, title, ha="center", va="bottom", fontsize=8)
-        return _png(figure)
+        return png(figure)

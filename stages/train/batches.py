@@ -5,9 +5,11 @@ from them. Here the sampler draws the positions of a whole batch, and the Datase
 """
 
 import multiprocessing
+import os
 import shutil
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -115,10 +117,22 @@ def _as_it_is(batch: Any) -> Any:
     return batch  # whole already: nothing to stack
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
+def _end_with_the_parent(worker: int) -> None:
+    """Leave signals to the parent, and end when it is gone, however it ended.
+
+    torch asks every five seconds whether the parent is there, and never while the pipe to it is full: a worker whose
+    parent was killed would wait for ever.
+    """
     for name in ("SIGINT", "SIGHUP"):  # which a terminal sends to all of its processes
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if parent := multiprocessing.parent_process():
+
+        def watch() -> None:
+            parent.join()  # waits for the end of a pipe: neither polls nor comes too late
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
 
 
 class Batches:
@@ -145,7 +159,7 @@ class Batches:
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             timeout=WAIT_SECONDS if num_workers else 0,
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=_end_with_the_parent,
         )
         self._stop, self._started = stop, False
 
