@@ -56,4 +56,5 @@ def clone(pipeline: Clone) -> Iterator[Clone]:
     yield pipeline
     pipeline.run("git", "checkout", "-qf", "main")
     pipeline.run("git", "reset", "-q", "--hard")
+    pipeline.run("git", "clean", "-qfd")
     pipeline.dvc("checkout", "--force")

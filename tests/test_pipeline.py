@@ -92,6 +92,7 @@ def test_another_mirror_fetches_again_and_changes_nothing_else(clone: Clone, tmp
     assert clone.repro() == ["download"]
 
 
+@pytest.mark.soak
 def test_a_seed_study_touches_nothing_that_is_tracked(clone: Clone) -> None:
     clone.environment["PYTHONPATH"] = str(clone.path)
     options = ["-S", "models.mlp.hidden=32", "--seeds", "2", "--jobs", "2", "--test", "--out", "../study.json"]
@@ -190,6 +191,7 @@ def test_parameters_that_no_stage_uses_are_read_by_none(here: Clone) -> None:
     assert not any("hidden" in note for note in tree.notes)
 
 
+@pytest.mark.soak
 def test_the_same_inputs_give_the_same_bytes(clone: Clone) -> None:
     lock = (clone.path / "dvc.lock").read_bytes()
     clone.dvc("repro", "--force", "--no-run-cache")
@@ -228,6 +230,7 @@ def test_a_colleague_pulls_and_runs_nothing(clone: Clone) -> None:
         assert (beside / name).read_bytes() == (clone.path / name).read_bytes()
 
 
+@pytest.mark.soak
 def test_an_experiment_by_parameters_alone(clone: Clone) -> None:
     clone.dvc("exp", "run", "-n", "rms", "-S", "train.optimizer=rmsprop", "-S", "optimizers.rmsprop.lr=1e-4")
     assert "rms" in clone.dvc("exp", "list")

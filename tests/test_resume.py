@@ -464,6 +464,7 @@ def test_memory_that_ends_while_it_trains_is_one_line(stage: Stage) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.soak
 def test_two_at_once_do_not_write_over_each_other(stage: Stage) -> None:
     both = [stage.start(), stage.start()]
     outputs = [process.communicate(timeout=120)[0] for process in both]

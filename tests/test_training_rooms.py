@@ -489,7 +489,7 @@ def test_a_signal_ends_the_wait_for_a_worker_and_the_worker(stopped: bool) -> No
 
 
 KILLED = f"""
-import signal, sys
+import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 import multiprocessing, torch
 from stages.common import errors
@@ -498,8 +498,9 @@ from stages.train.stopping import Stop
 def main():
     count = 4096  # more than a pipe holds, so that a worker waits with what it cannot send
     dataset = PackedImages(torch.zeros(count, 1, 28, 28, dtype=torch.uint8), torch.arange(count))
+    workers = int(os.environ["WORKERS"])
     batches = Batches(
-        dataset, batch_size=1024, shuffle=False, seed=0, num_workers=int(sys.argv[1]), pin_memory=False, stop=Stop()
+        dataset, batch_size=1024, shuffle=False, seed=0, num_workers=workers, pin_memory=False, stop=Stop()
     )
     next(batches.of_epoch(1, first=0))
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)
@@ -513,7 +514,8 @@ def test_workers_end_with_a_parent_that_is_killed_and_its_lock_is_free(
     num_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(num_workers)], stdout=subprocess.PIPE, text=True)
+    monkeypatch.setenv("WORKERS", str(num_workers))  # a stage takes no arguments
+    process = subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True)
     assert process.stdout
     with process.stdout as output:
         workers = [int(pid) for pid in output.readline().split()]
