@@ -36,7 +36,7 @@ def start(*arguments: str, emulator: Sequence[str] = (), **environment: str) -> 
 
 def end(process: subprocess.Popen[str]) -> dict[str, str]:
     """The digests that it printed."""
-    out, err = process.communicate(timeout=600)
+    out, err = process.communicate(timeout=1800)
     assert process.returncode == 0, err
     numbers: dict[str, str] = json.loads(out.splitlines()[-1])
     return numbers
