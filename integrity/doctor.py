@@ -7,7 +7,6 @@ a stage; changes nothing. Exit status: 0, all is well; 1, something is damaged; 
 """
 
 import functools
-import json
 import posixpath
 import re
 import shlex
@@ -18,13 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from integrity import git, objects, pull, queue_tasks, repair, revisions
-from integrity.objects import BadObject, md5
-from integrity.revisions import Lock, LockedStage
-from stages.common import errors, params, paths
-from stages.common.errors import UserError
+from integrity.dvc_lock import LOCK, Lock, LockedStage, parse_lock
+from integrity.objects import BadObject
+from stages.common import digests, errors, params, paths
+from stages.common.digests import md5
+from stages.common.errors import UserError, one_line
 
 PIPELINE = "dvc.yaml"
-LOCK = revisions.LOCK
 
 
 class Finding(NamedTuple):
@@ -113,11 +112,11 @@ def lock_faults(content: bytes, stages: dict[str, dict[str, Any]]) -> list[str]:
     A cut within its last number leaves a smaller number, which `output` compares with the file.
     """
     try:
-        lock = revisions.parse_lock(content, LOCK)
+        lock = parse_lock(content, LOCK)
         if not lock.stages:
             raise UserError(f"{LOCK}: names no stages: cut off?")
     except UserError as error:
-        return [revisions.one_line(error)]
+        return [one_line(error)]
     faults = []
     for name, stage in stages.items():
         lacking = lacks(lock.stages[name], stage) if name in lock.stages else ["the stage"]
@@ -153,7 +152,7 @@ def named(entries: Iterable[str | dict[str, Any]] | None) -> list[str]:
 
 def one(error: UserError, root: Path) -> str:
     """An error as one line, with paths as they are seen from the repository."""
-    return revisions.one_line(error).replace(f"{root}/", "")
+    return one_line(error).replace(f"{root}/", "")
 
 
 def outputs(repo: Any) -> list[Output]:
@@ -191,7 +190,7 @@ def strangers(repo: Any) -> Iterator[Finding]:
     """The stages of dvc.lock that dvc.yaml has not: it leaves them there, and their outputs count as results."""
     content, stages = locked_text(repo), declared(repo)
     try:
-        names = revisions.parse_lock(content, LOCK).stages.keys() - stages.keys() if stages else set()
+        names = parse_lock(content, LOCK).stages.keys() - stages.keys() if stages else set()
     except UserError:  # which `texts` names
         return
     lines = content.decode().splitlines()
@@ -285,8 +284,8 @@ def copied(repo: Any, place: Path, path: Path) -> str:
 
 def not_cached(repo: Any, out: Output) -> Iterator[Finding]:
     """The objects of an output that are right in the work tree alone: no `dvc push` and no checkout has them."""
-    place = Path(repo.root_dir, out.path)
-    if not out.cached or not place.exists() or digest(repo, place) != out.md5:
+    found = digests.digest(Path(repo.root_dir), out.path)
+    if not out.cached or found is None or found.md5 != out.md5:
         return
     for oid, file in belonging(repo, out).items():
         path = Path(repo.cache.local.oid_to_path(oid))
@@ -305,13 +304,14 @@ def output(repo: Any, out: Output) -> Iterator[Finding]:
     what = f"{out.path}: not the bytes that {LOCK} names: damaged, or changed by hand"
     if place.exists() and not (place.is_file() or place.is_dir()):
         what = f"{out.path}: is no file, but a device, pipe or socket"
-    if place.exists() and digest(repo, place) == out.md5:
+    found = digests.digest(Path(repo.root_dir), out.path)
+    if found is not None and found.md5 == out.md5:
         if place.is_symlink() and not place.resolve().is_relative_to(Path(repo.cache.local.path).resolve()):
             target = place.resolve()
             instead = f"rm {path} && cp -R {shlex.quote(str(target))} {path}"
             yield Finding(f"{out.path}: a link to {target}, which neither Git nor DVC keeps", instead)
-        if out.size is not None and size(repo, place) != out.size:
-            what = f"{LOCK}: {out.path} has {size(repo, place):,} bytes there, and not {out.size:,}: "
+        if out.size not in (None, found.size):
+            what = f"{LOCK}: {out.path} has {found.size:,} bytes there, and not {out.size:,}: "
             what += "cut off, or changed by hand"
             yield Finding(what, sized_anew(repo, out.stage))
     elif out.cached:
@@ -324,36 +324,20 @@ def output(repo: Any, out: Output) -> Iterator[Finding]:
 
 def sized_anew(repo: Any, stage: str) -> str:
     """The command that gets a size in dvc.lock right."""
-    if committed(repo, LOCK) == objects.md5_of(locked_text(repo)):
+    if committed(repo, LOCK) == md5(locked_text(repo)):
         return f"dvc repro --force --single-item {shlex.quote(stage)}"
     return f"git checkout HEAD -- {LOCK}, or dvc repro --force --single-item {shlex.quote(stage)}"
 
 
 def file_md5(place: Path) -> str:
     """DVC's name for a file; "" for what is none: a pipe would keep its reader waiting."""
-    return md5(place) if place.is_file() else ""
-
-
-def digest(repo: Any, place: Path) -> str:
-    """DVC's name for a file or a folder as it is in the work tree."""
-    if not place.is_dir():
-        return file_md5(place)
-    files = {Path(path).relative_to(place).as_posix(): path for path in repo.dvcignore.find(repo.fs, str(place))}
-    listed = [{"md5": file_md5(Path(path)), "relpath": name} for name, path in sorted(files.items())]
-    return f"{objects.md5_of(json.dumps(listed, sort_keys=True).encode())}.dir"
-
-
-def size(repo: Any, place: Path) -> int:
-    """As DVC counts it: without what .dvcignore names."""
-    if not place.is_dir():
-        return place.stat().st_size
-    return sum(Path(path).stat().st_size for path in repo.dvcignore.find(repo.fs, str(place)))
+    return digests.file_md5(place) if place.is_file() else ""
 
 
 def committed(repo: Any, path: str) -> str | None:
     """The MD5 of a file in HEAD; None if HEAD has none."""
     try:
-        return objects.md5_of(git.run(Path(repo.root_dir), "show", f"HEAD:./{path}"))
+        return md5(git.run(Path(repo.root_dir), "show", f"HEAD:./{path}"))
     except UserError:
         return None
 
@@ -362,35 +346,33 @@ def inputs(repo: Any) -> Iterator[Finding]:
     """What the stages would read now that is not what dvc.lock says they have read: code, parameters, other outputs."""
     root = Path(repo.root_dir)
     try:
-        lock = revisions.parse_lock(locked_text(repo), LOCK)
+        lock = parse_lock(locked_text(repo), LOCK)
     except UserError:
         lock = Lock()
     stages = declared(repo)
 
-    @functools.cache
-    def now(path: str) -> str | None:
-        return digest(repo, root / path) if (root / path).exists() else None
-
-    written = {out.path: (out.md5, name) for name, stage in lock.stages.items() for out in stage.outs}
+    now = functools.cache(functools.partial(digests.digest, root))
+    for reader, dep, writer in lock.contradictions:
+        yield Finding(f"{LOCK}: {reader} has read another {dep.path} than {writer} has written", "dvc repro")
     for name, stage in lock.stages.items():
         if stage.cmd is not None and name in stages and stage.cmd != stages[name].get("cmd"):
             yield Finding(f"{name}: ran with another command than {PIPELINE} has", f"dvc repro {shlex.quote(name)}")
         for file in stage.deps:
             place = root / file.path
-            if file.path in written:
-                if file.md5 != written[file.path][0]:
-                    what = f"{LOCK}: {name} has read another {file.path} than {written[file.path][1]} has written"
-                    yield Finding(what, "dvc repro")
-            elif file.md5 and place.exists() and not (place.is_file() or place.is_dir()):
+            found = now(file.path)
+            if not file.md5:
+                continue
+            if found is not None and found.md5 == file.md5:
+                if file.size not in (None, found.size):
+                    what = f"{LOCK}: {name} has read {file.path} of {file.size:,} bytes, and not of {found.size:,}"
+                    yield Finding(what, sized_anew(repo, name))
+            elif file.path in lock.writers:
+                continue  # which `output` compares
+            elif place.exists() and not (place.is_file() or place.is_dir()):
                 what = f"{file.path}: is no file, but a device, pipe or socket; {name} reads it"
                 yield Finding(what, f"rm {shlex.quote(file.path)} && git checkout HEAD -- {shlex.quote(file.path)}")
-            elif file.md5 and now(file.path) != file.md5:
+            else:
                 yield Finding(f"{file.path}: not what {name} ran with: changed since, or {LOCK} was", "dvc repro")
-            if file.md5 and file.size is not None and now(file.path) == file.md5:
-                there = size(repo, place)
-                if there != file.size:
-                    what = f"{LOCK}: {name} has read {file.path} of {file.size:,} bytes there, and not of {there:,}"
-                    yield Finding(what, sized_anew(repo, name))
         for key in changed_params(repo, name):
             yield Finding(f"{key}: not what {name} ran with: changed since, or {LOCK} was", "dvc repro")
 

@@ -6,13 +6,13 @@ which files `dvc pull` and `dvc repro` write, and where.
 """
 
 import copy
-import hashlib
 import json
 import re
 import unicodedata
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from stages.common.digests import md5
 
 MD5 = re.compile(r"[0-9a-f]{32}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -34,17 +34,6 @@ class ListedFile:
     md5: str
 
 
-def md5(path: Path) -> str:
-    """DVC's digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def md5_of(content: bytes) -> str:
-    """DVC's digest of bytes."""
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
 def folder_list(content: bytes, name: str) -> list[ListedFile]:
     """The files of a folder, from the object that lists them. name: the object's, 32 hexadecimal digits and .dir.
 
@@ -52,7 +41,7 @@ def folder_list(content: bytes, name: str) -> list[ListedFile]:
     """
     if len(content) > MAX_LIST_BYTES:
         raise BadObject(f"a list of more than {MAX_LIST_BYTES:,} bytes")
-    if f"{md5_of(content)}.dir" != name:
+    if f"{md5(content)}.dir" != name:
         raise BadObject("not the bytes of its name: damaged, or replaced")
     try:
         entries = json.loads(content)

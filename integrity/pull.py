@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from integrity import objects, revisions
+from integrity.dvc_lock import LOCK
 from integrity.objects import BadObject
 from stages.common import errors, files
-from stages.common.errors import UserError, printable
+from stages.common.digests import file_md5
+from stages.common.errors import UserError, one_line, printable
 
 CHUNK = 1 << 20  # bytes
 MAX_JOBS = 1000
@@ -39,7 +41,7 @@ class Store:
 
     def place(self, oid: str) -> str:
         """Where the remote has an object, without the password of its URL."""
-        return revisions.one_line(ValueError(self.odb.fs.unstrip_protocol(self.odb.oid_to_path(oid))))
+        return one_line(ValueError(self.odb.fs.unstrip_protocol(self.odb.oid_to_path(oid))))
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def main() -> int:
     if missing:
         print(f"in no remote, so to be made by `dvc repro`: {', '.join(missing)}", flush=True)
     if unknown and not arguments.allow_missing:
-        faults.append(f"{revisions.LOCK} names no bytes of {', '.join(unknown)}: to make them, `dvc repro`")
+        faults.append(f"{LOCK} names no bytes of {', '.join(unknown)}: to make them, `dvc repro`")
     for fault in [*faults, *refusals]:
         print(f"error: {printable(fault)}", file=sys.stderr)
     return 2 if faults or refusals else 0
@@ -131,9 +133,7 @@ def named(repo: Any, root: Path, arguments: argparse.Namespace) -> tuple[list[Ou
             continue
         oid = str(out.hash_info.value)
         if not objects.MD5.fullmatch(oid.removesuffix(".dir")):
-            raise UserError(
-                f"{path}: {oid[:40]!r} is no MD5; `git checkout HEAD -- {revisions.LOCK}` if it was cut off"
-            )
+            raise UserError(f"{path}: {oid[:40]!r} is no MD5; `git checkout HEAD -- {LOCK}` if it was cut off")
         outputs.append(Output(path, oid, out.meta.size if out.meta else None, arguments.remote or out.remote))
     return outputs, unknown
 
@@ -161,7 +161,7 @@ def store(repo: Any, remote: str | None, hash_name: str = "md5") -> Store:
     except NoRemoteError:
         raise UserError("no remote is set: `dvc remote add --default NAME URL`") from None
     except (DvcException, ImportError, OSError, ValueError) as error:  # a wrong URL, a package that is missing, …
-        raise UserError(f"remote {name!r} cannot be used: {revisions.one_line(error)}") from None
+        raise UserError(f"remote {name!r} cannot be used: {one_line(error)}") from None
     return Store(str(name), odb, odb.fs.jobs)
 
 
@@ -181,7 +181,7 @@ class Cache:
         """
         place = self.place(oid)
         try:
-            if objects.md5(place) == oid.removesuffix(".dir"):
+            if file_md5(place) == oid.removesuffix(".dir"):
                 return True
         except FileNotFoundError:
             return False
@@ -231,7 +231,7 @@ def read(store: Store, path: str) -> Iterator[bytes]:
         down = cause is not error and (isinstance(cause, OSError) or getattr(cause, "status", 404) != 404)
         if isinstance(error, FileNotFoundError) and not down:
             raise BadObject("not there: `dvc push` where it was made") from None
-        raise BadObject(f"cannot be fetched: {revisions.one_line(cause)}") from None
+        raise BadObject(f"cannot be fetched: {one_line(cause)}") from None
 
 
 def checked_list(cache: Cache, stores: Stores, root: Path, out: Output) -> list[objects.ListedFile]:
@@ -248,7 +248,7 @@ def checked_list(cache: Cache, stores: Stores, root: Path, out: Output) -> list[
     except BadObject as error:
         raise UserError(
             f"{out.path}: its list of files, {place}, {error}; nothing was checked out. The commit that names it "
-            f"({revisions.LOCK} or a .dvc file) is not to be trusted: do not use it"
+            f"({LOCK} or a .dvc file) is not to be trusted: do not use it"
         ) from None
     return listed
 
@@ -319,7 +319,7 @@ def fetch_runs(repo: Any, remote: str | None) -> tuple[int, list[str]]:
     try:
         found = sorted(fs.find(folder)) if fs.exists(folder) else []
     except Exception as error:  # as in `read`
-        raise UserError(f"remote {legacy.name!r}: its runs cannot be listed: {revisions.one_line(error)}") from None
+        raise UserError(f"remote {legacy.name!r}: its runs cannot be listed: {one_line(error)}") from None
     count, refusals = 0, []
     for path in found:
         key, value = [*fs.parts(path)][-2:]
@@ -337,7 +337,7 @@ def fetch_runs(repo: Any, remote: str | None) -> tuple[int, list[str]]:
         except BadObject as error:
             fault = str(error)
         if fault:
-            place = revisions.one_line(ValueError(fs.unstrip_protocol(path)))
+            place = one_line(ValueError(fs.unstrip_protocol(path)))
             refusals.append(f"remote {legacy.name!r}: run {place}: {fault}; it was not taken. To mend: delete it there")
             continue
         files.write_bytes(here / key[:2] / key / value, bytes(content))
@@ -379,7 +379,7 @@ def dvc_errors() -> Iterator[None]:
     try:
         yield
     except DvcException as error:
-        raise UserError(revisions.one_line(error)) from None
+        raise UserError(one_line(error)) from None
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ run here gave. DVC compares the last two alone, and believes its own notes on wh
 hashed.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -17,9 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from integrity import git, revisions
-from integrity.revisions import Lock, LockedFile
+from integrity.dvc_lock import LOCK, Lock, LockedFile, parse_lock
 from stages.common import children, paths
-from stages.common.errors import UserError
+from stages.common.digests import md5, path_md5
+from stages.common.errors import UserError, one_line
 
 RUNNING = re.compile(r"Running stage '([^']+)'")  # DVC prints it for a stage that it neither skips nor finds in a cache
 
@@ -37,14 +37,14 @@ class Output(NamedTuple):
         """What is wrong; empty if nothing is."""
         committed, locked, rebuilt = self.committed, self.locked, self.rebuilt
         if committed and committed == rebuilt and locked not in (None, committed):
-            return f"{revisions.LOCK} differs from the committed and the rebuilt file"
+            return f"{LOCK} differs from the committed and the rebuilt file"
         found = []
         if not locked:
-            found.append(f"missing in {revisions.LOCK}")
+            found.append(f"missing in {LOCK}")
         elif rebuilt and rebuilt != locked:
             found.append("rebuilt differs")
         if committed and locked and committed != locked:
-            found.append(f"committed file differs from {revisions.LOCK}")
+            found.append(f"committed file differs from {LOCK}")
         elif committed and not locked and committed != rebuilt:
             found.append("committed file differs from the rebuilt one")
         return "; ".join(found)
@@ -76,14 +76,13 @@ def lock(content: bytes | None, name: str) -> Lock:
 
     name: whose it is, for messages.
     """
-    found = revisions.parse_lock(content or b"", f"{name}: {revisions.LOCK}") if content else Lock()
+    found = parse_lock(content or b"", f"{name}: {LOCK}") if content else Lock()
     if not found.stages:
-        raise UserError(f"{name}: {revisions.LOCK} has no stages; `dvc repro`, and commit what it writes")
+        raise UserError(f"{name}: {LOCK} has no stages; `dvc repro`, and commit what it writes")
     for stage in found.stages.values():
         names = [out.path for out in stage.outs]
-        if len(set(names)) < len(names):
-            twice = next(path for path in names if names.count(path) > 1)
-            raise UserError(f"{name}: {revisions.LOCK} names {twice} twice; `dvc repro`, and commit what it writes")
+        if twice := next((path for path in names if names.count(path) > 1), ""):
+            raise UserError(f"{name}: {LOCK} names {twice} twice; `dvc repro`, and commit what it writes")
     return found
 
 
@@ -94,7 +93,7 @@ def pipeline(repo: Any) -> dict[str, Any]:
     try:
         return {stage.addressing: stage for stage in repo.index.stages if stage.cmd}
     except DvcException as error:
-        raise UserError(f"dvc.yaml: {revisions.one_line(error)}") from None
+        raise UserError(f"dvc.yaml: {one_line(error)}") from None
 
 
 def idle(names: Sequence[str], stages: dict[str, Any]) -> str:
@@ -156,26 +155,6 @@ def repro(folder: Path, options: Sequence[str], environment: dict[str, str]) -> 
     return list(dict.fromkeys(ran))
 
 
-def md5(content: bytes) -> str:
-    """The MD5 of a file's content, which is what DVC goes by."""
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def digest(root: Path, path: str) -> str | None:
-    """The MD5 of a file or a folder, as dvc.lock names it, from the bytes that are there; None if there is nothing."""
-    from dvc.fs import localfs
-    from dvc.ignore import DvcIgnoreFilter
-    from dvc_data.hashfile.build import build
-    from dvc_data.hashfile.db import HashFileDB
-
-    if not (root / path).exists():
-        return None
-    store = HashFileDB(localfs, str(root / ".dvc"))  # nothing is stored, and no hash of before is believed
-    ignored = DvcIgnoreFilter(localfs, str(root))
-    _, _, found = build(store, str(root / path), localfs, "md5", dry_run=True, ignore=ignored)
-    return str(found.hash_info.value)
-
-
 def outputs(root: Path, commit: str, committed: Lock, made: Lock, folder: Path, ran: Sequence[str]) -> list[Output]:
     """Every output of every stage in the order of the pipeline.
 
@@ -188,7 +167,7 @@ def outputs(root: Path, commit: str, committed: Lock, made: Lock, folder: Path, 
         for out in stage.outs:
             content = git.file(root, commit, out.path)
             kept = md5(content) if content is not None else None
-            rebuilt = digest(folder, out.path) if name in ran else None
+            rebuilt = path_md5(folder, out.path) if name in ran else None
             rows.append(Output(name, out.path, kept, recorded.get(out.path), rebuilt))
     return rows
 
@@ -198,12 +177,11 @@ def undeclared(root: Path, commit: str, made: Lock) -> list[str]:
 
     made: as for `outputs`.
     """
-    wrote = [out.path for stage in made.stages.values() for out in stage.outs]
     listed = git.run(root, "ls-tree", "-r", "-z", "--name-only", commit, "--", paths.TEST_METRICS.parent.as_posix())
     return [
         path
         for path in os.fsdecode(listed).split("\0")[:-1]
-        if not any(path == out or path.startswith(f"{out}/") for out in [*wrote, paths.ENVIRONMENT.as_posix()])
+        if not any(path == out or path.startswith(f"{out}/") for out in [*made.writers, paths.ENVIRONMENT.as_posix()])
         and Path(path).name != ".gitignore"  # DVC's own
     ]
 
@@ -214,36 +192,32 @@ def inputs(committed: Lock, made: Lock) -> list[Input]:
     A stage that the committed one does not name is left out: each of its outputs is missing there.
     """
     rows = []
-    wrote = {out.path: (name, out.md5) for name, stage in committed.stages.items() for out in stage.outs}
     for name, stage in made.stages.items():
         recorded = committed.stages.get(name)
         if recorded is None:
             continue
         if recorded.cmd != stage.cmd:
-            rows.append(Input(name, "command", f"other than in {revisions.LOCK}"))
+            rows.append(Input(name, "command", f"other than in {LOCK}"))
         before, now = _by_path(recorded.deps), _by_path(stage.deps)
         for path in dict.fromkeys([*before, *now]):
             if path not in before:
-                rows.append(Input(name, path, f"missing in {revisions.LOCK}"))
+                rows.append(Input(name, path, f"missing in {LOCK}"))
             elif path not in now:
-                rows.append(Input(name, path, f"in {revisions.LOCK}, and not in dvc.yaml"))
-            elif path in wrote:
-                source, md5 = wrote[path]
-                if before[path] != md5:
-                    rows.append(Input(name, path, f"{revisions.LOCK} says that {source} wrote other bytes"))
+                rows.append(Input(name, path, f"in {LOCK}, and not in dvc.yaml"))
+            elif path in committed.outs:
+                if before[path] != committed.outs[path].md5:
+                    rows.append(Input(name, path, f"{LOCK} says that {committed.writers[path][0]} wrote other bytes"))
             elif before[path] != now[path]:
-                rows.append(Input(name, path, f"other than in {revisions.LOCK}"))
+                rows.append(Input(name, path, f"other than in {LOCK}"))
         for file in dict.fromkeys([*recorded.params, *stage.params]):
-            old, new = (revisions.flatten(side.params.get(file, {}), revisions.LOCK) for side in (recorded, stage))
+            old, new = (revisions.flatten(side.params.get(file, {}), LOCK) for side in (recorded, stage))
             changed = [key for key in old if key in new and old[key] != new[key]]
             keys = [*changed, *(key for key in [*old, *new] if (key in old) != (key in new))]
-            rows += [Input(name, f"{file}: {key}", f"other than in {revisions.LOCK}") for key in keys]
+            rows += [Input(name, f"{file}: {key}", f"other than in {LOCK}") for key in keys]
     for name, stage in committed.stages.items():
         known = _by_path(made.stages[name].outs) if name in made.stages else {}
         rows += [
-            Input(name, out.path, f"in {revisions.LOCK}, and not in dvc.yaml")
-            for out in stage.outs
-            if out.path not in known
+            Input(name, out.path, f"in {LOCK}, and not in dvc.yaml") for out in stage.outs if out.path not in known
         ]
     return rows
 

@@ -12,43 +12,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
-
-from pydantic import BaseModel, Field, ValidationError
+from typing import Any, NoReturn
 
 from integrity import git
-from integrity.snapshots import Commit, WorkTree, md5
+from integrity.dvc_lock import LOCK, Lock, LockedFile, parse_lock
+from integrity.snapshots import Commit, WorkTree
 from stages.common import params
-from stages.common.errors import UserError, printable
+from stages.common.digests import md5
+from stages.common.errors import UserError, one_line, printable
 
 WORK_TREE = "work tree"
-LOCK = "dvc.lock"
 CHECK = "check"  # the stage that reads every parameter, and whose output is always the same
 MAX_BYTES = 10_000_000  # of a file that Git keeps and that is parsed here
 EXPERIMENT = re.compile("refs/exps/([0-9a-f]{2})/([0-9a-f]{38,})/(.+)")  # baseline commit, in two parts, and name
-
-
-class LockedFile(BaseModel):
-    """A dependency or an output in dvc.lock. md5: of the content; of a folder's list of files if it ends in .dir."""
-
-    path: str
-    md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}(\.dir)?$")] | None = None
-    size: Annotated[int, Field(ge=0)] | None = None  # bytes
-
-
-class LockedStage(BaseModel):
-    """A stage in dvc.lock: what it read and what it wrote when it last ran."""
-
-    cmd: str | list[str] | None = None
-    params: dict[str, dict[str, Any]] = {}  # file -> key -> value
-    deps: list[LockedFile] = []
-    outs: list[LockedFile] = []
-
-
-class Lock(BaseModel):
-    """dvc.lock."""
-
-    stages: dict[str, LockedStage] = {}
 
 
 @dataclass(frozen=True)
@@ -184,22 +160,24 @@ def read(repo: Any, name: str | None, params_path: str, metrics_pattern: str, la
             ran_with[key] = value
             if values is not None and (key not in values or values[key] != value):
                 inputs.append(key)
-    outs = {out.path: out for locked in lock.stages.values() for out in locked.outs}
-    twice = written_twice(lock)
     changed = stale(Path(repo.root_dir), files, lock)
-    if inputs := list(dict.fromkeys([*inputs, *(path for path in changed if path not in outs)])):
+    if inputs := list(dict.fromkeys([*inputs, *(path for path in changed if path not in lock.writers)])):
         notes.append(f"{label}: changed since the run that {LOCK} records: {shortened(inputs)}; `dvc repro` there")
-    if outputs := [path for path in changed if path in outs]:
+    if outputs := [path for path in changed if path in lock.writers]:
         notes.append(f"{label}: not the file that {LOCK} names: {shortened(outputs)}; edited by hand, or damaged")
-    notes += [f"{label}: {line}" for line in contradictions(lock)]
     notes += [
-        f"{label}: by {LOCK}, {' and '.join(stages)} wrote {path}: it counts as not there"
-        for path, stages in twice.items()
+        f"{label}: by {LOCK}, {stage} read another {dep.path} than {writer} wrote: edited by hand, or not all of the "
+        "stages ran; `dvc repro` there"
+        for stage, dep, writer in lock.contradictions
     ]
-    outs = {path: out for path, out in outs.items() if path not in twice}
-    written = {path: place for place, path in enumerate(outs)}  # the pipeline's order
-    metrics = dict(sorted(metrics.items(), key=lambda item: written.get(item[0], len(written))))
-    return Revision(label, commit, values, read_by, metrics, outs, ran_with, notes)
+    notes += [
+        f"{label}: by {LOCK}, {' and '.join(stages)} wrote {path}: it counts as missing"
+        for path, stages in lock.writers.items()
+        if len(stages) > 1
+    ]
+    positions = {path: position for position, path in enumerate(lock.outs)}  # the pipeline's order
+    metrics = dict(sorted(metrics.items(), key=lambda item: positions.get(item[0], len(positions))))
+    return Revision(label, commit, values, read_by, metrics, lock.outs, ran_with, notes)
 
 
 def kept(repo: Any, side: Revision, path: str) -> bytes | None:
@@ -215,7 +193,7 @@ def stale(root: Path, files: Commit | WorkTree, lock: Lock) -> list[str]:
 
     Of a commit these are files and folders of files in Git; of the work tree, whatever lies there.
     """
-    made = [out.path for stage in lock.stages.values() for out in stage.outs]
+    made = lock.writers
     deps = [dep for stage in lock.stages.values() for dep in stage.deps if dep.path not in made]
     locked = [*deps, *(out for stage in lock.stages.values() for out in stage.outs)]
     inside = [file for file in locked if file.md5 and not re.match(r"/|\w+:|\.\.(/|$)", file.path)]
@@ -234,27 +212,6 @@ def stale(root: Path, files: Commit | WorkTree, lock: Lock) -> list[str]:
         file.path for file in inside if (hashes[file.path] != file.md5 if file.path in hashes else missing(file.path))
     ]
     return list(dict.fromkeys(changed))
-
-
-def written_twice(lock: Lock) -> dict[str, list[str]]:
-    """The outputs that dvc.lock names for several stages, and these: DVC writes no such file."""
-    stages: dict[str, list[str]] = {}
-    for stage, locked in lock.stages.items():
-        for path in {out.path for out in locked.outs}:
-            stages.setdefault(path, []).append(stage)
-    return {path: names for path, names in stages.items() if len(names) > 1}
-
-
-def contradictions(lock: Lock) -> list[str]:
-    """Where dvc.lock names one file with two contents: what a stage wrote, and what another one read."""
-    written = {out.path: (stage, out.md5) for stage, locked in lock.stages.items() for out in locked.outs}
-    return [
-        f"by {LOCK}, {stage} read another {dep.path} than {written[dep.path][0]} wrote: edited by hand, or not all of "
-        "the stages ran; `dvc repro` there"
-        for stage, locked in lock.stages.items()
-        for dep in locked.deps
-        if dep.path in written and dep.md5 != written[dep.path][1]
-    ]
 
 
 def damaged(repo: Any, sides: Sequence[Revision], besides: str) -> list[str]:
@@ -360,12 +317,6 @@ def flatten(values: dict[str, Any], name: str) -> dict[str, Any]:
     return flat
 
 
-def one_line(error: BaseException) -> str:
-    """An error of a library as one short line, without the password of a URL in it."""
-    text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
-    return re.sub(r"://[^@/\s]+@", "://***@", text)[:200]
-
-
 def _files(repo: Any, commit: str | None) -> Commit | WorkTree:
     """The files of a commit, or of the work tree (None)."""
     return Commit(Path(repo.root_dir), commit) if commit else WorkTree(Path(repo.root_dir))
@@ -408,18 +359,3 @@ def _yaml(content: bytes, name: str) -> dict[str, Any]:
     except TypeError:
         raise UserError(f"{name}: a key that is not text") from None
     return plain
-
-
-def parse_lock(content: bytes, name: str) -> Lock:
-    """dvc.lock as DVC reads it."""
-    from dvc.utils.serialize import ParseError, parse_yaml
-
-    try:
-        return Lock.model_validate(parse_yaml(content.decode("utf-8"), name))
-    except ParseError:
-        raise UserError(f"{name}: not valid YAML") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{name}: {one_line(error)}") from None

@@ -3,7 +3,6 @@
 A commit is read through git itself: libraries that read Git's objects wait forever for what a partial clone lacks.
 """
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 
 from integrity import git
+from stages.common.digests import md5, path_md5
 
 MAX_HASHED_BYTES = 1_000_000_000  # of the work tree, in one comparison: about two seconds
 
@@ -41,8 +41,7 @@ class WorkTree:
             total += sizes[path]
             if total > MAX_HASHED_BYTES:
                 break
-            place = self.root / path
-            hashed[path] = folder_md5(self.root, path) if place.is_dir() else file_md5(place)
+            hashed[path] = path_md5(self.root, path) or ""
         return hashed
 
 
@@ -101,38 +100,8 @@ class Commit:
                         place = Path(scratch, name)
                         place.parent.mkdir(parents=True, exist_ok=True)
                         place.write_bytes(content)
-                hashed |= {path: folder_md5(Path(scratch), path) for path in folders}
+                hashed |= {path: path_md5(Path(scratch), path) or "" for path in folders}
         return hashed
-
-
-def md5(content: bytes) -> str:
-    """DVC's name of a content."""
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def file_md5(path: Path) -> str:
-    """The MD5 of a file, which may be larger than memory."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def folder_md5(root: Path, path: str) -> str:
-    """The MD5 that DVC gives a folder below its root: of a list of its files, without those that .dvcignore names.
-
-    Empty if DVC refuses the folder, which has a .dvcignore of its own.
-    """
-    from dvc.fs import localfs
-    from dvc.ignore import DvcIgnoreFilter
-    from dvc_data.hashfile.build import IgnoreInCollectedDirError, build
-    from dvc_data.hashfile.db import HashFileDB
-
-    ignore = DvcIgnoreFilter(localfs, str(root))
-    cache = HashFileDB(localfs, str(root))  # asked for by `build`, which writes nothing in a dry run
-    try:
-        _, _, tree = build(cache, str(root / path), localfs, "md5", dry_run=True, ignore=ignore)
-    except IgnoreInCollectedDirError:
-        return ""
-    return str(tree.hash_info.value)
 
 
 def _size(path: Path) -> int:

@@ -15,9 +15,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from integrity import git, hidden_code, rebuild, revisions
-from integrity.revisions import Lock
+from integrity.dvc_lock import LOCK, Lock, LockedFile
 from stages.common import errors, paths, record
-from stages.common.errors import UserError
+from stages.common.errors import UserError, one_line
 from stages.evaluate import predictions
 
 MODEL, PREDICTIONS = paths.MODEL.as_posix(), paths.PREDICTIONS.as_posix()
@@ -29,7 +29,7 @@ def main() -> int:
     root = rebuild.project()
     commit = git.head(root)
     with tempfile.TemporaryDirectory(prefix="verify-") as scratch:
-        committed = rebuild.lock(git.file(root, commit, revisions.LOCK), "HEAD")
+        committed = rebuild.lock(git.file(root, commit, LOCK), "HEAD")
         if git.run(root, "status", "--porcelain", "--untracked-files=no", "--", "."):
             print("note: the work tree differs from HEAD; HEAD is what is verified", flush=True)
         start = time.perf_counter()
@@ -59,13 +59,13 @@ def main() -> int:
             return 0
         if inputs:
             names = ", ".join(dict.fromkeys(name for _, name, _ in inputs))
-            print(f"{revisions.LOCK} was made from other code or inputs than HEAD's: {names}")
+            print(f"{LOCK} was made from other code or inputs than HEAD's: {names}")
         diverged = [out for out in outputs if out.rebuilt != (out.committed or out.locked)]
         if diverged:
             print(f"diverged: {diverged[0].stage} is the first stage whose rebuilt bytes are not those on record")
         for out in diverged:
             print(f"  {out.path}: {difference(root, clone, commit, out)}")
-        print(f"not the same: {', '.join(wrong) or revisions.LOCK}")
+        print(f"not the same: {', '.join(wrong) or LOCK}")
         return 1
 
 
@@ -78,14 +78,14 @@ def rebuild_all(clone: Path, scratch: Path, committed: Lock) -> Lock:
         stages = rebuild.pipeline(repo)
     if reason := rebuild.idle(list(stages), stages):
         raise UserError(f"HEAD: dvc.yaml: {reason}: it would not be run; remove `frozen: true`, and commit that")
-    (clone / revisions.LOCK).unlink()
+    (clone / LOCK).unlink()
     for stage in committed.stages.values():  # what a stage does not write must not count as rebuilt
         for out in stage.outs:
             remove(clone, out.path)
     remove(clone, paths.ENVIRONMENT.as_posix())
     environment = rebuild.isolated(clone, scratch, "cache")  # in .dvc: a cache that holds nothing
     ran = rebuild.repro(clone, ["--force", "--no-run-cache"], environment)
-    made = rebuild.lock((clone / revisions.LOCK).read_bytes(), "the rebuilt run")
+    made = rebuild.lock((clone / LOCK).read_bytes(), "the rebuilt run")
     if idle := [name for name in made.stages if name not in ran]:
         raise UserError(f"HEAD: dvc.yaml: {', '.join(idle)} did not run")
     return made
@@ -95,7 +95,7 @@ def remove(clone: Path, path: str) -> None:
     """Delete a file or a folder of the clone, if it is there. Raises UserError for a path that leads out of it."""
     place = clone / path
     if clone.resolve() not in place.parent.resolve().parents and place.parent.resolve() != clone.resolve():
-        raise UserError(f"HEAD: {revisions.LOCK} names an output outside of the project: {path}")
+        raise UserError(f"HEAD: {LOCK} names an output outside of the project: {path}")
     rebuild.delete(place)
 
 
@@ -116,10 +116,10 @@ def difference(root: Path, clone: Path, commit: str, out: rebuild.Output) -> str
             return metrics(before, after)
         if out.path in (MODEL, PREDICTIONS):
             with revisions.repository() as repo:
-                content, _ = revisions.fetch(repo, revisions.LockedFile(path=out.path, md5=out.locked))
+                content, _ = revisions.fetch(repo, LockedFile(path=out.path, md5=out.locked))
             return weights(content, here) if out.path == MODEL else images(content, here)
     except (UserError, SafetensorError, ValueError, OSError) as error:
-        return f"by how much is not known: {revisions.one_line(error)}"
+        return f"by how much is not known: {one_line(error)}"
     return "other bytes"
 
 
@@ -172,9 +172,7 @@ def environments(root: Path, clone: Path, commit: str, committed: Lock) -> list[
         except UserError:
             lines.append(f"environment of {path.stem}: not recorded with the commit")
             continue
-        locked = committed.stages.get(path.stem)
-        md5s = {out.path: out.md5 for out in locked.outs} if locked else {}
-        if not record.describes(before, md5s):
+        if not record.describes(before, {path: out.md5 for path, out in committed.outs.items()}):
             lines.append(f"environment of {path.stem}: not recorded: {name} describes other outputs")
             continue
         here = revisions.parse_json(path.read_bytes(), name)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from integrity import git, revisions
+from integrity.dvc_lock import LOCK
 from review import comparison, pictures, report_page, results
 from review.report_page import Against
 from review.results import Results
@@ -95,7 +96,7 @@ def test_images(repo: Any, run: Results) -> tuple[packed.Images | None, str]:
             for path in (paths.DATA_CARD, paths.TEST):
                 out = run.revision.outs.get(path.as_posix())
                 if out is None:
-                    raise UserError(f"{revisions.LOCK} does not name {path}")
+                    raise UserError(f"{LOCK} does not name {path}")
                 content, _ = revisions.fetch(repo, out)  # by MD5: the files here may be of another data set by now
                 (Path(folder) / path.name).write_bytes(content)
             card = data_card.read(Path(folder) / paths.DATA_CARD.name)
@@ -119,7 +120,7 @@ def provenance(repo: Any) -> list[tuple[str, str]]:
     branch = os.fsdecode(git.run(root, "branch", "--show-current")).strip()
     changed = sorted(os.fsdecode(git.run(root, "diff", "--name-only", "--relative", "-z", "HEAD")).split("\0")[:-1])
     more = f" and {len(changed) - MOST_CHANGED} more" if len(changed) > MOST_CHANGED else ""
-    lock = root / revisions.LOCK
+    lock = root / LOCK
     return [
         ("commit", revisions.resolve(repo, "HEAD")),
         ("branch", branch or "none (a detached HEAD)"),

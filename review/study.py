@@ -29,10 +29,10 @@ from scipy import stats
 import stages
 from integrity import git
 from integrity.rules import check
-from integrity.snapshots import file_md5
 from stages.common import errors as common_errors
 from stages.common import files, params, paths, record
 from stages.common.children import Group
+from stages.common.digests import file_md5
 from stages.common.errors import Interrupted, Stopped, UserError
 
 CONFIDENCE = 0.95

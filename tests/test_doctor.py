@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from integrity import doctor as doctor_module
-from integrity import objects, revisions
+from integrity import revisions
+from stages.common.digests import md5
 from tests import inside
 from tests.clones import Clone
 from tests.imports import ROOT
@@ -77,7 +78,7 @@ def leftovers(clone: Clone) -> None:
 
 def an_unsafe_list(clone: Clone) -> None:
     content = json.dumps([{"md5": "0" * 32, "relpath": "../yaml.py"}]).encode()
-    name = objects.md5_of(content)
+    name = md5(content)
     place = clone.path / f".dvc/cache/files/md5/{name[:2]}/{name[2:]}.dir"
     place.parent.mkdir(exist_ok=True)
     place.write_bytes(content)

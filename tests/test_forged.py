@@ -19,6 +19,7 @@ from dvc.repo import Repo
 
 from integrity import revisions, snapshots
 from review import compare, report
+from stages.common.digests import file_md5
 from tests.toy import PIPELINE, TOY, Project, begun
 
 Patch = pytest.MonkeyPatch
@@ -112,7 +113,7 @@ def predictions(project: Project) -> None:
 
 def predictions_and_lock(project: Project) -> None:
     predictions(project)
-    relock(project, PREDICTIONS, snapshots.file_md5(project.path / PREDICTIONS))
+    relock(project, PREDICTIONS, file_md5(project.path / PREDICTIONS))
 
 
 def metrics(project: Project, **values: Any) -> None:
@@ -122,12 +123,12 @@ def metrics(project: Project, **values: Any) -> None:
 
 def metrics_and_lock(project: Project) -> None:
     metrics(project)
-    relock(project, METRICS, snapshots.file_md5(project.path / METRICS))
+    relock(project, METRICS, file_md5(project.path / METRICS))
 
 
 def accuracy_and_lock(project: Project) -> None:
     metrics(project, accuracy=0.9999)
-    relock(project, METRICS, snapshots.file_md5(project.path / METRICS))
+    relock(project, METRICS, file_md5(project.path / METRICS))
 
 
 def lock_of_the_model(project: Project) -> None:

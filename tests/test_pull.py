@@ -13,6 +13,7 @@ import yaml
 
 from integrity import objects, pull
 from integrity.objects import BadObject
+from stages.common.digests import file_md5
 from stages.download import __main__ as download
 from tests import inside
 from tests.clones import Clone
@@ -84,7 +85,7 @@ class Victim:
         around = self.project.path.parent
         found = (path for path in sorted(around.rglob("*")) if path.is_file())
         return {
-            str(path.relative_to(around)): objects.md5(path)
+            str(path.relative_to(around)): file_md5(path)
             for path in found
             if not {".dvc", ".git", "site-cache"} & set(path.relative_to(around).parts)
         }
@@ -92,7 +93,7 @@ class Victim:
     def cached(self) -> dict[str, str]:
         """The names of the objects in the cache, and the MD5 that each has."""
         places = (self.project.path / ".dvc/cache/files/md5").glob("*/*")
-        return {place.parent.name + place.name: objects.md5(place) for place in places}
+        return {place.parent.name + place.name: file_md5(place) for place in places}
 
     def untouched(self, before: dict[str, str]) -> None:
         """Nothing has come into the work tree, and nothing bad into the cache."""

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import yaml
 
-from integrity.snapshots import md5
 from review import study, study_file
 from stages.common import params
+from stages.common.digests import md5
 from stages.common.errors import UserError
 from tests.imports import ROOT
 from tests.toy import Project

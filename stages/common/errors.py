@@ -8,6 +8,7 @@ import errno
 import fcntl
 import io
 import os
+import re
 import select
 import signal
 import sys
@@ -142,6 +143,12 @@ def uncaught(kind: type[BaseException], error: BaseException, trace: TracebackTy
 def printable(text: str) -> str:
     """Without the control characters that a name in a file could send to a terminal."""
     return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
+
+
+def one_line(error: object) -> str:
+    """A message or an error as one short line, without the password of a URL in it."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.sub(r"://[^@/\s]+@", "://***@", text)[:200]
 
 
 def _print_line(line: str) -> None:

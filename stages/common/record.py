@@ -1,6 +1,5 @@
 """What a run took and where it ran: for people, and for comparing machines. Ignored by Git and by DVC."""
 
-import hashlib
 import json
 import os
 import platform
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.common import files, paths
+from stages.common.digests import file_md5
 
 PACKAGES = ("torch", "numpy", "dvc", "safetensors")
 
@@ -28,7 +28,7 @@ def environment(stage: str, device: str, instruction_set: str, outputs: Iterable
     cache, and it names the outputs that it describes. It stays as it is while it describes the outputs that are there,
     wherever these were made first: the same bytes on another machine leave nothing to commit.
     """
-    made = {path.as_posix(): _md5(path) for path in outputs}
+    made = {path.as_posix(): file_md5(path) for path in outputs}
     path = paths.ENVIRONMENT / f"{stage}.json"
     recorded = read(path)
     if isinstance(recorded, dict) and recorded.get("outputs") == made:
@@ -64,12 +64,6 @@ def machine() -> dict[str, Any]:
         "python": sys.version.split()[0],
         **{name: version(name) for name in PACKAGES},
     }
-
-
-def _md5(path: Path) -> str:
-    """As DVC has it in dvc.lock."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def _processor() -> str:
