@@ -1,9 +1,7 @@
-"""Running stages again and comparing what they give with what is on record: for integrity.verify and
-review.pull_request.
+"""Rerun stages and compare the results with the record, for integrity.verify and review.pull_request.
 
-Three things are compared for each output: the file that Git keeps, the MD5 that dvc.lock names, and the bytes that a
-run here gave. DVC compares the last two alone, and believes its own notes on what it hashed before; here bytes are
-hashed.
+Three things are compared for each output: the file in Git, the MD5 in dvc.lock, and the rebuilt bytes. DVC compares
+only the last two, and trusts its record of earlier hashes; this module hashes the bytes.
 """
 
 import json
@@ -21,20 +19,20 @@ from stages.common import children, paths
 from stages.common.digests import md5, path_md5
 from stages.common.errors import UserError, one_line
 
-RUNNING = re.compile(r"Running stage '([^']+)'")  # DVC prints it for a stage that it neither skips nor finds in a cache
+RUNNING = re.compile(r"Running stage '([^']+)'")  # printed unless DVC skips the stage or finds it in its cache
 
 
 class Output(NamedTuple):
-    """An output of a stage: three MD5s that should be the same."""
+    """An output of a stage: three MD5s that should be equal."""
 
     stage: str
     path: str
-    committed: str | None  # of the file that Git keeps; None: it keeps none
-    locked: str | None  # that the committed dvc.lock names
-    rebuilt: str | None  # of the bytes that a run here gave; None: it was not run here
+    committed: str | None  # of the file in Git; None: Git does not keep it
+    locked: str | None  # in the committed dvc.lock
+    rebuilt: str | None  # of the rebuilt bytes; None: it was not rebuilt
 
     def problem(self) -> str:
-        """What is wrong; empty if nothing is."""
+        """What is wrong; "" if nothing is."""
         committed, locked, rebuilt = self.committed, self.locked, self.rebuilt
         if committed and committed == rebuilt and locked not in (None, committed):
             return f"{LOCK} differs from the committed and the rebuilt file"
@@ -51,7 +49,7 @@ class Output(NamedTuple):
 
 
 class Input(NamedTuple):
-    """Something that a stage reads, which is not what the committed dvc.lock says that it read."""
+    """An input of a stage that differs from the committed dvc.lock."""
 
     stage: str
     name: str  # a path, `params.yaml: key`, or `command`
@@ -59,7 +57,7 @@ class Input(NamedTuple):
 
 
 def project() -> Path:
-    """The root of the DVC repository that the current folder is in, which is in Git too. Raises UserError."""
+    """The root of the DVC and Git repository around the current folder. Raises UserError."""
     from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
 
@@ -72,22 +70,19 @@ def project() -> Path:
 
 
 def lock(content: bytes | None, name: str) -> Lock:
-    """A dvc.lock with something in it. Raises UserError, also if it names an output twice.
-
-    name: whose it is, for messages.
-    """
+    """Read a dvc.lock. name: whose it is, for messages. Raises UserError, also for duplicate outputs."""
     found = parse_lock(content or b"", f"{name}: {LOCK}") if content else Lock()
     if not found.stages:
         raise UserError(f"{name}: {LOCK} has no stages; `dvc repro`, and commit what it writes")
     for stage in found.stages.values():
         names = [out.path for out in stage.outs]
         if twice := next((path for path in names if names.count(path) > 1), ""):
-            raise UserError(f"{name}: {LOCK} names {twice} twice; `dvc repro`, and commit what it writes")
+            raise UserError(f"{name}: {LOCK} lists {twice} twice; `dvc repro`, and commit what it writes")
     return found
 
 
 def pipeline(repo: Any) -> dict[str, Any]:
-    """The stages of dvc.yaml that run something, by name, as DVC has them. Raises UserError if it cannot be read."""
+    """The stages of dvc.yaml with a command, by name, as DVC objects. Raises UserError if it cannot be read."""
     from dvc.exceptions import DvcException
 
     try:
@@ -97,7 +92,7 @@ def pipeline(repo: Any) -> dict[str, Any]:
 
 
 def idle(names: Sequence[str], stages: dict[str, Any]) -> str:
-    """Why stages do not run, which are not in dvc.yaml, or frozen there; empty if all of them do."""
+    """Why some stages would not run: missing in dvc.yaml, or frozen; "" if all would."""
     reasons = [
         f"{name} is frozen" if name in stages else f"{name} is not in dvc.yaml"
         for name in names
@@ -107,10 +102,10 @@ def idle(names: Sequence[str], stages: dict[str, Any]) -> str:
 
 
 def environment(scratch: Path) -> dict[str, str]:
-    """The environment of a `dvc` that runs stages: `python` is this one, and what they print is there at once.
+    """The environment for a `dvc` that runs stages: this Python, with unbuffered output.
 
-    scratch: an empty folder, deleted later. Compiled code lies there, so that what lies beside the sources, and may be
-    of others, is not read.
+    scratch: an empty folder, deleted later. Python keeps its compiled code there, and so ignores any __pycache__ beside
+    the sources, which may be forged.
     """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     compiled = {"PYTHONPYCACHEPREFIX": str(scratch / "pycache")}
@@ -118,7 +113,7 @@ def environment(scratch: Path) -> dict[str, str]:
 
 
 def delete(place: Path) -> None:
-    """Delete a file, a link, or a folder with all that is in it, if it is there."""
+    """Delete a file, a link, or a folder with its content, if it exists."""
     if place.is_dir() and not place.is_symlink():
         shutil.rmtree(place)
     else:
@@ -126,23 +121,25 @@ def delete(place: Path) -> None:
 
 
 def isolated(clone: Path, scratch: Path, cache: str) -> dict[str, str]:
-    """Make a project in a clone one that DVC runs with this cache and nothing else of the user's; its environment.
+    """Configure a clone to use this cache and nothing else of the user's; returns the environment for DVC.
 
-    scratch: a folder for temporary files, which is deleted with the clone.
+    scratch: a folder for temporary files, deleted with the clone.
     """
-    delete(clone / paths.RUNS)  # a committed checkpoint would be taken for the state of a killed run
+    delete(clone / paths.RUNS)  # train would resume from a committed checkpoint
     config = clone / ".dvc" / "config.local"
-    config.write_text(f"[cache]\n    dir = {json.dumps(cache)}\n", encoding="utf-8")  # whatever a user set
-    kept = {name: value for name, value in environment(scratch).items() if not name.startswith("DVC_")}
-    kept.pop("PYTHONPATH", None)  # the clone's own code
+    config.write_text(
+        f"[cache]\n    dir = {json.dumps(cache)}\n", encoding="utf-8"
+    )  # overrides the user's configuration
+    variables = {name: value for name, value in environment(scratch).items() if not name.startswith("DVC_")}
+    variables.pop("PYTHONPATH", None)  # the clone's own code
     temporary = scratch / "tmp"
     temporary.mkdir()
     # torch leaves an empty folder for its compiler in TMPDIR
-    return {**kept, "DVC_SITE_CACHE_DIR": str(scratch / "site-cache"), "TMPDIR": str(temporary)}
+    return {**variables, "DVC_SITE_CACHE_DIR": str(scratch / "site-cache"), "TMPDIR": str(temporary)}
 
 
 def repro(folder: Path, options: Sequence[str], environment: dict[str, str]) -> list[str]:
-    """`dvc repro` in a project, shown; returns the stages that ran. Raises UserError if one fails."""
+    """Run `dvc repro` and show its output; returns the stages that ran. Raises UserError if one fails."""
     ran: list[str] = []
 
     def show(line: str) -> None:
@@ -150,33 +147,30 @@ def repro(folder: Path, options: Sequence[str], environment: dict[str, str]) -> 
         ran.extend(RUNNING.findall(line))
 
     command = [sys.executable, "-m", "dvc", "repro", *options]
-    if children.run(command, folder, environment, each_line=show).returncode:
-        raise UserError("`dvc repro` failed; what it says is above")
+    if children.run(command, folder, environment, on_line=show).returncode:
+        raise UserError("`dvc repro` failed, see above")
     return list(dict.fromkeys(ran))
 
 
 def outputs(root: Path, commit: str, committed: Lock, made: Lock, folder: Path, ran: Sequence[str]) -> list[Output]:
-    """Every output of every stage in the order of the pipeline.
+    """Every output of every stage, in the order of the pipeline.
 
-    root, commit: where Git keeps the files, and its dvc.lock, `committed`. made: dvc.lock as the run wrote it; its
-    stages and outputs are those of dvc.yaml. folder: where the stages that `ran` have written.
+    root, commit: the Git repository and the commit, whose dvc.lock is `committed`. made: the dvc.lock that the rerun
+    wrote. folder: where the stages in `ran` wrote their outputs.
     """
     rows = []
     for name, stage in made.stages.items():
         recorded = _by_path(committed.stages[name].outs) if name in committed.stages else {}
         for out in stage.outs:
             content = git.file(root, commit, out.path)
-            kept = md5(content) if content is not None else None
+            in_git = md5(content) if content is not None else None
             rebuilt = path_md5(folder, out.path) if name in ran else None
-            rows.append(Output(name, out.path, kept, recorded.get(out.path), rebuilt))
+            rows.append(Output(name, out.path, in_git, recorded.get(out.path), rebuilt))
     return rows
 
 
 def undeclared(root: Path, commit: str, made: Lock) -> list[str]:
-    """The files below metrics/ that Git keeps and no stage writes: they would be read as results.
-
-    made: as for `outputs`.
-    """
+    """The files of metrics/ in Git that no stage writes: they would be read as results. made: as for `outputs`."""
     listed = git.run(root, "ls-tree", "-r", "-z", "--name-only", commit, "--", paths.TEST_METRICS.parent.as_posix())
     return [
         path
@@ -187,9 +181,9 @@ def undeclared(root: Path, commit: str, made: Lock) -> list[str]:
 
 
 def inputs(committed: Lock, made: Lock) -> list[Input]:
-    """What the committed dvc.lock was not made from: code, parameters, commands and files, by the dvc.lock of a run.
+    """The code, parameters, commands and files whose records in the committed dvc.lock differ from those of a rerun.
 
-    A stage that the committed one does not name is left out: each of its outputs is missing there.
+    Stages that the committed dvc.lock lacks are left out: each of their outputs is reported as missing.
     """
     rows = []
     for name, stage in made.stages.items():
@@ -197,27 +191,27 @@ def inputs(committed: Lock, made: Lock) -> list[Input]:
         if recorded is None:
             continue
         if recorded.cmd != stage.cmd:
-            rows.append(Input(name, "command", f"other than in {LOCK}"))
+            rows.append(Input(name, "command", f"differs from {LOCK}"))
         before, now = _by_path(recorded.deps), _by_path(stage.deps)
         for path in dict.fromkeys([*before, *now]):
             if path not in before:
                 rows.append(Input(name, path, f"missing in {LOCK}"))
             elif path not in now:
-                rows.append(Input(name, path, f"in {LOCK}, and not in dvc.yaml"))
+                rows.append(Input(name, path, f"in {LOCK}, but not in dvc.yaml"))
             elif path in committed.outs:
                 if before[path] != committed.outs[path].md5:
                     rows.append(Input(name, path, f"{LOCK} says that {committed.writers[path][0]} wrote other bytes"))
             elif before[path] != now[path]:
-                rows.append(Input(name, path, f"other than in {LOCK}"))
+                rows.append(Input(name, path, f"differs from {LOCK}"))
         for file in dict.fromkeys([*recorded.params, *stage.params]):
             old, new = (revisions.flatten(side.params.get(file, {}), LOCK) for side in (recorded, stage))
             changed = [key for key in old if key in new and old[key] != new[key]]
             keys = [*changed, *(key for key in [*old, *new] if (key in old) != (key in new))]
-            rows += [Input(name, f"{file}: {key}", f"other than in {LOCK}") for key in keys]
+            rows += [Input(name, f"{file}: {key}", f"differs from {LOCK}") for key in keys]
     for name, stage in committed.stages.items():
         known = _by_path(made.stages[name].outs) if name in made.stages else {}
         rows += [
-            Input(name, out.path, f"in {LOCK}, and not in dvc.yaml") for out in stage.outs if out.path not in known
+            Input(name, out.path, f"in {LOCK}, but not in dvc.yaml") for out in stage.outs if out.path not in known
         ]
     return rows
 

@@ -181,7 +181,7 @@ def run_again(root: Path, names: Sequence[str], ran: Sequence[str], environment:
     for dep in {dep.path: dep for dep in deps}.values():
         if dep.path in wrote and wrote[dep.path] not in again and path_md5(root, dep.path) != dep.md5:
             raise UserError(
-                f"{dep.path} is not what {LOCK} names, and DVC takes it for that: `make doctor` says what mends it"
+                f"{dep.path} is not what {LOCK} names, and DVC takes it for that: `make doctor` prints the fix"
             )
     if not again:
         return []

@@ -24,7 +24,7 @@ def repro(folder: Path, options: Sequence[str], environment: Mapping[str, str]) 
     logger.addHandler(handler)
     try:
         if command(folder, ["repro", *options], environment):
-            raise UserError("`dvc repro` failed; what it says is above")
+            raise UserError("`dvc repro` failed, see above")
     finally:
         logger.removeHandler(handler)
     return ran

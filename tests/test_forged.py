@@ -144,7 +144,7 @@ def parameters(project: Project) -> None:
 
 
 STALE = "changed since the run that dvc.lock records: {}; `dvc repro` there"
-EDITED = "not the file that dvc.lock names: {}; edited by hand, or damaged"
+EDITED = "does not match dvc.lock: {}; edited by hand, or damaged"
 CONTRADICTS = f"{METRICS} contradicts the predictions, which have"
 FORGERIES: dict[str, tuple[Callable[[Project], None], str, bool]] = {  # what is done, said, and whether Git keeps it
     "model": (model, EDITED.format(MODEL), False),
@@ -154,7 +154,7 @@ FORGERIES: dict[str, tuple[Callable[[Project], None], str, bool]] = {  # what is
     "metrics": (metrics, EDITED.format(METRICS), True),
     "metrics-and-lock": (metrics_and_lock, CONTRADICTS, True),
     "accuracy-and-lock": (accuracy_and_lock, CONTRADICTS, True),
-    "lock": (lock_of_the_model, f"by dvc.lock, evaluate read another {MODEL} than train wrote", True),
+    "lock": (lock_of_the_model, f"in dvc.lock, evaluate read another {MODEL} than train wrote", True),
     "code": (code, STALE.format("toy.py"), True),
     "parameters": (parameters, STALE.format("train.skill"), True),
 }

@@ -127,7 +127,7 @@ def test_without_a_remote_both_sides_are_run(url: str, author: Project, tmp_path
     status, told = judge(ci, "origin/main")
     assert status == 0, told
     assert told.count("Running stage 'evaluate'") == 2
-    assert "running origin/main again: data/predictions.csv is not in the cache, and the " in told
+    assert "running origin/main again: data/predictions.csv is not in the cache; remote " in told
     assert "McNemar's exact test" in report(ci)
     assert "> what ran here gave the bytes that HEAD has on record: evaluate\n" in report(ci)
     assert "> origin/main: ran here: evaluate\n" in report(ci)
@@ -153,7 +153,7 @@ def test_a_base_that_cannot_be(author: Project, tmp_path: Path, monkeypatch: pyt
     ci.run("git", "branch", "alone", ci.run("git", "commit-tree", empty_tree, "-m", "nothing").strip())
     monkeypatch.chdir(ci.path)
     for base, line in (
-        (["nobody"], "unknown revision 'nobody'; allowed: a commit, branch, tag or experiment that is here"),
+        (["nobody"], "unknown revision 'nobody'; allowed: a commit, branch, tag or experiment of this clone"),
         ([""], "the revision is empty"),
         (["--", "--upload-pack=touch x"], "unknown revision '--upload-pack=touch x'"),
         (["$(touch x)"], "unknown revision '$(touch x)'"),
@@ -176,7 +176,7 @@ def test_a_stage_that_fails(author: Project, tmp_path: Path) -> None:
     status, told = judge(ci, "origin/main")
     assert status == 2
     assert "error: no such toy\n" in told
-    assert told.splitlines()[-1] == "error: `dvc repro` failed; what it says is above"
+    assert told.splitlines()[-1] == "error: `dvc repro` failed, see above"
     assert "`dvc repro` failed" in report(ci)
 
 
@@ -189,7 +189,7 @@ def test_a_base_that_has_measured_nothing(author: Project, tmp_path: Path) -> No
     status, told = judge(ci, "before")
     assert (status, told.splitlines()[-1]) == (
         2,
-        "error: before: no metrics/*.json there; run `dvc repro` there, and commit what it writes",
+        "error: before: no metrics/*.json; run `dvc repro` there, and commit what it writes",
     )
 
 
@@ -484,7 +484,7 @@ def test_a_model_that_is_not_what_the_lock_names(branch: Project, gate: Gate) ->
     assert model.read_text(encoding="utf-8") == '{"skill": 0.99}'
     assert (
         gate(branch)[0]
-        == f"{MODEL} is not what dvc.lock names, and DVC takes it for that: `make doctor` says what mends it"
+        == f"{MODEL} is not what dvc.lock names, and DVC takes it for that: `make doctor` prints the fix"
     )
 
 

@@ -256,12 +256,12 @@ FORGERIES: dict[str, tuple[Callable[[Project], object], dict[str, str]]] = {
     ),
     "lock with another stage": (
         lambda project: relock(project, lambda stages: stages.update(later=stages["evaluate"])),
-        {f"{path} (input)": "in dvc.lock, and not in dvc.yaml" for path in ("data/predictions.csv", METRICS)}
-        | {"metrics/plots/curve.csv (input)": "in dvc.lock, and not in dvc.yaml"},
+        {f"{path} (input)": "in dvc.lock, but not in dvc.yaml" for path in ("data/predictions.csv", METRICS)}
+        | {"metrics/plots/curve.csv (input)": "in dvc.lock, but not in dvc.yaml"},
     ),
     "lock of other code": (
         lambda project: relock(project, lambda stages: out(stages["train"], "train.py").update(md5=OTHER)),
-        {"train.py (input)": "other than in dvc.lock"},
+        {"train.py (input)": "differs from dvc.lock"},
     ),
     "lock without code": (
         lambda project: relock(project, lambda stages: stages["train"]["deps"].pop(0)),
@@ -271,20 +271,20 @@ FORGERIES: dict[str, tuple[Callable[[Project], object], dict[str, str]]] = {
         lambda project: relock(
             project, lambda stages: stages["train"]["deps"].append({"path": "x", "hash": "md5", "md5": OTHER})
         ),
-        {"x (input)": "in dvc.lock, and not in dvc.yaml"},
+        {"x (input)": "in dvc.lock, but not in dvc.yaml"},
     ),
     "lock of another command": (
         lambda project: relock(project, lambda stages: stages["train"].update(cmd="python other.py")),
-        {"command (input)": "other than in dvc.lock"},
+        {"command (input)": "differs from dvc.lock"},
     ),
     "lock of other parameters": (
         lambda project: relock(project, lambda stages: stages["evaluate"]["params"]["params.yaml"].update(evaluate=5)),
-        {"params.yaml: evaluate.bins (input)": "other than in dvc.lock"}
-        | {"params.yaml: evaluate (input)": "other than in dvc.lock"},
+        {"params.yaml: evaluate.bins (input)": "differs from dvc.lock"}
+        | {"params.yaml: evaluate (input)": "differs from dvc.lock"},
     ),
     "code": (
         lambda project: project.write("evaluate.py", EVALUATE + "# appended\n"),
-        {"evaluate.py (input)": "other than in dvc.lock"},
+        {"evaluate.py (input)": "differs from dvc.lock"},
     ),
     "code, on record": (
         lambda project: forge(project, "evaluate.py", EVALUATE.replace("0.9", "0.95")),
@@ -320,7 +320,7 @@ def test_a_forgery_is_named(name: str, project: Project, verified: Verified, mon
     assert rows(told) == named
     last = told.splitlines()[-1]
     artifacts = [artifact for artifact in named if not artifact.endswith("(input)")]
-    assert set(last.removeprefix("not the same: ").split(", ")) == set(artifacts or ["dvc.lock"])
+    assert set(last.removeprefix("different: ").split(", ")) == set(artifacts or ["dvc.lock"])
     inputs = [artifact.removesuffix(" (input)") for artifact in named if artifact.endswith("(input)")]
     assert not inputs or "dvc.lock was made from other code or inputs than HEAD's: " in told
     assert all(name in told for name in inputs)
@@ -333,15 +333,15 @@ def test_a_forgery_is_named(name: str, project: Project, verified: Verified, mon
         (lambda project: project.run("git", "rm", "-q", "dvc.lock"), "HEAD: dvc.lock has no stages; `dvc repro`"),
         (
             lambda project: relock(project, lambda stages: stages["train"]["outs"].append(stages["train"]["outs"][0])),
-            "HEAD: dvc.lock names data/folder twice",
+            "HEAD: dvc.lock lists data/folder twice",
         ),
         (
             lambda project: relock(project, lambda stages: stages["train"]["outs"][0].update(path="../../victim")),
-            "HEAD: dvc.lock names an output outside of the project: ../../victim",
+            "HEAD: dvc.lock lists an output outside of the project: ../../victim",
         ),
         (
             lambda project: project.write("dvc.yaml", PIPELINE.replace("  evaluate:", "  evaluate:\n    frozen: true")),
-            "HEAD: dvc.yaml: evaluate is frozen: it would not be run; remove `frozen: true`",
+            "HEAD: dvc.yaml: evaluate is frozen, so it would not run; remove `frozen: true`",
         ),
         (lambda project: added(project, "stages/__pycache__/a.cpython-311.pyc", ""), "compiled code, which Python may"),
         (lambda project: added(project, "tqdm/__init__.py", ""), "named like an installed package or a module of"),
@@ -625,10 +625,10 @@ def test_the_real_stages(clone: Clone, tmp_path: Path) -> None:
     status, told = run()
     assert status == 1, told
     assert "dvc.lock was made from other code or inputs than HEAD's: params.yaml: train.seed\n" in told
-    assert "diverged: train is the first stage whose rebuilt bytes are not those on record" in told
+    assert "diverged: train is the first stage whose rebuilt bytes differ from the record" in told
     assert re.search(r"preprocess +data/processed/train.safetensors +identical", told)
-    assert re.search(r"train +params.yaml: train.seed \(input\) +other than in dvc.lock", told)
-    assert re.search(r"model.safetensors: [\d,]+ weights differ, 1\.\d\.weight by 0\.\d+ at most", told)
-    assert re.search(r"predictions.csv: \d+ of 10,000 predictions changed", told)
+    assert re.search(r"train +params.yaml: train.seed \(input\) +differs from dvc.lock", told)
+    assert re.search(r"model.safetensors: [\d,]+ weights differ, 1\.\d\.weight by at most 0\.\d+", told)
+    assert re.search(r"predictions.csv: \d+ of 10,000 predicted classes changed", told)
     assert re.search(r"metrics/evaluate.json: accuracy 0\.\d+ -> 0\.\d+ \([+-]0\.\d+\)", told)
     assert "environment of train: device abacus there, cpu here" in told
