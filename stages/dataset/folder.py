@@ -71,6 +71,14 @@ class Reader:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    def stamp(self, name: str) -> tuple[int, int]:
+        """Size in bytes and time of the last change in nanoseconds; zeros where there is no file."""
+        try:
+            status = (self.root / name).stat()
+        except FileNotFoundError:
+            return 0, 0
+        return status.st_size, status.st_mtime_ns
+
     def read(self, name: str) -> bytes:
         """The content of a file. Raises UnusablePicture (no file, too large) and OSError (no permission, disk)."""
         path = self.root / name

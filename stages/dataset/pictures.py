@@ -1,9 +1,7 @@
 """One picture: what its header says, and its pixels brought to a fixed shape by documented rules.
 
-The rules, in this order:
+The rules:
 - The first frame or page counts. JPEG, PNG, WebP, BMP, TIFF and GIF are read, told apart by content, not by name.
-- A JPEG that is at least four times too large is decoded at 1/2, 1/4 or 1/8 of its size, never below twice the size it
-  ends up with: its pixels are then averaged by the decoder. See docs/own-images.md for what that changes.
 - The EXIF orientation is applied.
 - 16-bit values keep their upper 8 bits. Other integers above 8 bits count as 16-bit values; floating-point pixels have
   no known range and are refused.
@@ -12,6 +10,8 @@ The rules, in this order:
 - Grey is (299 R + 587 G + 114 B) / 1000, ITU-R 601.
 - Resizing weighs all source pixels (Pillow's bicubic filter, antialiased). crop: fill the shape, cut the longer side
   evenly. pad: fit inside, fill the rest with `background`. stretch: ignore the aspect ratio.
+- A picture of at least four times the size it ends up with is first averaged over blocks of whole pixels, down to twice
+  that size or more: a JPEG by its decoder, which is several times faster. docs/own-images.md says what that changes.
 """
 
 import io
@@ -19,20 +19,30 @@ import math
 import struct
 import warnings
 import zlib
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.Image import Resampling
+from PIL import Image, UnidentifiedImageError
+from PIL.Image import Resampling, Transpose
 
 from stages.common.preparation import Preparation
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 89_478_485  # Pillow's own limit, above which it suspects a decompression bomb
 MIN_SIDE = 2  # pixels: a tracking pixel is no picture
+STRIP_PIXELS = 2**20  # of a large picture, flattened at a time
 ORIENTATION = 0x0112  # the EXIF tag
+TRANSPOSE = {  # what makes a picture of this orientation upright
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+TURNED = (5, 6, 7, 8)  # the orientations that swap width and height
 # What Pillow raises for content that is damaged; it has no common class for it.
 DAMAGED = (
     OSError,
@@ -73,13 +83,8 @@ class Facts:
 def facts(content: bytes) -> Facts:
     """Read the header, without decoding a pixel. Raises UnusablePicture."""
     with _opened(content) as image:
-        try:
-            orientation = image.getexif().get(ORIENTATION, 1)
-        except DAMAGED:  # EXIF that cannot be read has no say
-            orientation = 1
         form = "JPEG" if image.format == "MPO" else str(image.format)  # a JPEG with a second picture behind the first
-        upright = orientation if orientation in range(1, 9) else 1
-        return Facts(form, image.mode, image.width, image.height, upright)
+        return Facts(form, image.mode, image.width, image.height, _orientation(image))
 
 
 def decode(content: bytes, preparation: Preparation) -> npt.NDArray[np.uint8]:
@@ -88,13 +93,15 @@ def decode(content: bytes, preparation: Preparation) -> npt.NDArray[np.uint8]:
     The same content and preparation give the same array, in whatever process or thread.
     """
     with _opened(content) as image:
+        orientation = _orientation(image)
         try:
             with warnings.catch_warnings(action="ignore"):  # about metadata, which is not used
-                _load_upright(image, preparation)
-                prepared = _resized(_flat(image, preparation), preparation)
+                fitted = _fitted(image, preparation, turned=orientation in TURNED)
         except DAMAGED as error:
             raise UnusablePicture(_reason(error)) from None
-    pixels = np.asarray(prepared, dtype=np.uint8)  # (H, W) or (H, W, C)
+    if orientation in TRANSPOSE:
+        fitted = fitted.transpose(TRANSPOSE[orientation])
+    pixels = np.asarray(_padded(fitted, preparation))  # (H, W) or (H, W, C)
     return np.ascontiguousarray(np.atleast_3d(pixels).transpose(2, 0, 1))  # (C, H, W)
 
 
@@ -119,6 +126,18 @@ def _opened(content: bytes) -> Image.Image:
     return image
 
 
+def _orientation(image: Image.Image) -> int:
+    """The orientation in the header, 1 to 8; 1 where there is none, or none that can be read."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode all of the picture in search of EXIF behind it
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            orientation = image.getexif().get(ORIENTATION, 1)
+    except DAMAGED:
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
 def _reason(error: BaseException) -> str:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         pixels = "".join(character for character in str(error).partition(" pixels")[0] if character.isdigit())
@@ -127,16 +146,43 @@ def _reason(error: BaseException) -> str:
     return f"damaged ({text})"
 
 
-def _load_upright(image: Image.Image, preparation: Preparation) -> None:
-    """Decode, at a reduced scale where the format has one, and turn as EXIF says."""
-    longest = max(preparation.image_size)  # of what is needed, whichever way the picture is turned
-    scale = longest / (max(image.size) if preparation.resize == "pad" else min(image.size))
+def _fitted(image: Image.Image, preparation: Preparation, turned: bool) -> Image.Image:
+    """Decode and resize, as stored. turned: EXIF says that its width is a height. Mode L or RGB."""
+    height, width = reversed(preparation.image_size) if turned else preparation.image_size
+    if preparation.resize == "pad":
+        scale = min(width / image.width, height / image.height)
+        width, height = max(1, round(scale * image.width)), max(1, round(scale * image.height))
+    across, down = float(image.width), float(image.height)  # of the part that is kept, in pixels of the file
+    if preparation.resize == "crop":
+        scale = max(width / across, height / down)
+        across, down = min(across, width / scale), min(down, height / scale)
+    left, top = (image.width - across) / 2, (image.height - down) / 2
+
+    shrink = 1.0  # by how much the decoder or the averaging made it smaller
     if image.format in ("JPEG", "MPO"):
-        # Pillow picks the smallest scale that is not below this size; where none is, the full one.
-        image.draft(None, (math.ceil(2 * scale * image.width), math.ceil(2 * scale * image.height)))
+        # Pillow picks the smallest scale that is not below this size; where there is none, the full one.
+        wanted = (math.ceil(2 * image.width * width / across), math.ceil(2 * image.height * height / down))
+        full = image.width
+        if drafted := image.draft(None, wanted):
+            shrink = full / drafted[1][2]
     image.load()
-    with suppress(*DAMAGED):  # EXIF that cannot be read has no say
-        ImageOps.exif_transpose(image, in_place=True)
+    block = int(min(across / width, down / height) / shrink / 2)
+    flat = _averaged(image, preparation, block) if block > 1 else _flat(image, preparation)
+    shrink *= max(block, 1)
+    right, bottom = min(flat.width, (left + across) / shrink), min(flat.height, (top + down) / shrink)
+    box = (left / shrink, top / shrink, right, bottom)
+    return flat.resize((width, height), Resampling.BICUBIC, box=box)
+
+
+def _averaged(image: Image.Image, preparation: Preparation, block: int) -> Image.Image:
+    """`_flat`, each block of pixels averaged; in strips, so that a large picture is in memory once, not three times."""
+    wanted = "L" if preparation.channels == "grey" else "RGB"
+    small = Image.new(wanted, (math.ceil(image.width / block), math.ceil(image.height / block)))
+    strip = block * max(1, STRIP_PIXELS // (block * image.width))
+    for top in range(0, image.height, strip):
+        rows = image.crop((0, top, image.width, min(top + strip, image.height)))
+        small.paste(_flat(rows, preparation).reduce(block), (0, top // block))
+    return small
 
 
 def _flat(image: Image.Image, preparation: Preparation) -> Image.Image:
@@ -145,15 +191,20 @@ def _flat(image: Image.Image, preparation: Preparation) -> Image.Image:
         image = _upper_bits(image)
     if image.mode == "F":
         raise UnusablePicture("floating-point pixels, whose range is not known")
-    wanted = "L" if preparation.channels == "grey" else "RGB"
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        flat = Image.new("RGB", image.size, tuple(preparation.background))
+        flat = Image.new("RGB", image.size, _colour(preparation))
         flat.paste(image, mask=image.getchannel("A"))
         image = flat
     if image.mode == "P":
         image = image.convert("RGB")
+    wanted = "L" if preparation.channels == "grey" else "RGB"
     return image if image.mode == wanted else image.convert(wanted)
+
+
+def _colour(preparation: Preparation) -> tuple[int, int, int]:
+    red, green, blue = preparation.background
+    return red, green, blue
 
 
 def _upper_bits(image: Image.Image) -> Image.Image:
@@ -164,17 +215,11 @@ def _upper_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
 
 
-def _resized(image: Image.Image, preparation: Preparation) -> Image.Image:
+def _padded(image: Image.Image, preparation: Preparation) -> Image.Image:
+    """Centred on `background`, where it is smaller than the shape."""
     height, width = preparation.image_size
     if image.size == (width, height):
         return image
-    if preparation.resize == "stretch":
-        return image.resize((width, height), Resampling.BICUBIC)
-    if preparation.resize == "crop":
-        return ImageOps.fit(image, (width, height), Resampling.BICUBIC)
-    scale = min(width / image.width, height / image.height)
-    fitted = image.resize((max(1, round(scale * image.width)), max(1, round(scale * image.height))), Resampling.BICUBIC)
-    colour = Image.new("RGB", (1, 1), tuple(preparation.background)).convert(image.mode).getpixel((0, 0))
-    padded = Image.new(image.mode, (width, height), colour)
-    padded.paste(fitted, ((width - fitted.width) // 2, (height - fitted.height) // 2))
+    padded = Image.new("RGB", (width, height), _colour(preparation)).convert(image.mode)
+    padded.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
     return padded
