@@ -9,6 +9,7 @@ from typing import Any
 from stages.common import params, paths
 from stages.common.errors import UserError
 from stages.common.params import Section
+from stages.dataset.options import NO_IMAGES
 from stages.dataset.registry import DATA_SETS
 from stages.download.options import Data
 from stages.evaluate.options import Evaluate
@@ -83,11 +84,12 @@ def unknown(values: dict[str, Any]) -> list[str]:
 
 def contradictions(values: dict[str, Any]) -> list[str]:
     """A line for each rule between sections that is broken. values: right section by section."""
-    train, data_set = values["train"], DATA_SETS[values["data"]["name"]]
-    lines = []
+    train, preprocess = values["train"], values["preprocess"]
+    data_set = DATA_SETS.get(values["data"]["name"])  # None: own pictures
+    lines = pictures(values["data"], preprocess)
 
-    patience, fraction = train["early_stopping_patience_epochs"], values["preprocess"]["validation_fraction"]
-    if patience and round(fraction * data_set.largest_class) == 0:
+    patience, fraction = train["early_stopping_patience_epochs"], preprocess["validation_fraction"]
+    if patience and round(fraction * (data_set.largest_class if data_set else 10**9)) == 0:
         lines.append(
             f"train.early_stopping_patience_epochs is {patience}, and preprocess.validation_fraction is {fraction}, "
             "which leaves no image to stop on; allowed: 0, or a larger fraction"
@@ -101,7 +103,9 @@ def contradictions(values: dict[str, Any]) -> list[str]:
 
     cnn = Cnn.model_validate(values["models"]["cnn"])
     try:
-        sizes = cnn.map_sizes(*data_set.image_shape[1:])
+        size = preprocess["image_size"]
+        height, width = data_set.image_shape[1:] if data_set else size if isinstance(size, list) else (size, size)
+        sizes = cnn.map_sizes(height, width)
     except ValueError as error:
         lines.append(f"models.cnn: {error}")
     else:
@@ -111,3 +115,27 @@ def contradictions(values: dict[str, Any]) -> list[str]:
                 "but batch norm needs two values; allowed: a batch_size of 2 or more, or blocks that shrink less"
             )
     return [f"{paths.PARAMS}: {line}" for line in lines]
+
+
+def pictures(data: dict[str, Any], preprocess: dict[str, Any]) -> list[str]:
+    """A line for each rule on own pictures that is broken."""
+    name, folder = data["name"], data["images"]
+    if name != "images":
+        # Every run depends on data.images, which dvc.yaml cannot leave out: a published set must not run again for it.
+        return (
+            []
+            if folder == NO_IMAGES
+            else [f"data.images is {folder!r}; allowed: {NO_IMAGES}, since data.name is {name}"]
+        )
+    lines = []
+    if folder == NO_IMAGES:
+        lines.append(
+            f"data.images is {NO_IMAGES!r}; allowed: the folder or archive of your pictures, since data.name is images"
+        )
+    validation, test = preprocess["validation_fraction"], preprocess["test_fraction"]
+    if validation + test > 0.9:
+        lines.append(
+            f"preprocess.validation_fraction is {validation} and preprocess.test_fraction {test}; allowed: 0.9 at most "
+            "together"
+        )
+    return lines

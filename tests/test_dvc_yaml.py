@@ -156,7 +156,7 @@ DATA: dict[str, tuple[set[Path], set[Path]]] = {
     "check": (set(), {paths.CHECKED}),
     "download": (set(), RAW),
     "preprocess": (
-        RAW,
+        RAW,  # and the folder that data.images names
         {paths.TRAIN, paths.VALIDATION, paths.TEST, paths.DATA_CARD, paths.DATA_METRICS},
     ),
     "train": (
@@ -174,7 +174,8 @@ DATA: dict[str, tuple[set[Path], set[Path]]] = {
 def test_the_paths_are_those_of_the_code(name: str) -> None:
     reads, writes = DATA[name]
     data = set(STAGES[name]["deps"]) - declared(name) - {"requirements.txt"}
-    assert data - {paths.CHECKED.as_posix()} == {path.as_posix() for path in reads}
+    assert ("${data.images}" in data) == (name == "preprocess")
+    assert data - {paths.CHECKED.as_posix(), "${data.images}"} == {path.as_posix() for path in reads}
     assert outputs(STAGES[name]) == {path.as_posix() for path in writes}
     source = (ROOT / f"{module(name).replace('.', '/')}.py").read_text(encoding="utf-8")
     constants = {getattr(paths, constant) for constant in re.findall(r"paths\.([A-Z_]+)", source)}
@@ -202,18 +203,20 @@ def test_metrics_and_plots_are_in_git_and_the_rest_in_the_cache(name: str) -> No
 
 # The schema of each parameter that dvc.yaml names.
 READS: dict[str, set[tuple[str, type[Section]]]] = {
-    "download": {("data", Data)},
-    "preprocess": {("data.name", DataName), ("preprocess", Preprocess)},
+    "download": {("data.name", Data), ("data.mirrors", Data)},
+    "preprocess": {("data.name", DataName), ("data.images", DataName), ("preprocess", Preprocess)},
     "evaluate": {("evaluate", Evaluate)},
 }
+UNREAD = {("download", "images")}  # its section is checked whole; own pictures are not downloaded
 
 
 @pytest.mark.parametrize("name", READS)
 def test_the_parameters_are_those_of_the_schemas(name: str) -> None:
     assert set(STAGES[name]["params"]) == {key for key, _ in READS[name]}
-    for key, schema in READS[name]:
-        section, _, leaf = key.partition(".")
-        assert set(schema.model_fields) == ({leaf} if leaf else set(DEFAULTS[section]))
+    for schema in {schema for _, schema in READS[name]}:
+        keys = [key.partition(".") for key, other in READS[name] if other is schema]
+        leaves = {leaf for section, _, key in keys for leaf in ([key] if key else DEFAULTS[section])}
+        assert {field for field in schema.model_fields if (name, field) not in UNREAD} == leaves
 
 
 def train_keys(values: dict[str, Any]) -> list[str]:

@@ -157,6 +157,8 @@ def _line(key: str, schema: type[Section], mistake: dict[str, Any]) -> str:
 
 def _allowed(field: dict[str, Any]) -> str:
     """What a field takes, in words, from its JSON schema."""
+    if "description" in field:
+        return str(field["description"])
     if "enum" in field:
         return " | ".join(map(str, field["enum"]))
     if "const" in field:

@@ -99,12 +99,13 @@ def run_key(chosen: Chosen, target: torch.device) -> str:
 def write(model: nn.Module, history: list[Row], chosen: Chosen, card: DataCard) -> None:
     """Write the model, its metrics and the curves of the run."""
     spec = model_file.Spec(
-        format=1,
+        format=2 if card.preparation else 1,
         model=chosen.model,
         options=chosen.model_options,
         image_shape=card.image_shape,
         classes=card.classes,
         output=OUTPUTS[chosen.train.loss],
+        preparation=card.preparation,
     )
     model_file.write(paths.MODEL, model, spec)
     curves = pd.DataFrame(history)
