@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 
 from integrity import doctor as doctor_module
 from integrity import revisions
 from stages.common.digests import md5
 from tests import inside
 from tests.clones import Clone
+from tests.forging import cached, entry, flip, locked, replace
 from tests.imports import ROOT
 from tests.toy import Project, begun
 
@@ -32,24 +32,6 @@ def cure(clone: Clone, told: str) -> None:
     for line in told.splitlines():
         if line.startswith("    fix: "):
             clone.run("sh", "-c", line.removeprefix("    fix: ").partition(", or ")[0])
-
-
-def flip(path: Path) -> None:
-    """Flip a bit as a failing disk does: the size and the time stay."""
-    before = path.stat()
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(content)
-    path.chmod(before.st_mode)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-def cached(clone: Clone, out: str) -> Path:
-    """The object of an output in the clone's cache."""
-    stages = yaml.safe_load((clone.path / "dvc.lock").read_text(encoding="utf-8"))["stages"]
-    digest = next(entry["md5"] for stage in stages.values() for entry in stage["outs"] if entry["path"] == out)
-    return Path(clone.path, ".dvc/cache/files/md5", digest[:2], digest[2:])
 
 
 def in_both(clone: Clone) -> None:
@@ -102,23 +84,18 @@ def forged_metrics(clone: Clone) -> None:
 
 def forged_predictions(clone: Clone) -> None:
     path = clone.path / "data/predictions.csv"
-    content = path.read_bytes()
-    path.unlink()
-    path.write_bytes(content.replace(b"1,", b"2,", 1))
+    replace(path, path.read_bytes().replace(b"1,", b"2,", 1))
 
 
 def forged_model(clone: Clone) -> None:
     """Another model in the work tree and, under the true one's name, in the cache."""
     for path in (clone.path / "data/model/model.safetensors", cached(clone, "data/model/model.safetensors")):
-        content = path.read_bytes()
-        path.unlink()
-        path.write_bytes(content[:-1] + b"?")
+        replace(path, path.read_bytes()[:-1] + b"?")
 
 
 def forged_lock(clone: Clone) -> None:
     path = clone.path / "dvc.lock"
-    stages = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
-    model = next(out for out in stages["train"]["outs"] if out["path"].startswith("data/model"))
+    model = entry(locked(clone)["stages"]["train"], "data/model/model.safetensors")
     before, _, train = path.read_text(encoding="utf-8").rpartition(f"md5: {model['md5']}")
     path.write_text(f"{before}md5: {'f' * 32}{train}", encoding="utf-8")
     commit_elsewhere(clone)

@@ -18,7 +18,7 @@ from tests.clones import Clone
 from tests.faults import mounts
 from tests.faults.lab import PROC, STAGES, Lab
 from tests.faults.ledger import faults
-from tests.test_doctor import cached, flip
+from tests.forging import cached, flip
 
 MOUNTS = mounts.possible()
 GENEROUS = 500_000_000  # bytes
