@@ -508,7 +508,7 @@ def test_a_revision_that_cannot_be_read(rev: str, line: str, monkeypatch: Patch)
         (
             "metrics/evaluate.json",
             '{"loss": NaN}',
-            "work tree: metrics/evaluate.json: not valid JSON: NaN is no JSON num",
+            "work tree: metrics/evaluate.json: not valid JSON: NaN is not a JSON num",
         ),
         (
             "metrics/evaluate.json",
@@ -547,7 +547,7 @@ def test_what_is_missing_is_left_out_with_a_note(project: Project, monkeypatch: 
     project.write("metrics/evaluate.json", '{"accuracy": 0.9, "text": "no number", "sure": true}')
     found = document(monkeypatch, capsys, "main")
     assert found["notes"] == [
-        "work tree: no params.yaml there: parameters are not compared",
+        "work tree: no params.yaml: parameters are not compared",
         "work tree: dvc.lock: not valid YAML: what the run read and wrote is not known",
         "the data sets differ: toy in main, None in work tree: metrics stand side by side, but their differences do "
         "not judge the models",

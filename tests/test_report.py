@@ -269,7 +269,7 @@ def test_what_is_missing_is_said(compared: Clone, tmp_path: Path) -> None:
     for line in (
         "work tree: no metrics/plots/training.csv there",
         "work tree: metrics/plots/confusion.csv: not one row per pair of classes; dvc repro writes it again",
-        "work tree: no predictions, so no comparison image by image: data/predictions.csv is not in the cache, and",
+        "work tree: no predictions, so no comparison image by image: data/predictions.csv is not in the cache; remote",
         "no test images: no predictions: data/predictions.csv is not in the cache; remote 'beside': its folder",
         "Fisher's exact test",
     ):
