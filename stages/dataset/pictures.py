@@ -6,7 +6,8 @@ The rules:
 - 16-bit values keep their upper 8 bits. Other integers above 8 bits count as 16-bit values; floating-point pixels have
   no known range and are refused.
 - Transparency (an alpha channel, a transparent colour, a transparent palette entry) is blended over `background`.
-- CMYK becomes RGB as 255 - min(255, C + K) and so on. Embedded colour profiles are ignored: values count as sRGB.
+- CMYK becomes RGB as R = (255 - C) (255 - K) / 255 and so on.
+- Embedded colour profiles are ignored: values count as sRGB.
 - Grey is (299 R + 587 G + 114 B) / 1000, ITU-R 601.
 - Resizing weighs all source pixels (Pillow's bicubic filter, antialiased). crop: fill the shape, cut the longer side
   evenly. pad: fit inside, fill the rest with `background`. stretch: ignore the aspect ratio.
@@ -31,6 +32,7 @@ from stages.common.preparation import Preparation
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 89_478_485  # Pillow's own limit, above which it suspects a decompression bomb
 MIN_SIDE = 2  # pixels: a tracking pixel is no picture
+ENLARGED = 2  # how much larger than it ends up with a picture stays, at least, when blocks of it are averaged
 STRIP_PIXELS = 2**20  # of a large picture, flattened at a time
 ORIENTATION = 0x0112  # the EXIF tag
 TRANSPOSE = {  # what makes a picture of this orientation upright
@@ -71,7 +73,7 @@ class UnusablePicture(Exception):  # noqa: N818 - it is the picture that is at f
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the header of a picture says. width and height are in pixels, as stored: before `orientation` is applied."""
+    """What the header of a picture says. width and height are in pixels, before `orientation` is applied."""
 
     format: str  # one of FORMATS
     mode: str  # Pillow's: 1, L, LA, P, RGB, RGBA, CMYK, I;16, …
@@ -128,6 +130,8 @@ def _opened(content: bytes) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     """The orientation in the header, 1 to 8; 1 where there is none, or none that can be read."""
+    if image.format == "TIFF":
+        return 1  # Pillow itself turns it, and its size is that of the upright picture
     if image.format == "PNG" and "exif" not in image.info:
         return 1  # Pillow would decode all of the picture in search of EXIF behind it
     try:
@@ -161,12 +165,15 @@ def _fitted(image: Image.Image, preparation: Preparation, turned: bool) -> Image
     shrink = 1.0  # by how much the decoder or the averaging made it smaller
     if image.format in ("JPEG", "MPO"):
         # Pillow picks the smallest scale that is not below this size; where there is none, the full one.
-        wanted = (math.ceil(2 * image.width * width / across), math.ceil(2 * image.height * height / down))
+        wanted = (
+            math.ceil(ENLARGED * image.width * width / across),
+            math.ceil(ENLARGED * image.height * height / down),
+        )
         full = image.width
         if drafted := image.draft(None, wanted):
             shrink = full / drafted[1][2]
     image.load()
-    block = int(min(across / width, down / height) / shrink / 2)
+    block = int(min(across / width, down / height) / shrink / ENLARGED)
     flat = _averaged(image, preparation, block) if block > 1 else _flat(image, preparation)
     shrink *= max(block, 1)
     right, bottom = min(flat.width, (left + across) / shrink), min(flat.height, (top + down) / shrink)
