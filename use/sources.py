@@ -45,7 +45,8 @@ def _expand(name: str) -> Iterator[str]:
     elif not glob.has_magic(name) or path.exists():
         yield name
     else:
-        found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        found = [match for match in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if _visible(match, path)]
+        found.sort()
         for match in found:
             if not match.is_dir():
                 yield str(match)
@@ -53,6 +54,11 @@ def _expand(name: str) -> Iterator[str]:
                 yield from _walk(match)
         if not found:
             yield name
+
+
+def _visible(match: Path, pattern: Path) -> bool:
+    """Whether no hidden file or folder was matched, but for one that the pattern names."""
+    return not any(part.startswith(".") for part in match.parts if part not in pattern.parts)
 
 
 def _walk(folder: Path) -> Iterator[str]:
