@@ -112,10 +112,11 @@ def test_the_model_of_a_revision_comes_from_the_cache_and_a_damaged_one_is_refus
     clone.run("git", "tag", "v1")
     paths.MODEL.unlink()
     assert load.load("v1").sha256 == here.sha256
+    clone.run("git", "checkout", "-qb", "without-a-lock")
     clone.run("git", "rm", "-q", "--cached", "dvc.lock")
     clone.run("git", "commit", "-qm", "no lock")
     with pytest.raises(UserError, match="no dvc.lock there"):
-        load.load("HEAD")
+        load.load("without-a-lock")
     lock = (clone.path / "dvc.lock").read_text(encoding="utf-8")
     md5 = lock.partition(f"path: {paths.MODEL}\n")[2].partition("md5: ")[2][:32]
     cached = clone.path / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
