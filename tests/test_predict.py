@@ -156,12 +156,12 @@ def test_what_cannot_be_read_is_a_row_and_a_status_and_all_others_are_predicted(
     assert found[3]["inverted"]
     assert found[0]["classes"] == found[3]["classes"]  # as it is the same digit, inverted
     assert sum(each["probability"] for each in found[0]["classes"]) == pytest.approx(1, abs=1e-5)
-    assert "2 of 4 pictures could not be read" in done.stderr
-    assert "1 of 4 pictures were inverted" in done.stderr
+    assert "could not be read: 2 of 4 pictures" in done.stderr
+    assert "inverted before classification: 1 of 4 pictures" in done.stderr
 
     left = run("a.png", "paper.png", "--invert=no", "--top=1", "--out=rows.json", "--format=json")
     assert left.returncode == 0
-    assert "1 of 2 pictures look inverted" in left.stderr
+    assert "look swapped, against the training pictures, in 1 of 2 pictures" in left.stderr
     assert [row["inverted"] for row in json.loads(Path("rows.json").read_text())] == [False, False]
     assert sorted(path.name for path in workplace.glob("rows*")) == ["rows.json"]
 

@@ -60,14 +60,14 @@ class Tally:
         """Say what a person has to know."""
         self.bar.close()
         if self.inverted:
-            _note(f"{self.inverted:,} of {self.pictures:,} pictures were inverted before they were classified")
+            _note(f"inverted before classification: {self.inverted:,} of {self.pictures:,} pictures")
         if self.left_inverted:
             _note(
-                f"{self.left_inverted:,} of {self.pictures:,} pictures look inverted against the training pictures; "
-                "--invert auto inverts them"
+                f"light and dark look swapped, against the training pictures, in {self.left_inverted:,} of "
+                f"{self.pictures:,} pictures; --invert auto swaps them back"
             )
         if self.unreadable:
-            _note(f"{self.unreadable:,} of {self.pictures:,} pictures could not be read")
+            _note(f"could not be read: {self.unreadable:,} of {self.pictures:,} pictures")
 
 
 def main() -> int:
