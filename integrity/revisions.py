@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from integrity import git
 from integrity.snapshots import Commit, WorkTree, md5
-from stages.common import params
+from stages.common import machine_settings, params
 from stages.common.errors import UserError, printable
 
 WORK_TREE = "work tree"
@@ -57,7 +57,7 @@ class Revision:
 
     name: str  # as the user calls it
     commit: str | None  # its full hash; None: the work tree
-    params: dict[str, Any] | None  # dotted key -> value; None: no file of parameters
+    params: dict[str, Any] | None  # dotted key -> value, without `machine`, which changes no result; None: no file
     read_by: dict[str, list[str]]  # dotted key -> the stages that read it, by dvc.lock
     metrics: dict[str, dict[str, Any]]  # file -> its content
     outs: dict[str, LockedFile]  # path -> output, by dvc.lock
@@ -166,6 +166,7 @@ def read(repo: Any, name: str | None, params_path: str, metrics_pattern: str, la
     values = None
     if params_path in contents:
         values = flatten(_yaml(contents[params_path], f"{label}: {params_path}"), f"{label}: {params_path}")
+        values = {key: value for key, value in values.items() if key.partition(".")[0] != machine_settings.SECTION}
     else:
         notes.append(f"{label}: no {params_path} there: parameters are not compared")
     try:
