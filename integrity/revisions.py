@@ -18,7 +18,7 @@ from integrity import git
 from integrity.dvc_lock import LOCK, Lock, LockedFile, parse_lock
 from integrity.remotes import MissingObject, UnreadableObject, open_remote
 from integrity.snapshots import Commit, WorkTree
-from stages.common import params
+from stages.common import machine_settings, params
 from stages.common.digests import md5
 from stages.common.errors import UserError, one_line, printable
 
@@ -34,7 +34,7 @@ class Revision:
 
     name: str  # as given by the user
     commit: str | None  # its full hash; None: the work tree
-    params: dict[str, Any] | None  # dotted key -> value; None: no params.yaml
+    params: dict[str, Any] | None  # dotted key -> value, without `machine`; None: no params.yaml
     read_by: dict[str, list[str]]  # dotted key -> the stages that read it, from dvc.lock
     metrics: dict[str, dict[str, Any]]  # file -> its content
     outs: dict[str, LockedFile]  # path -> output, from dvc.lock
@@ -138,6 +138,7 @@ def read(repo: Any, name: str | None, params_path: str, metrics_pattern: str, la
     values = None
     if params_path in contents:
         values = flatten(_yaml(contents[params_path], f"{label}: {params_path}"), f"{label}: {params_path}")
+        values = {key: value for key, value in values.items() if key.partition(".")[0] != machine_settings.SECTION}
     else:
         notes.append(f"{label}: no {params_path}: parameters are not compared")
     try:

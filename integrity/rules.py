@@ -6,7 +6,7 @@ device to tell.
 
 from typing import Any
 
-from stages.common import params, paths
+from stages.common import machine_settings, params, paths
 from stages.common.errors import UserError
 from stages.common.params import Section
 from stages.dataset.options import NO_IMAGES
@@ -27,26 +27,36 @@ SCHEMAS: dict[str, type[Section]] = {
     **{f"schedules.{name}": schema for name, schema in SCHEDULES.items()},
     **{f"augmentations.{name}": schema for name, schema in AUGMENTATIONS.items()},
     "evaluate": Evaluate,
+    machine_settings.SECTION: machine_settings.Machine,
+}
+# Where an option was in earlier versions, and where it is now.
+MOVED = {
+    "train.threads": "machine.threads",
+    "train.num_workers": "machine.num_workers",
+    "train.log_every_steps": "machine.log_every_steps",
+    "train.checkpoint_every_seconds": "machine.checkpoint_every_seconds",
+    "evaluate.threads": "machine.threads",
 }
 
 
 def read() -> None:
-    """Read params.yaml, and nothing else. Raises UserError with a line for each mistake."""
+    """Read params.yaml and the environment variables that override it. Raises UserError with a line per mistake."""
     if lines := check(params.load(paths.PARAMS)):
         raise UserError("\n".join(lines))
 
 
 def check(values: dict[str, Any]) -> list[str]:
-    """A line for each mistake."""
+    """A line for each mistake in the parameters, or in the environment variables that override them."""
     if lines := no_text(values):
         return lines  # to which the schemas have no answer
-    lines = unknown(values)
+    lines = moved(values) + unknown(values)
+    values = {section: without_moved(section, options) for section, options in values.items()}
     for key, schema in SCHEMAS.items():
         try:
             params.section(values, key, schema)
         except UserError as error:
             lines.append(str(error))
-    return lines or contradictions(values)
+    return lines or contradictions(values) + environment(values)
 
 
 def no_text(values: dict[Any, Any], place: str = "") -> list[str]:
@@ -58,6 +68,30 @@ def no_text(values: dict[Any, Any], place: str = "") -> list[str]:
         if isinstance(value, dict):
             lines += no_text(value, f"{place}{params.shown(key)}.")
     return lines
+
+
+def moved(values: dict[str, Any]) -> list[str]:
+    """A line for each option that is where earlier versions had it."""
+    present = {
+        f"{section}.{key}" for section, options in values.items() if isinstance(options, dict) for key in options
+    }
+    return [f"{paths.PARAMS}: {old} is now {new}: move it there" for old, new in MOVED.items() if old in present]
+
+
+def without_moved(section: str, options: Any) -> Any:
+    """The options of a section, without those that `moved` reports."""
+    if not isinstance(options, dict):
+        return options
+    return {key: value for key, value in options.items() if f"{section}.{key}" not in MOVED}
+
+
+def environment(values: dict[str, Any]) -> list[str]:
+    """A line for each wrong environment variable. values: right section by section."""
+    try:
+        machine_settings.read(values)
+    except UserError as error:
+        return str(error).splitlines()
+    return []
 
 
 def unknown(values: dict[str, Any]) -> list[str]:

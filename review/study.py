@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m review.study", description="Train a recipe with several seeds.")
     parser.add_argument("-S", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as in dvc exp")
     parser.add_argument("--seeds", type=int, default=5, help=f"how many: {SEED} 0, 1, … (default 5)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once; give each its share of train.threads")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once; give each its share of machine.threads")
     parser.add_argument("--test", action="store_true", help="evaluate on the test set too: for a recipe that is final")
     parser.add_argument("--name", help="of the recipe, in the JSON (default: that of --out)")
     parser.add_argument("--out", type=Path, help="where the JSON goes (default: to the terminal)")

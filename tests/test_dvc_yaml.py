@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import json
 import re
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from dvc_data.hashfile.db import HashFileDB
 
 from stages.common import params, paths
 from stages.common.errors import UserError
+from stages.common.machine_settings import Machine
 from stages.common.params import Section
 from stages.dataset.options import DataName
 from stages.dataset.registry import DATA_SETS
@@ -190,8 +192,17 @@ def test_no_stage_runs_before_all_parameters_are_checked(name: str) -> None:
     assert (paths.CHECKED.as_posix() in STAGES[name]["deps"]) == (name != "check")
 
 
-def test_the_check_reads_every_parameter() -> None:
-    assert STAGES["check"]["params"] == [{"params.yaml": None}]  # DVC's form for "all keys, those to come included"
+def test_the_check_reads_every_section_but_the_machine_settings() -> None:
+    assert set(STAGES["check"]["params"]) == set(DEFAULTS) - {"machine"}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_no_stage_depends_on_a_machine_setting(name: str) -> None:
+    """A stage that did would run again for a change that cannot change its results."""
+    assert "machine" in DEFAULTS
+    stage = json.dumps({key: value for key, value in STAGES[name].items() if key != "desc"})
+    assert not re.search(r"\bmachine\b", stage)  # as a parameter, or filled into a command
+    assert "params.yaml" not in stage  # as a dependency, or with DVC's form for "all keys"
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -290,6 +301,11 @@ def test_train_uses_every_option_it_reads() -> None:
 
 def test_train_uses_every_block_that_it_reads() -> None:
     assert options_used("train", "chosen") - {"_asdict"} == set(train_params.Chosen._fields)
+
+
+def test_the_machine_settings_are_those_of_the_schema_and_all_are_used() -> None:
+    assert list(DEFAULTS["machine"]) == list(Machine.model_fields)
+    assert options_used("train", "machine") >= set(Machine.model_fields)
 
 
 def test_evaluate_uses_every_option_it_reads() -> None:

@@ -22,7 +22,6 @@ from stages.evaluate import predictions
 from stages.network import model_file
 from stages.preprocess import __main__ as preprocess
 from stages.train import __main__ as train_stage
-from stages.train import loop
 from tests.imports import ROOT
 
 TRAIN_IMAGES, TEST_IMAGES = 400, 120
@@ -48,7 +47,7 @@ class Workbench:
         self.values["preprocess"]["validation_fraction"] = 0.1
         self.values["model"]["name"] = "mlp"
         self.values["models"]["mlp"]["hidden"] = 16
-        self.values["train"].update(epochs=4, batch_size=16, log_every_steps=10, augmentation="none")
+        self.values["train"].update(epochs=4, batch_size=16, augmentation="none")
         # One process runs them all here; portable numerics have a process of their own (test_numerics).
         self.values["train"]["numerics"] = self.values["evaluate"]["numerics"] = "fast"
         self.values["evaluate"].update(worst_images=4)
@@ -85,6 +84,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workbench:
 
 
 ALL = (download, preprocess, train_stage, evaluate)
+OTHER_MACHINE = {"threads": 3, "num_workers": 2, "log_every_steps": 1, "checkpoint_every_seconds": 0}
 
 
 def test_from_a_mirror_to_the_metrics(bench: Workbench) -> None:
@@ -134,12 +134,13 @@ def test_preprocess_splits_and_normalizes_the_training_part_alone(bench: Workben
     assert sum(row["validation"] for row in metrics["classes"]) == 39
 
 
-def test_the_same_inputs_give_the_same_bytes_with_or_without_workers(bench: Workbench) -> None:
+def test_the_same_inputs_give_the_same_bytes_with_any_machine_settings(bench: Workbench) -> None:
     bench.values["train"]["augmentation"] = "affine"
     bench.run(*ALL)
     first = bench.content()
     assert len(first) == 20  # 4 raw, 4 processed, model, predictions, 3 metrics, 5 plots, 2 environments
-    bench.values["train"]["num_workers"] = 2
+    assert set(bench.values["machine"]) == set(OTHER_MACHINE)
+    bench.values["machine"] = OTHER_MACHINE
     bench.run(*ALL)
     assert bench.content() == first
     bench.values["train"]["seed"] = 1
@@ -232,7 +233,7 @@ def test_what_cannot_train_is_told_before_the_first_step(
 ) -> None:
     bench.run(download, preprocess)
     monkeypatch.setattr("stages.network.machine.memory_bytes", lambda: 8_000_000_000)
-    monkeypatch.setattr(loop, "fit", lambda *arguments, **options: pytest.fail("it trains"))
+    monkeypatch.setattr(train_stage, "fit", lambda *arguments, **options: pytest.fail("it trains"))
     bench.values["model"]["name"] = section
     bench.values["models"][section] |= options
     bench.values["train"].update({"batch_size": 1} if section == "cnn" else {})

@@ -557,7 +557,7 @@ class Starves(PackedImages):
 def test_a_worker_that_fails_is_one_line(kind: type[PackedImages], reason: str) -> None:
     dataset = kind(torch.zeros(20, 1, 1, 1), torch.arange(20))
     ending = (
-        r"; params\.yaml: train\.num_workers is 2: set 0, or fewer, or a smaller train\.batch_size \(.*ulimit -n is"
+        r"; params\.yaml: machine\.num_workers is 2: set 0, or fewer, or a smaller train\.batch_size \(.*ulimit -n is"
     )
     with pytest.raises(UserError, match=reason + ending), told_to_stop() as stop, ending_workers(2):
         list(tens(dataset, 2, stop).of_epoch(1, first=0))
@@ -574,7 +574,7 @@ def test_workers_that_cannot_be_started_are_one_line(
     monkeypatch.setattr("torch.multiprocessing.Queue", fails)
     monkeypatch.setattr(torch.multiprocessing.get_context().__class__, "Queue", fails, raising=False)
     batches = tens(PackedImages(torch.zeros(20, 1, 1, 1), torch.arange(20)), 2, Stop())
-    with pytest.raises(UserError, match=f"the loader's workers failed: .*{error.strerror}; params.yaml: train.num_w"):
+    with pytest.raises(UserError, match=f"the loader's workers failed: .*{error.strerror}; params.yaml: machine.num_w"):
         list(batches.of_epoch(1, first=0))
     gc.collect()
     assert capsys.readouterr().err == ""

@@ -1,7 +1,8 @@
 """Run a program of this project, and turn errors and signals into one line and an exit status.
 
 0: success. 1: a verdict (worse, different, damaged), which only the program itself returns. 2: an error; a traceback
-means a bug in this project. 128 + the signal's number: stopped by a signal, or (SIGPIPE) nobody reads the output.
+means a bug in this project. 3: success, except for pictures that could not be read (only use.predict). 128 + the
+signal's number: stopped by a signal, or (SIGPIPE) nobody reads the output.
 """
 
 import errno
@@ -114,7 +115,9 @@ def _explain(error: BaseException, memory: str) -> int:
     elif shadow := _shadow(error):
         reason = (str(error).splitlines() or [""])[0]
         _print_line(f"error: {shadow} hides the package of that name ({reason[:200]}); rename or remove it")
-    elif isinstance(error, ImportError) and not (error.name or "").startswith(("stages", "review", "integrity")):
+    elif isinstance(error, ImportError) and not (error.name or "").startswith(
+        ("stages", "review", "integrity", "use.")
+    ):
         reason = (str(error).splitlines() or [""])[0]
         _print_line(
             f"error: {reason} ({sys.executable}): a package of requirements.txt is missing or broken; "

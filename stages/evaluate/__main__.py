@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stages.common import errors, files, params, paths, record
+from stages.common import errors, files, machine_settings, params, paths, record
 from stages.common.errors import UserError
 from stages.dataset import data_card, packed
 from stages.evaluate import figures, scores
@@ -16,12 +16,13 @@ from stages.network import device, model_file
 from stages.network.inference import predict
 
 
-@device.enough_memory("fewer evaluate.threads, and train a smaller network (models)")
+@device.enough_memory("fewer machine.threads, and train a smaller network (models)")
 def main() -> None:
     """data/processed (test), data/model -> data/predictions.csv, metrics/evaluate.json, metrics/plots."""
     start = time.perf_counter()
-    options = params.section(params.load(paths.PARAMS), "evaluate", Evaluate)
-    target = device.set_up(options.device, options.threads, options.numerics, "evaluate.device")
+    values = params.load(paths.PARAMS)
+    options, threads = params.section(values, "evaluate", Evaluate), machine_settings.read(values).threads
+    target = device.set_up(options.device, threads, options.numerics, "evaluate.device")
 
     card = data_card.read(paths.DATA_CARD)
     images, labels = packed.read(paths.TEST, card.shape, len(card.classes))
@@ -30,7 +31,7 @@ def main() -> None:
         raise UserError(f"{paths.MODEL}: trained on other classes or image shapes than {paths.TEST} has; `dvc repro`")
 
     model.to(target)
-    with device.in_parallel(target, options.threads) as parallel:
+    with device.in_parallel(target, threads) as parallel:
         log_p = predict(model, torch.from_numpy(images), spec.output, target, parallel).numpy()
     if not np.isfinite(log_p).all():
         raise UserError(f"{paths.MODEL}: its outputs are not finite numbers; train it again, with a smaller lr")
@@ -67,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main, memory="evaluate.threads, models")
+    errors.run(main, memory="machine.threads, models")

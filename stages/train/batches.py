@@ -213,8 +213,8 @@ def workers_failed(error: BaseException, num_workers: int) -> str:
     if SHARED_MEMORY.is_dir():
         there.append(f"{machine.gigabytes(shutil.disk_usage(SHARED_MEMORY).free)} in {SHARED_MEMORY}")
     return (
-        f"the loader's workers failed: {reason}; {paths.PARAMS}: train.num_workers is {num_workers}: set 0, or fewer, "
-        f"or a smaller train.batch_size ({', '.join(there)})"
+        f"the loader's workers failed: {reason}; {paths.PARAMS}: machine.num_workers is {num_workers}: set 0, or "
+        f"fewer, or a smaller train.batch_size ({', '.join(there)})"
     )
 
 
