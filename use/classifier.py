@@ -30,7 +30,7 @@ class Classifier:
     """A network on its device. What it says of a picture does not depend on the pictures beside it."""
 
     def __init__(self, model: str) -> None:
-        """model: as `load` takes it. Device and numerics are those of evaluate in params.yaml, the threads machine's. Raises UserError."""
+        """model: as `load` takes it; device and numerics: evaluate.* of params.yaml. Raises UserError."""
         values = params.load(paths.PARAMS)
         options, threads = params.section(values, "evaluate", Evaluate), machine_settings.read(values).threads
         with redirect_stdout(sys.stderr):  # standard output is for results
