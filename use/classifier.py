@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stages.common import params, paths
+from stages.common import machine_settings, params, paths
 from stages.evaluate.options import Evaluate
 from stages.network import device
 from stages.network.device import Map
@@ -30,11 +30,12 @@ class Classifier:
     """A network on its device. What it says of a picture does not depend on the pictures beside it."""
 
     def __init__(self, model: str) -> None:
-        """model: as `load` takes it. Device and numerics are those of evaluate in params.yaml. Raises UserError."""
-        options = params.section(params.load(paths.PARAMS), "evaluate", Evaluate)
+        """model: as `load` takes it; device and numerics: evaluate.* of params.yaml. Raises UserError."""
+        values = params.load(paths.PARAMS)
+        options, threads = params.section(values, "evaluate", Evaluate), machine_settings.read(values).threads
         with redirect_stdout(sys.stderr):  # standard output is for results
-            self.device = device.set_up(options.device, options.threads, options.numerics, "evaluate.device")
-        self.threads = options.threads or device.cores()
+            self.device = device.set_up(options.device, threads, options.numerics, "evaluate.device")
+        self.threads = threads or device.cores()
         network, self.spec, self.sha256 = load(model)
         self.training_mean = float(network.get_buffer("0.mean").mean()) / 255  # of the normalization layer
         self.network = network.to(self.device)
