@@ -159,7 +159,7 @@ def test_all_mirrors_and_their_faults_are_in_one_message(tmp_path: Path) -> None
     with servers.serving(servers.web_page) as page, pytest.raises(UserError) as caught:
         collect(SMALL, [str(tmp_path), page, "nonsense://x", "gs://bucket"], FAST)
     first, *rest = str(caught.value).splitlines()
-    assert first.startswith("no mirror has the data; add one to data.mirrors of params.yaml: a directory, or a URL")
+    assert first.startswith("no mirror has the data; add one to data.mirrors of params.yaml: a directory, or the URL")
     assert "part-0, part-1, part-2, part-3" in first
     assert rest[0] == f"  {tmp_path}: has neither part-0.gz nor part-0"
     assert rest[1] == f"  {page}: part-0.gz: is a web page, not the file"
