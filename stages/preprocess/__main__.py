@@ -1,4 +1,4 @@
-"""Decode the published files, check them, set a validation part aside, and pack each split into a file of its own.
+"""Decode the published files, check them, set a validation part aside, and pack each split into a folder of its own.
 
 Needs neither torch nor torchvision.
 """
@@ -41,7 +41,7 @@ def main() -> None:
             f"{paths.PARAMS}: preprocess.validation_fraction is {options.validation_fraction}, which leaves no image "
             "to train on; set a smaller one"
         )
-    mean, std = NORMALIZATIONS[options.normalization](splits["train"][0])
+    mean, std = NORMALIZATIONS[options.normalization]([splits["train"][0]], data_set.image_shape[0])
 
     for name, path in (("train", paths.TRAIN), ("validation", paths.VALIDATION), ("test", paths.TEST)):
         packed.write(path, *splits[name])
