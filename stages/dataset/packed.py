@@ -8,6 +8,7 @@ is read. N: images, C: channels, H: height, W: width, in all of this repository.
 import hashlib
 import json
 import math
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -89,7 +90,8 @@ def little_endian(labels: Labels) -> bytes:
 
 
 def write(folder: Path, images: Images, labels: Labels) -> None:
-    """Write a split that is in memory. The same arrays give the same bytes. The index comes last."""
+    """Write a split that is in memory, in the place of what was there. The same arrays give the same bytes."""
+    shutil.rmtree(folder, ignore_errors=True)
     digests = (hashlib.sha256(image).digest() for image in images)
     rows, start = [], 0
     for number, end in enumerate(shard_ends(digests, math.prod(images.shape[1:]))):
