@@ -15,7 +15,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -68,7 +68,7 @@ class Shard:
             return
         start = packed.header(len(self.names), image_shape) + packed.little_endian(self.labels)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("wb") as file:
+        with _named_errors(self.path), self.path.open("wb") as file:
             file.write(start)
             file.truncate(len(start) + len(self.names) * int(np.prod(image_shape)))
 
@@ -219,12 +219,9 @@ def _decode(reader: folder.Reader, preparation: Preparation, tasks: list[Task]) 
         except UnusablePicture as error:
             results.append(error.reason)
             continue
-        try:
-            with task.path.open("rb+") as file:
-                file.seek(task.offset)
-                file.write(pixels.data)
-        except OSError as error:  # a full disk
-            raise OSError(error.errno, error.strerror, str(task.path)) from None
+        with _named_errors(task.path), task.path.open("rb+") as file:
+            file.seek(task.offset)
+            file.write(pixels.data)
         results.append("")
     return results
 
@@ -261,6 +258,15 @@ def _finish(tasks: list[Finish]) -> list[tuple[Row | None, Sums]]:
         path = task.kept if task.unusable else task.path
         results.append((packed.row(path, len(usable)) if blocks else None, sums))
     return results
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Have a full disk name the file that it has no room for."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _link(source: Path, target: Path) -> None:

@@ -14,6 +14,11 @@ from stages.preprocess.split import drawn
 from stages.preprocess.survey import Surveyed
 
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
+REMEDY = {
+    "train": "set smaller fractions",
+    "validation": "set a larger preprocess.validation_fraction",
+    "test": "set a larger preprocess.test_fraction",
+}  # for a part without a picture
 SHOWN = 10  # of what one message lists
 
 
@@ -50,7 +55,7 @@ def select(listing: Listing, surveyed: Sequence[Surveyed], options: Preprocess) 
     for part in PARTS:
         parts[part] = [position for position in parts[part] if listing.pictures[position].label not in small]
         if not parts[part] and (part != "validation" or options.validation_fraction):
-            raise UserError(f"no picture is in the {part} part; set another preprocess.{fraction_of(part)}")
+            raise UserError(f"no picture is in the {part} part; {REMEDY[part]}, or another preprocess.seed")
     return Selection(
         tuple(listing.classes[label] for label in kept),
         {label: place for place, label in enumerate(kept)},
@@ -132,8 +137,3 @@ def small_classes(listing: Listing, parts: Mapping[Part, Sequence[int]], options
             "or another preprocess.seed, or preprocess.small_classes: drop"
         )
     return set(lacking)
-
-
-def fraction_of(part: Part) -> str:
-    """The option that decides how many pictures are in a part."""
-    return "test_fraction" if part == "test" else "validation_fraction"
