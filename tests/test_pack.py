@@ -147,7 +147,7 @@ def test_a_set_that_is_read_from_the_disk_trains_to_the_same_bytes(own: Own, mon
     first = content(Path("data/model"), Path("metrics"))
     monkeypatch.setattr(device, "RESIDENT_BYTES", 0)
     for num_workers in (0, 2):
-        own.values["train"]["num_workers"] = num_workers
+        own.values["machine"]["num_workers"] = num_workers
         own.run(train_stage, evaluate)
         assert content(Path("data/model"), Path("metrics")) == first
 

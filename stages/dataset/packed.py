@@ -96,13 +96,13 @@ def write(folder: Path, images: Images, labels: Labels) -> None:
     rows, start = [], 0
     for number, end in enumerate(shard_ends(digests, math.prod(images.shape[1:]))):
         channels, height, width = images.shape[1:]
-        parts = (
+        parts: list[bytes | memoryview] = [
             header(end - start, (channels, height, width)),
             little_endian(labels[start:end]),
             np.ascontiguousarray(images[start:end]).data,
-        )
+        ]
         path = folder / shard_name(number)
-        files.write_bytes(path, *parts)
+        files.write_parts(path, parts)
         rows.append(row(path, end - start))
         start = end
     write_index(folder, rows)

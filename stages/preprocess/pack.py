@@ -253,7 +253,7 @@ def _finish(tasks: list[Finish]) -> list[tuple[Row | None, Sums]]:
         blocks = [images[run[0] : run[-1] + 1] for run in runs]
         if task.unusable and blocks:
             head = packed.header(len(usable), shape) + packed.little_endian(task.labels[usable])
-            files.write_bytes(task.kept, head, *(block.data for block in blocks))
+            files.write_parts(task.kept, [head, *(block.data for block in blocks)])
         sums = sum(map(normalization.sums, blocks if task.summed else []), np.zeros((3, shape[0]), dtype=np.int64))
         path = task.kept if task.unusable else task.path
         results.append((packed.row(path, len(usable)) if blocks else None, sums))
