@@ -29,7 +29,7 @@ from scipy import stats
 import stages
 from integrity import git
 from integrity.rules import check
-from integrity.snapshots import file_md5
+from integrity.snapshots import folder_md5
 from stages.common import errors as common_errors
 from stages.common import files, params, paths, record
 from stages.common.children import Group
@@ -191,8 +191,8 @@ def measure(
             describe(
                 {
                     "name": values["data"]["name"],
-                    "test": file_md5(base / paths.TEST),  # as dvc.lock has it
-                    "validation": file_md5(base / paths.VALIDATION),
+                    "test": folder_md5(base, paths.TEST.as_posix()),  # as dvc.lock has it
+                    "validation": folder_md5(base, paths.VALIDATION.as_posix()),
                     "images": _json(base / paths.DATA_METRICS)["images"],
                 }
             )

@@ -23,7 +23,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     write_parts(path, [content])
 
 
-def write_parts(path: Path, parts: Iterable[bytes]) -> None:
+def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """Write `parts` to `path` atomically: a temporary file beside it, flushed to the disk, then renamed.
 
     Through a link, which stays. The umask decides who may read it. Raises OSError (disk full, no permission), which
