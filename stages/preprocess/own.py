@@ -12,14 +12,12 @@ from stages.common.preparation import Preparation
 from stages.dataset import folder, packed
 from stages.dataset.data_card import DataCard
 from stages.dataset.folder import Part, Reader
-from stages.preprocess import pack, selection, survey, workers
+from stages.preprocess import audit, pack, selection, survey, workers
 from stages.preprocess.normalization import NORMALIZATIONS
 from stages.preprocess.options import Preprocess
 from stages.preprocess.selection import Selection
 
 SHOWN = 1000  # pictures that one message names
-CONFLICT = "the same content is in another class"
-SMALL = "of a class that is too small to be in every part"
 
 
 def prepare(root: Path, options: Preprocess, targets: Mapping[Part, Path]) -> tuple[DataCard, dict[str, Any]]:
@@ -53,8 +51,11 @@ def prepare(root: Path, options: Preprocess, targets: Mapping[Part, Path]) -> tu
     unusable = {listing.pictures[place].name: why for place, why in selected.unusable.items()} | made.unusable
     if unusable and options.bad_images == "error":
         raise UserError(f"{refusal(unusable)}\nremove these, or set preprocess.bad_images: skip")
-    for part, folder_of_part in targets.items():
-        check_classes(part, packed.open_split(folder_of_part, preparation.shape, len(selected.classes)), selected)
+    splits = {
+        part: packed.open_split(place, preparation.shape, len(selected.classes)) for part, place in targets.items()
+    }
+    for part, split in splits.items():
+        check_classes(part, split, selected)
 
     mean, std = NORMALIZATIONS[options.normalization](made.sums)
     card = DataCard(
@@ -64,10 +65,7 @@ def prepare(root: Path, options: Preprocess, targets: Mapping[Part, Path]) -> tu
         std=std,
         preparation=preparation,
     )
-    left_out = unusable | {listing.pictures[place].name: CONFLICT for place in selected.conflicting}
-    left_out |= {listing.pictures[place].name: SMALL for place in selected.of_small_classes}
-    rows = [{"file": name, "why": left_out[name]} for name in sorted(left_out)]
-    return card, {"files": len(listing.pictures), "left_out": len(rows), "left_out_files": rows}
+    return card, audit.audit(listing, surveyed, selected, unusable, splits)
 
 
 def forget() -> None:
