@@ -9,17 +9,18 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from integrity import git
+from integrity import git, objects
 from integrity.dvc_lock import LOCK, Lock, LockedFile, parse_lock
+from integrity.objects import BadObject
 from integrity.remotes import MissingObject, UnreadableObject, open_remote
-from integrity.snapshots import Commit, WorkTree
+from integrity.snapshots import MAX_HASHED_BYTES, Commit, WorkTree
 from stages.common import machine_settings, params
-from stages.common.digests import md5
+from stages.common.digests import md5, path_md5
 from stages.common.errors import UserError, one_line, printable
 
 WORK_TREE = "work tree"
@@ -217,8 +218,8 @@ def damaged(repo: Any, sides: Sequence[Revision], besides: str) -> list[str]:
     besides: the output that `fetch` checks. The smallest first, up to snapshots.MAX_HASHED_BYTES in total.
     """
     cache = repo.cache.local
-    outs = {out.md5: (side.name, out) for side in sides for out in side.outs.values() if out.path != besides}
-    places = {Path(cache.oid_to_path(oid)): oid for oid in outs if oid is not None and not oid.endswith(".dir")}
+    outs = {out.md5: (side.name, out) for side in sides for out in _with_files(repo, side) if out.path != besides}
+    places = {Path(cache.oid_to_path(oid)): oid for oid in outs if oid is not None}
     folder = Path(cache.path)
     try:
         hashes = WorkTree(folder).hashes([place.relative_to(folder).as_posix() for place in places])
@@ -226,11 +227,22 @@ def damaged(repo: Any, sides: Sequence[Revision], besides: str) -> list[str]:
         return [f"the cache cannot be read: {error.filename}: {error.strerror}"]
     lines = []
     for place, oid in places.items():
-        name, out = outs[oid]
-        if hashes.get(place.relative_to(folder).as_posix(), oid) != oid:
+        side, out = outs[oid]
+        name = oid.removesuffix(".dir")
+        if hashes.get(place.relative_to(folder).as_posix(), name) != name:
             shown = repo.fs.relpath(str(place))
-            lines.append(f"{name}: {out.path} is damaged in the cache (delete {shown}, and `dvc fetch`)")
+            lines.append(f"{side}: {out.path} is damaged in the cache (delete {shown}, and `dvc fetch`)")
     return lines
+
+
+def _with_files(repo: Any, side: Revision) -> Iterator[LockedFile]:
+    """The outputs of a revision, and the files of its folders if the cache has their list."""
+    for out in side.outs.values():
+        yield out
+        if out.md5 is not None and out.md5.endswith(".dir"):
+            with suppress(OSError, BadObject):
+                listed = objects.folder_list(Path(repo.cache.local.oid_to_path(out.md5)).read_bytes(), out.md5)
+                yield from (LockedFile(path=f"{out.path}/{file.path}", md5=file.md5) for file in listed)
 
 
 def shortened(names: Sequence[str]) -> str:
@@ -249,14 +261,43 @@ def fetch(repo: Any, out: LockedFile) -> tuple[bytes, list[str]]:
     local = Path(repo.root_dir, out.path)
     if local.is_file() and md5(content := local.read_bytes()) == out.md5:
         return content, []
+    return _stored_copy(repo, out)
 
+
+def fetch_folder(repo: Any, out: LockedFile, scratch: Path) -> Path:
+    """A folder with the files of an output that is a folder, as recorded in dvc.lock: the work tree's, or `scratch`.
+
+    Checks every file as `fetch` does. Raises UserError also for a folder larger than snapshots.MAX_HASHED_BYTES.
+    """
+    if out.md5 is None or not out.md5.endswith(".dir"):
+        raise UserError(f"{LOCK} records no MD5 of a folder {out.path}")
+    if out.size is None or out.size > MAX_HASHED_BYTES:
+        raise UserError(f"{out.path}: larger than {MAX_HASHED_BYTES:,} bytes")
+    local = Path(repo.root_dir, out.path)
+    if local.is_dir() and path_md5(Path(repo.root_dir), out.path) == out.md5:
+        return local
+    try:
+        listed = objects.folder_list(_stored_copy(repo, LockedFile(path=out.path, md5=out.md5))[0], out.md5)
+    except BadObject as error:
+        raise UserError(f"{out.path}: its list of files: {error}") from None
+    for file in listed:
+        content, _ = fetch(repo, LockedFile(path=f"{out.path}/{file.path}", md5=file.md5, size=out.size))
+        place = scratch / file.path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+    return scratch
+
+
+def _stored_copy(repo: Any, out: LockedFile) -> tuple[bytes, list[str]]:
+    """The bytes of an object from the cache or the default remote, and notes, as `fetch` returns them."""
+    name = str(out.md5).removesuffix(".dir")
     notes = []
     cache = repo.cache.local
     cached = Path(cache.oid_to_path(out.md5))
     try:
         with cached.open("rb") as file:
             content = file.read() if out.size is None else file.read(out.size + 1)
-        if md5(content) == out.md5:
+        if md5(content) == name:
             return content, []
         reason = f"damaged in the cache (delete {repo.fs.relpath(str(cached))}, and `dvc fetch`)"
         notes.append(f"{out.path} is {reason}; the remote's copy is used")
@@ -281,7 +322,7 @@ def _remote_copy(repo: Any, out: LockedFile) -> bytes:
                 break  # too long, so the MD5 will not match
     except (MissingObject, UnreadableObject) as error:
         raise UserError(f"remote {remote.name!r}: {error}") from None
-    if md5(content) != out.md5:
+    if md5(content) != str(out.md5).removesuffix(".dir"):
         raise UserError(f"remote {remote.name!r}: damaged: not the MD5 that {LOCK} records")
     return content
 

@@ -32,7 +32,7 @@ from integrity.rules import check
 from stages.common import errors as common_errors
 from stages.common import files, params, paths, record
 from stages.common.children import Group
-from stages.common.digests import file_md5
+from stages.common.digests import path_md5
 from stages.common.errors import Interrupted, Stopped, UserError
 
 CONFIDENCE = 0.95
@@ -191,8 +191,8 @@ def measure(
             describe(
                 {
                     "name": values["data"]["name"],
-                    "test": file_md5(base / paths.TEST),  # as dvc.lock has it
-                    "validation": file_md5(base / paths.VALIDATION),
+                    "test": path_md5(base, paths.TEST.as_posix()),  # as dvc.lock has it
+                    "validation": path_md5(base, paths.VALIDATION.as_posix()),
                     "images": _json(base / paths.DATA_METRICS)["images"],
                 }
             )

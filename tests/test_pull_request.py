@@ -223,16 +223,16 @@ import json, random
 from pathlib import Path
 skill = json.loads(Path("params.yaml").read_text())["train"]["skill"]
 Path("data/model").mkdir(parents=True, exist_ok=True)
-Path("data/processed").mkdir(exist_ok=True)
+Path("data/processed/test").mkdir(exist_ok=True)
 labels = [random.Random(f"label {image}").choice("ab") for image in range(400)]
-Path("data/processed/test.safetensors").write_text(json.dumps(labels))
+Path("data/processed/test/labels.json").write_text(json.dumps(labels))
 Path("data/model/model.safetensors").write_text(json.dumps({"skill": skill}))
 """
 EVALUATE = """
 import json, random
 from pathlib import Path
 skill = json.loads(Path("data/model/model.safetensors").read_text())["skill"]
-labels = json.loads(Path("data/processed/test.safetensors").read_text())
+labels = json.loads(Path("data/processed/test/labels.json").read_text())
 lines, errors = ["index,label,prediction,probability,p_a,p_b"], 0
 for image, label in enumerate(labels):
     guess = label if random.Random(f"difficulty {image}").random() < skill else "ab"[label == "a"]
@@ -249,10 +249,10 @@ stages:
     cmd: python train.py
     deps: [train.py]
     params: [train]
-    outs: [data/model/model.safetensors, data/processed/test.safetensors]
+    outs: [data/model/model.safetensors, data/processed/test]
   evaluate:
     cmd: python evaluate.py
-    deps: [evaluate.py, data/model/model.safetensors, data/processed/test.safetensors]
+    deps: [evaluate.py, data/model/model.safetensors, data/processed/test]
     outs: [data/predictions.csv]
     metrics:
       - metrics/evaluate.json:

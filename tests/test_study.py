@@ -25,6 +25,11 @@ from tests.toy import Project
 DEFAULTS = params.load(ROOT / "params.yaml")
 
 
+def folder_md5(content: bytes) -> str:
+    """DVC's name of a folder whose one file is index.json, with this content."""
+    return md5(json.dumps([{"md5": md5(content), "relpath": "index.json"}]).encode()) + ".dir"
+
+
 @pytest.mark.parametrize(
     ("override", "path", "value"),
     [
@@ -131,8 +136,8 @@ def write(path, content):
 write(log / f"{stage}-{seed}-{os.getpid()}.json", values)
 if stage == "preprocess":
     write("data/processed/data.json", {})
-    write("data/processed/validation.safetensors", "validation")
-    write("data/processed/test.safetensors", "test")
+    write("data/processed/validation/index.json", "validation")
+    write("data/processed/test/index.json", "test")
     write("metrics/data.json", {"images": {"validation": 3000, "test": 100}})
 if stage == "train":
     if str(seed) == os.environ.get("FAILS"):
@@ -233,8 +238,8 @@ def test_data_of_another_name_is_not_taken_for_the_data_set(bench: Bench) -> Non
     }
     assert document["data"] == {
         "name": "fashion-mnist",
-        "test": md5(b'"test"'),
-        "validation": md5(b'"validation"'),
+        "test": folder_md5(b'"test"'),
+        "validation": folder_md5(b'"validation"'),
         "images": {"validation": 3000, "test": 100},
     }
     assert "seeds_missing" not in document

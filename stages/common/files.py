@@ -23,7 +23,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     write_parts(path, [content])
 
 
-def write_parts(path: Path, parts: Iterable[bytes]) -> None:
+def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """Write `parts` to `path` atomically: to a temporary file beside it, flushed to disk, then renamed.
 
     Follows a link, which remains. The umask determines the permissions. Raises OSError with the name of `path` (disk

@@ -25,14 +25,15 @@ def main() -> None:
     target = device.set_up(options.device, threads, options.numerics, "evaluate.device")
 
     card = data_card.read(paths.DATA_CARD)
-    images, labels = packed.read(paths.TEST, card.shape, len(card.classes))
+    images = packed.open_split(paths.TEST, card.shape, len(card.classes))
+    labels = images.labels
     model, spec = model_file.read(paths.MODEL)
     if (spec.classes, spec.image_shape) != (card.classes, card.image_shape):
         raise UserError(f"{paths.MODEL}: trained on other classes or image shapes than {paths.TEST} has; `dvc repro`")
 
     model.to(target)
     with device.in_parallel(target, threads) as parallel:
-        log_p = predict(model, torch.from_numpy(images), spec.output, target, parallel).numpy()
+        log_p = predict(model, images, spec.output, target, parallel).numpy()
     if not np.isfinite(log_p).all():
         raise UserError(f"{paths.MODEL}: its outputs are not finite numbers; train it again, with a smaller lr")
     metrics = scores.summary(log_p, labels, card.classes, options.calibration_bins)
@@ -56,7 +57,7 @@ def main() -> None:
     titles = [f"{short[labels[image]]}\n→ {short[predictions[image]]}, {confidences[image]:.1%}" for image in mistakes]
     heading = f"{len(mistakes)} of {metrics['errors']} mistakes, the most confident first:"
     heading = f"{heading}\ntrue class → prediction, its probability" if len(mistakes) else "no mistakes"
-    files.write_bytes(paths.WORST, figures.worst(images[mistakes], titles, heading))
+    files.write_bytes(paths.WORST, figures.worst(images.gather(mistakes), titles, heading))
     files.write_json(paths.TEST_METRICS, metrics)
 
     low, high = metrics["accuracy_low"], metrics["accuracy_high"]

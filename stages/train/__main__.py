@@ -2,11 +2,10 @@
 
 import time
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stages.common import errors, files, machine_settings, params, paths, record
 from stages.dataset import data_card, packed
@@ -14,7 +13,7 @@ from stages.dataset.data_card import DataCard
 from stages.network import device, model_file, models
 from stages.network.losses import OUTPUTS
 from stages.train import checkpoint, checks, options
-from stages.train.batches import Batches, PackedImages, ending_workers
+from stages.train.batches import Batches, PackedImages, ending_workers, in_memory
 from stages.train.checkpoint import Checkpoints
 from stages.train.loop import fit
 from stages.train.optimizers import OPTIMIZERS
@@ -44,14 +43,15 @@ def main() -> None:
     build = partial(
         models.build, chosen.model, chosen.model_options, card.shape, len(card.classes), card.mean, card.std
     )
-    images, labels = read(paths.TRAIN, card)
-    validation_images, validation_labels = read(paths.VALIDATION, card)
-    checks.check_data(train, len(labels), len(validation_labels))
-    checks.check_network(build, chosen, card, len(labels), free)
+    training, validation = (
+        packed.open_split(folder, card.shape, len(card.classes)) for folder in (paths.TRAIN, paths.VALIDATION)
+    )
+    checks.check_data(train, len(training), len(validation))
+    checks.check_network(build, chosen, card, len(training), free)
 
-    resident = device.keep_on_device(images.nbytes, free, machine.num_workers)
-    if resident:
-        images, labels, validation_images = (tensor.to(target) for tensor in (images, labels, validation_images))
+    resident = device.keep_on_device(training.nbytes + validation.nbytes, free, machine.num_workers)
+    images, validation_images = (in_memory(split, target) if resident else split for split in (training, validation))
+    labels, validation_labels = torch.from_numpy(training.labels), torch.from_numpy(validation.labels)
     torch.manual_seed(seed_for(train.seed, WEIGHTS))
     model = build().to(target)
     optimizer = OPTIMIZERS[train.optimizer](model.parameters(), **chosen.optimizer_options)
@@ -63,7 +63,7 @@ def main() -> None:
         device.in_parallel(target, machine.threads) as parallel,
     ):
         batches = Batches(
-            PackedImages(images, labels),
+            PackedImages(images, labels.to(target) if resident else labels),
             batch_size=train.batch_size,
             shuffle=train.shuffle,
             seed=train.seed,
@@ -85,16 +85,11 @@ def main() -> None:
     record.write("train", {"seconds": seconds, "loop_seconds": loop_seconds})
 
 
-def read(path: Path, card: DataCard) -> tuple[Tensor, Tensor]:
-    """Images uint8 (N, C, H, W) and labels int64 (N,)."""
-    images, labels = map(torch.from_numpy, packed.read(path, card.shape, len(card.classes)))
-    return images, labels
-
-
 def run_key(chosen: Chosen, target: torch.device) -> str:
     """The digest of all that decides on the result: only a run of the same one is resumed."""
     decisive = chosen._asdict() | {"train": chosen.train.model_dump(exclude=ONLY_SPEED)}
-    return checkpoint.key("train", decisive, [paths.TRAIN, paths.VALIDATION, paths.DATA_CARD], device.place(target))
+    indexes = (paths.TRAIN / packed.INDEX, paths.VALIDATION / packed.INDEX)  # with a digest of each shard
+    return checkpoint.key("train", decisive, [*indexes, paths.DATA_CARD], device.place(target))
 
 
 def write(model: nn.Module, history: list[Row], chosen: Chosen, card: DataCard) -> None:

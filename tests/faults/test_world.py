@@ -230,7 +230,7 @@ def test_locks_of_a_dvc_at_work_are_left_alone(lab: Lab) -> None:
 @pytest.mark.soak
 def test_a_bit_flipped_in_the_cache(lab: Lab) -> None:
     # DVC hands it out without a word, here of the training images and of the model.
-    outs = ("data/processed/train.safetensors", "data/model/model.safetensors")
+    outs = ("data/raw/train-images-idx3-ubyte", "data/model/model.safetensors")
     lab.clone.dvc("push", "--run-cache")
     with faults("bits flipped") as count:
         for out in outs:
