@@ -23,7 +23,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z]*\): ## /  make \1|/p' Makefile | awk -F '|' '{ printf "%-15s%s\n", $$1, $$2 }'
 
 repro: ## run the stages that are out of date: download, preprocess, train, evaluate (ARGS go to dvc repro)
-	@$(RUNTIME) integrity.params integrity.repair -- dvc repro $(ARGS)
+	@$(RUNTIME) integrity.before_repro -- dvc repro $(ARGS)
 
 predict: ## predict the classes of pictures: make predict FILES="a.png photos/" (ARGS=--format=csv --out=FILE --model=REV, …)
 	@$(RUNTIME) -- use.predict $(ARGS) $(FILES)
