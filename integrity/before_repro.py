@@ -1,4 +1,4 @@
-"""What `make repro` runs before dvc: check params.yaml, and repair what a killed dvc left. In one process, to save time.
+"""What `make repro` runs before dvc, in one process: check params.yaml, and repair what a killed dvc left.
 
 The repairs are described in integrity/repair.py.
 """
