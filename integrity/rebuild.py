@@ -107,15 +107,18 @@ def idle(names: Sequence[str], stages: dict[str, Any]) -> str:
     return "; ".join(reasons)
 
 
-def environment(scratch: Path) -> dict[str, str]:
-    """The environment of a `dvc` that runs stages: `python` is this one, and what they print is there at once.
-
-    scratch: an empty folder, deleted later. Compiled code lies there, so that what lies beside the sources, and may be
-    of others, is not read.
-    """
+def dvc_environment() -> dict[str, str]:
+    """The environment of a `dvc` that runs stages: `python` is this one, and what they print is there at once."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    compiled = {"PYTHONPYCACHEPREFIX": str(scratch / "pycache")}
-    return {**git.environment(), "PATH": path, "PYTHONUNBUFFERED": "1", **compiled}
+    return {**git.environment(), "PATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def environment(scratch: Path) -> dict[str, str]:
+    """As `dvc_environment`, and compiled code that lies beside the sources, and may be of others, is not read.
+
+    scratch: an empty folder, deleted later, for compiled code.
+    """
+    return {**dvc_environment(), "PYTHONPYCACHEPREFIX": str(scratch / "pycache")}
 
 
 def delete(place: Path) -> None:
