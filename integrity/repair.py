@@ -31,6 +31,7 @@ def main() -> None:
         return
     from dvc.lock import Lock, LockError
 
+    TEMPORARY.mkdir(exist_ok=True)  # a fresh clone has none
     try:  # DVC's own locks, so that nothing that is being written is taken for torn
         with Lock(str(TEMPORARY / "lock")), Lock(str(TEMPORARY / "rwlock.lock")):
             paths.RUNS.mkdir(exist_ok=True)
@@ -42,7 +43,12 @@ def main() -> None:
 def damaged() -> bool:
     """Whether there is something to mend."""
     locks = any(lock.exists() and torn(lock.read_bytes()) for lock in LOCKS)
-    return locks or (RWLOCK.exists() and bool(abandoned(RWLOCK))) or bool(unfinished(Path())) or bool(unfinished_entries(run_cache(Path())))
+    return (
+        locks
+        or (RWLOCK.exists() and bool(abandoned(RWLOCK)))
+        or bool(unfinished(Path()))
+        or bool(unfinished_entries(run_cache(Path())))
+    )
 
 
 def mend() -> None:

@@ -19,6 +19,11 @@ from stages.common.errors import UserError
 METRICS = f"{paths.TEST_METRICS.parent.as_posix()}/*.json"
 
 
+def show(line: str) -> None:
+    """Print what training says where it does not mix with the comparison, which may be JSON."""
+    print(line, end="", file=sys.stderr, flush=True)
+
+
 class Side(NamedTuple):
     """A checkout in which seeds can be trained."""
 
@@ -41,9 +46,9 @@ class Side(NamedTuple):
         found = self.recorded()
         if len(found.rows) >= seeds and not force:
             return found
-        print(f"\n{self.name}: training {seeds} seeds, but for those that are cached", flush=True)
+        show(f"\n{self.name}: training {seeds} seeds, but for those that are cached\n")
         command = [sys.executable, "-m", "seeds", str(seeds), *(["--force"] if force else [])]
-        if children.run(command, self.folder, self.environment).returncode:
+        if children.run(command, self.folder, self.environment, each_line=show).returncode:
             raise UserError(f"{self.name}: its seeds cannot be trained; the reason is above")
         found = self.recorded()
         if len(found.rows) < seeds:

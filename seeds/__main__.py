@@ -1,7 +1,8 @@
 """Train the recipe of params.yaml with several seeds: `python -m seeds N`, or `make seeds N=5`.
 
-Seeds are 0 to N - 1. What is up to date, cached or pulled is not trained again; a killed run goes on where it was. The
-result is metrics/seeds.json, a row per seed, which Git keeps with seeds/dvc.lock; DVC keeps each seed's predictions.
+Seeds are 0 to N - 1, or more if more are up to date. What is up to date, cached or pulled is not trained again; a
+killed run goes on where it was. The result is metrics/seeds.json, a row per seed, which Git keeps with seeds/dvc.lock;
+DVC keeps each seed's predictions.
 """
 
 import argparse
@@ -10,8 +11,9 @@ import sys
 from pathlib import Path
 
 from integrity import rebuild, revisions
+from seeds import record
 from seeds.paths import CHOSEN, COLLECTED, LOCK, PIPELINE, PREDICTIONS, ROWS
-from stages.common import children, errors, files
+from stages.common import children, errors, files, paths
 from stages.common.errors import UserError
 
 MAX_SEEDS = 1000
@@ -25,8 +27,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if not PIPELINE.is_file():
         raise UserError(f"{PIPELINE}: no such file; run from the top of the repository, where params.yaml is")
-    choose(list(range(arguments.n)))
-    targets = [*(f"{PIPELINE}:seed@{seed}" for seed in range(arguments.n)), f"{PIPELINE}:collect"]
+    seeds = range(max(arguments.n, up_to_date()))
+    choose(list(seeds))
+    targets = [*(f"{PIPELINE}:seed@{seed}" for seed in seeds), f"{PIPELINE}:collect"]
     options = ["--force", "--no-run-cache", "--single-item", *targets] if arguments.force else [str(PIPELINE)]
     command = [sys.executable, "-m", "dvc", "repro", *options]
     if children.run(command, Path(), rebuild.dvc_environment()).returncode:
@@ -41,11 +44,18 @@ def number(text: str) -> int:
     return int(text)
 
 
-def choose(seeds: list[int]) -> None:
-    """Make these the seeds of the pipeline; of others, what they left leaves the work tree and seeds/dvc.lock.
+def up_to_date() -> int:
+    """How many seeds are recorded and up to date: they stay, however few are requested."""
+    try:
+        with revisions.repository() as repo:
+            side = revisions.read(repo, None, paths.PARAMS.as_posix(), f"{paths.TEST_METRICS.parent.as_posix()}/*.json")
+            return len(record.read(repo, side).rows)
+    except UserError:  # nothing measured yet
+        return 0
 
-    It stays in DVC's cache: with more seeds again, it comes from there.
-    """
+
+def choose(seeds: list[int]) -> None:
+    """Make these the seeds of the pipeline; what stale others left leaves the work tree and seeds/dvc.lock."""
     from dvc.utils.serialize import dumps_yaml, load_yaml
 
     content = f"seeds: {seeds}\n"

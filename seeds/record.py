@@ -78,12 +78,13 @@ def _read(repo: Any, side: Revision) -> Record:
     if changed := _changed(repo, side, [trained[seed] for seed in chosen]):
         raise UserError(f"its seeds are stale: trained before {revisions.shortened(changed)} changed; {again}")
 
-    rows = _rows(content[COLLECTED] or b"{}")
+    given: Any = revisions.parse_json(content[COLLECTED] or b"{}", str(COLLECTED)).get("seeds")
+    rows = _rows(given)
     if [row.seed for row in rows] != chosen:
         raise UserError(f"{COLLECTED} has not the seeds of {CHOSEN}; {again}")
-    for row in rows:
+    for row, values in zip(rows, given, strict=True):
         outs = {out.path: out.md5 for out in trained[row.seed].outs}
-        if outs.get((ROWS / f"{row.seed}.json").as_posix()) != md5(text(row.model_dump()).encode()):
+        if outs.get((ROWS / f"{row.seed}.json").as_posix()) != md5(text(values).encode()):
             raise UserError(f"{COLLECTED}: seed {row.seed} is not the one that {LOCK} names; {again}")
     if len({row.images for row in rows}) > 1 or any(row.errors > row.images for row in rows):
         raise UserError(f"{COLLECTED}: errors and images contradict each other; {again}")
@@ -101,11 +102,10 @@ def _chosen(content: bytes) -> list[int]:
     return sorted(set(seeds))
 
 
-def _rows(content: bytes) -> list[Row]:
-    """The rows of metrics/seeds.json. Raises UserError."""
-    rows = revisions.parse_json(content, str(COLLECTED)).get("seeds")
+def _rows(given: Any) -> list[Row]:
+    """The rows of metrics/seeds.json, checked. Raises UserError."""
     try:
-        return [Row.model_validate(row) for row in (rows if isinstance(rows, list) else [])]
+        return [Row.model_validate(row) for row in (given if isinstance(given, list) else [])]
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{COLLECTED}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

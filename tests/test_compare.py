@@ -264,7 +264,9 @@ def test_the_table_fits_a_terminal(monkeypatch: Patch, capsys: Out) -> None:
 def test_the_markdown_is_well_formed_whatever_the_values(project: Project, monkeypatch: Patch, capsys: Out) -> None:
     project.set(train={"channels": ["<img src=x>|@somebody", "`]("]}, data={"name": "a\u001b[31m\nb"})
     printed = text(monkeypatch, capsys, "main", "--format", "markdown")
-    assert printed.startswith("### `work tree` against `main`, one model against another; seeds not compared: within noise\n\nAcc")
+    assert printed.startswith(
+        "### `work tree` against `main`, one model against another; seeds not compared: within noise\n\nAcc"
+    )
     blocks = [block.splitlines() for block in printed.split("\n\n") if block.startswith("|")]
     assert len(blocks) == 2
     for block in blocks:

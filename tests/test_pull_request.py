@@ -94,7 +94,9 @@ def test_noise_passes_and_evaluate_alone_runs(author: Project, tmp_path: Path) -
     status, told = judge(ci, base)
     assert status == 0, told
     assert re.findall(r"Running stage '(\w+)'", told) == ["evaluate"]
-    assert report(ci).startswith(f"### `work tree` against `{base.replace('`', chr(39))}`: within noise\n")
+    assert report(ci).startswith(
+        f"### `work tree` against `{base.replace('`', chr(39))}`, one model against another; seeds not compared: within noise\n"
+    )
     assert "McNemar's exact test" in report(ci)
     assert "> ran here: evaluate\n" in report(ci)
     assert "> what ran here gave the bytes that HEAD has on record: evaluate\n" in report(ci)
@@ -105,7 +107,7 @@ def test_noise_passes_and_evaluate_alone_runs(author: Project, tmp_path: Path) -
 
 def test_a_lock_that_was_not_renewed_is_told_and_the_truth_compared(author: Project, tmp_path: Path) -> None:
     ci = checkout(author, tmp_path / "ci", "stale")
-    status, told = judge(ci, "origin/main")
+    status, told = judge(ci, "origin/main", "--seeds", "0")
     assert "Running stage 'evaluate'" in told
     line = (
         "stale: dvc.lock of HEAD was made from other inputs than HEAD's (params.yaml: train.skill): "
@@ -115,7 +117,9 @@ def test_a_lock_that_was_not_renewed_is_told_and_the_truth_compared(author: Proj
     assert f"> {line}\n" in report(ci).replace("\\", "")
     assert status == 1  # by what the branch gives, not by the metrics it came with
     assert told.splitlines()[-1].startswith("failed: the branch is worse: accuracy ")
-    assert report(ci).startswith("### `work tree` is worse than `origin/main`\n")
+    assert report(ci).startswith(
+        "### `work tree` against `origin/main`, one model against another; seeds not compared: worse\n"
+    )
 
 
 @pytest.mark.parametrize("url", ["../../nowhere", "ssh://127.0.0.1:{free}/x"])
@@ -140,7 +144,9 @@ def test_a_base_that_went_on_and_metrics_of_another_lock(author: Project, tmp_pa
     ci.run("git", "branch", "base", ci.run("git", "commit-tree", f"{main}^{{tree}}", "-p", main, "-m", "on").strip())
     status, told = judge(ci, "base")
     assert status == 2
-    assert report(ci).startswith(f"### `work tree` against `{main[:12]}`: within noise\n")  # where the branch left it
+    assert report(ci).startswith(
+        f"### `work tree` against `{main[:12]}`, one model against another; seeds not compared: within noise\n"
+    )  # where the branch left it
     assert "note: not reproduced: metrics/evaluate.json of HEAD: committed file differs from dvc.lock\n" in told
     assert told.splitlines()[-1].startswith(
         "error: the committed results are not what the stages give: metrics/evaluate.json; commit dvc.lock and metrics/"
@@ -400,7 +406,9 @@ def test_forged_predictions_and_metrics(branch: Project, gate: Gate) -> None:
     assert f"not reproduced: {PREDICTIONS} of HEAD: rebuilt differs" in notes
     assert f"not reproduced: {METRICS} of HEAD: rebuilt differs" in notes
     assert TRUST in notes
-    assert "work tree against main: within noise" in told  # the verdict is of what ran here
+    assert "work tree against main, one model against another; seeds not compared: within noise" in " ".join(
+        told.split()
+    )  # the verdict is of what ran here
     assert "what `dvc repro` gives" not in told
 
 
@@ -447,7 +455,9 @@ def test_a_forged_model(branch: Project, gate: Gate) -> None:
     status, notes, told = gate(branch, "--rebuild", "train")
     assert status == refused(MODEL, PREDICTIONS, METRICS)
     assert f"not reproduced: {MODEL} of HEAD: rebuilt differs" in notes
-    assert "work tree against main: within noise" in told
+    assert "work tree against main, one model against another; seeds not compared: within noise" in " ".join(
+        told.split()
+    )
     assert TRUST not in notes
 
 
