@@ -1,6 +1,6 @@
 # GNU make 3.81 or newer (macOS has 3.81). `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help repro seeds pull compare report plots verify doctor test soak check audit bench format lock
+.PHONY: help repro seeds predict pull compare report plots verify doctor test soak check audit bench format lock
 
 # Any Python from 3.11 on; only used to make .venv.
 PYTHON ?= python3
@@ -10,6 +10,8 @@ ARGS ?=
 REV ?=
 # How many seeds `make seeds` trains the recipe with
 N ?= 5
+# What `make predict` looks at: files, folders, URLs
+FILES ?=
 
 # Where `python3` is a script of bash, as pyenv's is, this would be read before Python starts.
 unexport BASH_ENV
@@ -27,6 +29,9 @@ repro: ## run what is not up to date: download, preprocess, train, evaluate (ARG
 
 seeds: ## train the recipe with several seeds, whatever is not there yet: make seeds N=5 (ARGS=--force)
 	@$(RUNTIME) integrity.params integrity.repair -- seeds "$(N)" $(ARGS)
+
+predict: ## classes of pictures: make predict FILES="a.png photos/" (ARGS=--format=csv --out=FILE --model=REV, …)
+	@$(RUNTIME) -- use.predict $(ARGS) $(FILES)
 
 pull: ## what dvc.lock names, from the remote, checked before it is used (ARGS: targets, --run-cache, --remote=NAME)
 	@$(RUNTIME) -- integrity.pull $(ARGS)

@@ -55,8 +55,8 @@ def main() -> None:
             shutil.copy(paths.DATA_CARD, folder / paths.DATA_CARD)
             size = 0
             for path in (paths.TRAIN, paths.VALIDATION, paths.TEST):
-                images, labels = packed.read(path, card.shape, len(card.classes))
-                images, labels = np.tile(images, (times, 1, 1, 1)), np.tile(labels, times)
+                split = packed.open_split(path, card.shape, len(card.classes))
+                images, labels = np.tile(split[:], (times, 1, 1, 1)), np.tile(split.labels, times)
                 packed.write(folder / path, images, labels)
                 size += images.nbytes
             rows.append({"times": times, "images_mb": round(size / 1e6), "train_mb": peak("train", folder)})

@@ -9,16 +9,17 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 from pydantic import BaseModel, Field, ValidationError
 
-from integrity import git
-from integrity.snapshots import Commit, WorkTree, md5
-from stages.common import params
+from integrity import git, objects
+from integrity.objects import BadObject
+from integrity.snapshots import MAX_HASHED_BYTES, Commit, WorkTree, folder_md5, md5
+from stages.common import machine_settings, params
 from stages.common.errors import UserError, printable
 
 WORK_TREE = "work tree"
@@ -58,7 +59,7 @@ class Revision:
 
     name: str  # as the user calls it
     commit: str | None  # its full hash; None: the work tree
-    params: dict[str, Any] | None  # dotted key -> value; None: no file of parameters
+    params: dict[str, Any] | None  # dotted key -> value, without `machine`, which changes no result; None: no file
     read_by: dict[str, list[str]]  # dotted key -> the stages that read it, by dvc.lock
     metrics: dict[str, dict[str, Any]]  # file -> its content
     outs: dict[str, LockedFile]  # path -> output, by dvc.lock
@@ -167,6 +168,7 @@ def read(repo: Any, name: str | None, params_path: str, metrics_pattern: str, la
     values = None
     if params_path in contents:
         values = flatten(_yaml(contents[params_path], f"{label}: {params_path}"), f"{label}: {params_path}")
+        values = {key: value for key, value in values.items() if key.partition(".")[0] != machine_settings.SECTION}
     else:
         notes.append(f"{label}: no {params_path} there: parameters are not compared")
     try:
@@ -264,8 +266,8 @@ def damaged(repo: Any, sides: Sequence[Revision], besides: str) -> list[str]:
     besides: the output that `fetch` looks at. The smallest first, up to snapshots.MAX_HASHED_BYTES in all.
     """
     cache = repo.cache.local
-    outs = {out.md5: (side.name, out) for side in sides for out in side.outs.values() if out.path != besides}
-    places = {Path(cache.oid_to_path(oid)): oid for oid in outs if oid is not None and not oid.endswith(".dir")}
+    outs = {out.md5: (side.name, out) for side in sides for out in _with_files(repo, side) if out.path != besides}
+    places = {Path(cache.oid_to_path(oid)): oid for oid in outs if oid is not None}
     folder = Path(cache.path)
     try:
         hashes = WorkTree(folder).hashes([place.relative_to(folder).as_posix() for place in places])
@@ -273,11 +275,22 @@ def damaged(repo: Any, sides: Sequence[Revision], besides: str) -> list[str]:
         return [f"the cache cannot be read: {error.filename}: {error.strerror}"]
     lines = []
     for place, oid in places.items():
-        name, out = outs[oid]
-        if hashes.get(place.relative_to(folder).as_posix(), oid) != oid:
+        side, out = outs[oid]
+        name = oid.removesuffix(".dir")
+        if hashes.get(place.relative_to(folder).as_posix(), name) != name:
             shown = repo.fs.relpath(str(place))
-            lines.append(f"{name}: {out.path} is damaged in the cache (delete {shown}, and `dvc fetch`)")
+            lines.append(f"{side}: {out.path} is damaged in the cache (delete {shown}, and `dvc fetch`)")
     return lines
+
+
+def _with_files(repo: Any, side: Revision) -> Iterator[LockedFile]:
+    """The outputs of a revision, and of those that are folders the files, where the cache has their list."""
+    for out in side.outs.values():
+        yield out
+        if out.md5 is not None and out.md5.endswith(".dir"):
+            with suppress(OSError, BadObject):
+                listed = objects.folder_list(Path(repo.cache.local.oid_to_path(out.md5)).read_bytes(), out.md5)
+                yield from (LockedFile(path=f"{out.path}/{file.path}", md5=file.md5) for file in listed)
 
 
 def shortened(names: Sequence[str]) -> str:
@@ -298,13 +311,42 @@ def fetch(repo: Any, out: LockedFile) -> tuple[bytes, list[str]]:
         content = local.read_bytes()
         if md5(content) == out.md5:
             return content, []
+    return _stored_copy(repo, out)
 
+
+def fetch_folder(repo: Any, out: LockedFile, scratch: Path) -> Path:
+    """A folder with the files of an output that is a folder, as dvc.lock names it: the work tree's, or `scratch`.
+
+    As `fetch`, which says what is trusted. Raises UserError as well if it is larger than snapshots.MAX_HASHED_BYTES.
+    """
+    if out.md5 is None or not out.md5.endswith(".dir"):
+        raise UserError(f"{LOCK} names no folder {out.path} with an MD5")
+    if out.size is None or out.size > MAX_HASHED_BYTES:
+        raise UserError(f"{out.path}: larger than {MAX_HASHED_BYTES:,} bytes")
+    local = Path(repo.root_dir, out.path)
+    if local.is_dir() and folder_md5(Path(repo.root_dir), out.path) == out.md5:
+        return local
+    try:
+        listed = objects.folder_list(_stored_copy(repo, LockedFile(path=out.path, md5=out.md5))[0], out.md5)
+    except BadObject as error:
+        raise UserError(f"{out.path}: its list of files: {error}") from None
+    for file in listed:
+        content, _ = fetch(repo, LockedFile(path=f"{out.path}/{file.path}", md5=file.md5, size=out.size))
+        place = scratch / file.path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+    return scratch
+
+
+def _stored_copy(repo: Any, out: LockedFile) -> tuple[bytes, list[str]]:
+    """The bytes of an object from the cache or the default remote, and notes, as `fetch` returns them."""
+    name = str(out.md5).removesuffix(".dir")
     notes = []
     cache = repo.cache.local
     cached = cache.oid_to_path(out.md5)
     try:
         content = _read(cache.fs, cached, out)
-        if md5(content) == out.md5:
+        if md5(content) == name:
             return content, []
         here = f"damaged in the cache (delete {repo.fs.relpath(cached)}, and `dvc fetch`)"
         notes.append(f"{out.path} is {here}; the remote's copy is used")
@@ -339,7 +381,7 @@ def _remote_copy(repo: Any, out: LockedFile) -> bytes:
         if store.fs.protocol == "local" and not store.fs.isdir(repo.cloud.get_remote().path):
             raise UserError(f"the folder of {name} is not there") from None
         raise UserError(f"not in {name}; `dvc push` (or `dvc exp push`) where it was made") from None
-    if md5(content) != out.md5:
+    if md5(content) != str(out.md5).removesuffix(".dir"):
         raise UserError(f"damaged in {name}: not the MD5 that {LOCK} names")
     return content
 

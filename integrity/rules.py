@@ -6,9 +6,10 @@ device to tell.
 
 from typing import Any
 
-from stages.common import params, paths
+from stages.common import machine_settings, params, paths
 from stages.common.errors import UserError
 from stages.common.params import Section
+from stages.dataset.options import NO_IMAGES
 from stages.dataset.registry import DATA_SETS
 from stages.download.options import Data
 from stages.evaluate.options import Evaluate
@@ -26,26 +27,36 @@ SCHEMAS: dict[str, type[Section]] = {
     **{f"schedules.{name}": schema for name, schema in SCHEDULES.items()},
     **{f"augmentations.{name}": schema for name, schema in AUGMENTATIONS.items()},
     "evaluate": Evaluate,
+    machine_settings.SECTION: machine_settings.Machine,
+}
+# Where an option was in earlier versions, and where it is now.
+MOVED = {
+    "train.threads": "machine.threads",
+    "train.num_workers": "machine.num_workers",
+    "train.log_every_steps": "machine.log_every_steps",
+    "train.checkpoint_every_seconds": "machine.checkpoint_every_seconds",
+    "evaluate.threads": "machine.threads",
 }
 
 
 def read() -> None:
-    """Read params.yaml, and nothing else. Raises UserError with a line for each mistake."""
+    """Read params.yaml and the environment variables that override it. Raises UserError with a line per mistake."""
     if lines := check(params.load(paths.PARAMS)):
         raise UserError("\n".join(lines))
 
 
 def check(values: dict[str, Any]) -> list[str]:
-    """A line for each mistake."""
+    """A line for each mistake in the parameters, or in the environment variables that override them."""
     if lines := no_text(values):
         return lines  # to which the schemas have no answer
-    lines = unknown(values)
+    lines = moved(values) + unknown(values)
+    values = {section: without_moved(section, options) for section, options in values.items()}
     for key, schema in SCHEMAS.items():
         try:
             params.section(values, key, schema)
         except UserError as error:
             lines.append(str(error))
-    return lines or contradictions(values)
+    return lines or contradictions(values) + environment(values)
 
 
 def no_text(values: dict[Any, Any], place: str = "") -> list[str]:
@@ -57,6 +68,30 @@ def no_text(values: dict[Any, Any], place: str = "") -> list[str]:
         if isinstance(value, dict):
             lines += no_text(value, f"{place}{params.shown(key)}.")
     return lines
+
+
+def moved(values: dict[str, Any]) -> list[str]:
+    """A line for each option that is where earlier versions had it."""
+    present = {
+        f"{section}.{key}" for section, options in values.items() if isinstance(options, dict) for key in options
+    }
+    return [f"{paths.PARAMS}: {old} is now {new}: move it there" for old, new in MOVED.items() if old in present]
+
+
+def without_moved(section: str, options: Any) -> Any:
+    """The options of a section, without those that `moved` reports."""
+    if not isinstance(options, dict):
+        return options
+    return {key: value for key, value in options.items() if f"{section}.{key}" not in MOVED}
+
+
+def environment(values: dict[str, Any]) -> list[str]:
+    """A line for each wrong environment variable. values: right section by section."""
+    try:
+        machine_settings.read(values)
+    except UserError as error:
+        return str(error).splitlines()
+    return []
 
 
 def unknown(values: dict[str, Any]) -> list[str]:
@@ -83,11 +118,12 @@ def unknown(values: dict[str, Any]) -> list[str]:
 
 def contradictions(values: dict[str, Any]) -> list[str]:
     """A line for each rule between sections that is broken. values: right section by section."""
-    train, data_set = values["train"], DATA_SETS[values["data"]["name"]]
-    lines = []
+    train, preprocess = values["train"], values["preprocess"]
+    data_set = DATA_SETS.get(values["data"]["name"])  # None: own pictures
+    lines = pictures(values["data"], preprocess)
 
-    patience, fraction = train["early_stopping_patience_epochs"], values["preprocess"]["validation_fraction"]
-    if patience and round(fraction * data_set.largest_class) == 0:
+    patience, fraction = train["early_stopping_patience_epochs"], preprocess["validation_fraction"]
+    if patience and round(fraction * (data_set.largest_class if data_set else 10**9)) == 0:
         lines.append(
             f"train.early_stopping_patience_epochs is {patience}, and preprocess.validation_fraction is {fraction}, "
             "which leaves no image to stop on; allowed: 0, or a larger fraction"
@@ -101,7 +137,9 @@ def contradictions(values: dict[str, Any]) -> list[str]:
 
     cnn = Cnn.model_validate(values["models"]["cnn"])
     try:
-        sizes = cnn.map_sizes(*data_set.image_shape[1:])
+        size = preprocess["image_size"]
+        height, width = data_set.image_shape[1:] if data_set else size if isinstance(size, list) else (size, size)
+        sizes = cnn.map_sizes(height, width)
     except ValueError as error:
         lines.append(f"models.cnn: {error}")
     else:
@@ -111,3 +149,27 @@ def contradictions(values: dict[str, Any]) -> list[str]:
                 "but batch norm needs two values; allowed: a batch_size of 2 or more, or blocks that shrink less"
             )
     return [f"{paths.PARAMS}: {line}" for line in lines]
+
+
+def pictures(data: dict[str, Any], preprocess: dict[str, Any]) -> list[str]:
+    """A line for each rule on own pictures that is broken."""
+    name, folder = data["name"], data["images"]
+    if name != "images":
+        # Every run depends on data.images, which dvc.yaml cannot leave out: a published set must not run again for it.
+        return (
+            []
+            if folder == NO_IMAGES
+            else [f"data.images is {folder!r}; allowed: {NO_IMAGES}, since data.name is {name}"]
+        )
+    lines = []
+    if folder == NO_IMAGES:
+        lines.append(
+            f"data.images is {NO_IMAGES!r}; allowed: the folder or archive of your pictures, since data.name is images"
+        )
+    validation, test = preprocess["validation_fraction"], preprocess["test_fraction"]
+    if validation + test > 0.9:
+        lines.append(
+            f"preprocess.validation_fraction is {validation} and preprocess.test_fraction {test}; allowed: 0.9 at most "
+            "together"
+        )
+    return lines

@@ -24,6 +24,7 @@ from seeds import record
 from stages.common import errors, files, paths
 from stages.common.errors import UserError
 from stages.dataset import data_card, packed
+from stages.dataset.packed import Split
 
 OUT = "report.html"  # Git ignores it
 LEVEL = 0.05  # of the verdict: the share of false alarms, the default of `review.compare`
@@ -88,31 +89,37 @@ def alone(run: Results) -> list[str]:
     return [*run.revision.notes, *(f"{run.revision.name}: {note}" for note in run.predictions.notes), *contradictions]
 
 
-def test_images(repo: Any, run: Results) -> tuple[packed.Images | None, str]:
-    """The images that were predicted, (N, C, H, W); or None, with the reason."""
+def test_images(repo: Any, run: Results) -> tuple[Split | None, str]:
+    """The images that were predicted; or None, with the reason."""
     if run.predictions.table is None:
         return None, f"no predictions: {run.predictions.why}"
     with tempfile.TemporaryDirectory() as folder:
         try:
-            for path in (paths.DATA_CARD, paths.TEST):
-                out = run.revision.outs.get(path.as_posix())
-                if out is None:
-                    raise UserError(f"{revisions.LOCK} does not name {path}")
-                content, _ = revisions.fetch(repo, out)  # by MD5: the files here may be of another data set by now
-                (Path(folder) / path.name).write_bytes(content)
+            # By MD5: the files here may be of another data set by now.
+            content, _ = revisions.fetch(repo, locked(run, paths.DATA_CARD))
+            (Path(folder) / paths.DATA_CARD.name).write_bytes(content)
             card = data_card.read(Path(folder) / paths.DATA_CARD.name)
-            images, labels = packed.read(Path(folder) / paths.TEST.name, card.shape, len(card.classes))
+            test = revisions.fetch_folder(repo, locked(run, paths.TEST), Path(folder) / paths.TEST.name)
+            images = packed.open_split(test, card.shape, len(card.classes))  # which outlive the folder: they are open
         except UserError as error:
             return None, str(error).replace(f"{folder}/", "")
     table = run.predictions.table
-    if not np.array_equal(np.array(card.classes)[labels], table["label"].astype(str).to_numpy()):
+    if not np.array_equal(np.array(card.classes)[images.labels], table["label"].astype(str).to_numpy()):
         return None, f"{paths.TEST} has other labels than {paths.PREDICTIONS}"
     return images, ""
 
 
-def picture(images: packed.Images | None, index: int) -> str | None:
+def locked(run: Results, path: Path) -> revisions.LockedFile:
+    """An output as dvc.lock names it. Raises UserError."""
+    out = run.revision.outs.get(path.as_posix())
+    if out is None:
+        raise UserError(f"{revisions.LOCK} does not name {path}")
+    return out
+
+
+def picture(images: Split | None, index: int) -> str | None:
     """A test image as a data: URI; None without images."""
-    return None if images is None else pictures.data_uri(images[index])
+    return None if images is None else pictures.data_uri(images.gather([index])[0])
 
 
 def provenance(repo: Any) -> list[tuple[str, str]]:

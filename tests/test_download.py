@@ -488,6 +488,8 @@ MEMORY = (ord("r"), ord("p"))
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(PICKLES).flatmap(mutated_bytes) | st.binary(max_size=60))
 @example(b"P")  # the unpickler's own message has two lines
+@example(b"\x8e" + (1 << 60).to_bytes(8, "little"))  # bytes of a length that no machine has
+@example(b"\x8d" + b"\xff" * 8)  # a text of one that no number of C holds
 def test_no_pickle_does_anything_but_unpack_or_raise_a_line(
     tmp_path_factory: pytest.TempPathFactory, content: bytes
 ) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import json
 import re
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from dvc_data.hashfile.db import HashFileDB
 
 from stages.common import params, paths
 from stages.common.errors import UserError
+from stages.common.machine_settings import Machine
 from stages.common.params import Section
 from stages.dataset.options import DataName
 from stages.dataset.registry import DATA_SETS
@@ -141,14 +143,15 @@ def test_every_data_set_has_the_files_that_dvc_yaml_names() -> None:
         assert {paths.RAW / file.name for file in data_set.files} == RAW
 
 
-def test_no_output_is_a_folder() -> None:
+def test_no_output_is_a_folder_but_for_the_splits() -> None:
     """DVC does not check the list of a folder's files: where an output has to be one, `make pull` has to be used."""
-    assert not [
-        path
+    folders = {
+        Path(path)
         for stage in STAGES.values()
         for path in outputs(stage)
-        if not Path(path).suffix and path not in {path.as_posix() for path in RAW}
-    ]
+        if not Path(path).suffix and Path(path) not in RAW
+    }
+    assert folders == {paths.TRAIN, paths.VALIDATION, paths.TEST}
 
 
 # What each stage reads and writes of the paths in stages/common/paths.py.
@@ -156,7 +159,7 @@ DATA: dict[str, tuple[set[Path], set[Path]]] = {
     "check": (set(), {paths.CHECKED}),
     "download": (set(), RAW),
     "preprocess": (
-        RAW,
+        RAW,  # and the folder that data.images names
         {paths.TRAIN, paths.VALIDATION, paths.TEST, paths.DATA_CARD, paths.DATA_METRICS},
     ),
     "train": (
@@ -174,7 +177,8 @@ DATA: dict[str, tuple[set[Path], set[Path]]] = {
 def test_the_paths_are_those_of_the_code(name: str) -> None:
     reads, writes = DATA[name]
     data = set(STAGES[name]["deps"]) - declared(name) - {"requirements.txt"}
-    assert data - {paths.CHECKED.as_posix()} == {path.as_posix() for path in reads}
+    assert ("${data.images}" in data) == (name == "preprocess")
+    assert data - {paths.CHECKED.as_posix(), "${data.images}"} == {path.as_posix() for path in reads}
     assert outputs(STAGES[name]) == {path.as_posix() for path in writes}
     source = (ROOT / f"{module(name).replace('.', '/')}.py").read_text(encoding="utf-8")
     constants = {getattr(paths, constant) for constant in re.findall(r"paths\.([A-Z_]+)", source)}
@@ -189,8 +193,17 @@ def test_no_stage_runs_before_all_parameters_are_checked(name: str) -> None:
     assert (paths.CHECKED.as_posix() in STAGES[name]["deps"]) == (name != "check")
 
 
-def test_the_check_reads_every_parameter() -> None:
-    assert STAGES["check"]["params"] == [{"params.yaml": None}]  # DVC's form for "all keys, those to come included"
+def test_the_check_reads_every_section_but_the_machine_settings() -> None:
+    assert set(STAGES["check"]["params"]) == set(DEFAULTS) - {"machine"}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_no_stage_depends_on_a_machine_setting(name: str) -> None:
+    """A stage that did would run again for a change that cannot change its results."""
+    assert "machine" in DEFAULTS
+    stage = json.dumps({key: value for key, value in STAGES[name].items() if key != "desc"})
+    assert not re.search(r"\bmachine\b", stage)  # as a parameter, or filled into a command
+    assert "params.yaml" not in stage  # as a dependency, or with DVC's form for "all keys"
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -202,18 +215,20 @@ def test_metrics_and_plots_are_in_git_and_the_rest_in_the_cache(name: str) -> No
 
 # The schema of each parameter that dvc.yaml names.
 READS: dict[str, set[tuple[str, type[Section]]]] = {
-    "download": {("data", Data)},
-    "preprocess": {("data.name", DataName), ("preprocess", Preprocess)},
+    "download": {("data.name", Data), ("data.mirrors", Data)},
+    "preprocess": {("data.name", DataName), ("data.images", DataName), ("preprocess", Preprocess)},
     "evaluate": {("evaluate", Evaluate)},
 }
+UNREAD = {("download", "images")}  # its section is checked whole; own pictures are not downloaded
 
 
 @pytest.mark.parametrize("name", READS)
 def test_the_parameters_are_those_of_the_schemas(name: str) -> None:
     assert set(STAGES[name]["params"]) == {key for key, _ in READS[name]}
-    for key, schema in READS[name]:
-        section, _, leaf = key.partition(".")
-        assert set(schema.model_fields) == ({leaf} if leaf else set(DEFAULTS[section]))
+    for schema in {schema for _, schema in READS[name]}:
+        keys = [key.partition(".") for key, other in READS[name] if other is schema]
+        leaves = {leaf for section, _, key in keys for leaf in ([key] if key else DEFAULTS[section])}
+        assert {field for field in schema.model_fields if (name, field) not in UNREAD} == leaves
 
 
 def train_keys(values: dict[str, Any]) -> list[str]:
@@ -287,6 +302,11 @@ def test_train_uses_every_option_it_reads() -> None:
 
 def test_train_uses_every_block_that_it_reads() -> None:
     assert options_used("train", "chosen") - {"_asdict"} == set(train_params.Chosen._fields)
+
+
+def test_the_machine_settings_are_those_of_the_schema_and_all_are_used() -> None:
+    assert list(DEFAULTS["machine"]) == list(Machine.model_fields)
+    assert options_used("train", "machine") >= set(Machine.model_fields)
 
 
 def test_evaluate_uses_every_option_it_reads() -> None:

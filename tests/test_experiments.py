@@ -99,7 +99,7 @@ def test_two_workers_end_in_the_bytes_of_a_run_alone(swept: Clone, tmp_path: Pat
     alone = Clone(tmp_path / "work/alone")
     alone.dvc("pull")
     # On one thread, where each of the two had one a core.
-    for setting in (*ALONE, f"optimizers.adam.lr={RATES[1]}", "train.seed=1", "train.threads=1", "evaluate.threads=1"):
+    for setting in (*ALONE, f"optimizers.adam.lr={RATES[1]}", "train.seed=1", "machine.threads=1"):
         alone.set(*setting.split("=", 1))
     assert alone.repro() == ["train", "evaluate"]
     expected = outputs((alone.path / "dvc.lock").read_text(encoding="utf-8"))

@@ -52,6 +52,10 @@ def test_the_contracts_hold(copy: Path, capsys: pytest.CaptureFixture[str]) -> N
         ("stages/evaluate/scores.py", "from review import significance"),
         ("stages/common/params.py", "from integrity import git"),
         ("integrity/verify.py", "from review import comparison"),
+        ("integrity/verify.py", "from use import load"),
+        ("stages/evaluate/scores.py", "from use import prepare"),
+        ("review/compare.py", "from use import load"),
+        ("use/load.py", "from review import results"),
     ],
 )
 def test_a_forbidden_import_breaks_a_contract(

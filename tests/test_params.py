@@ -18,11 +18,12 @@ from dvc.utils.serialize import load_yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from integrity.rules import SCHEMAS
+from integrity.rules import MOVED, SCHEMAS
 from integrity.rules import check as check_all
 from integrity.rules import read as main
-from stages.common import params
+from stages.common import machine_settings, params
 from stages.common.errors import UserError
+from stages.common.machine_settings import Machine
 from stages.dataset.registry import DATA_SETS
 from stages.network import models
 from stages.network.options import Cnn
@@ -94,6 +95,11 @@ def test_the_committed_file_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("data.name", "minst", "(did you mean mnist?)"),
         ("data.mirrors", "http://x", "params.yaml: data.mirrors is 'http://x'; allowed: a list (text)"),
         ("data.mirrors", [3], "params.yaml: data.mirrors.0 is 3; allowed: a list (text)"),
+        ("machine.threads", -1, "params.yaml: machine.threads is -1; allowed: a whole number, at least 0, at most 1,0"),
+        ("machine.treads", 1, "params.yaml: machine.treads: unknown key (did you mean threads?); allowed: threads, "),
+        ("train.threads", 2, "params.yaml: train.threads is now machine.threads: move it there"),
+        ("train.num_workers", 2, "params.yaml: train.num_workers is now machine.num_workers: move it there"),
+        ("evaluate.threads", 2, "params.yaml: evaluate.threads is now machine.threads: move it there"),
         ("evaluate", None, "params.yaml: evaluate is None; allowed: a mapping with device, "),
         ("schedules.constant", {"x": 1}, "params.yaml: schedules.constant.x: unknown key; allowed: nothing ({})"),
         ("trian", {}, "params.yaml: trian: unknown section (did you mean train?); allowed: data, preprocess, model, "),
@@ -111,6 +117,51 @@ def test_a_wrong_value_gives_its_line(
     assert expected in text
     assert bool(text) == bool(expected)
     assert all(line.startswith("params.yaml: ") for line in text.splitlines())
+
+
+def test_a_file_from_before_the_machine_settings_says_where_they_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = {section: dict(options) for section, options in DEFAULTS.items() if section != "machine"}
+    assert check(old, tmp_path, monkeypatch) == (
+        "params.yaml: machine: the section is missing; add threads, num_workers, log_every_steps, "
+        "checkpoint_every_seconds"
+    )
+    old["train"] |= DEFAULTS["machine"]
+    old["evaluate"]["threads"] = 0
+    lines = check(old, tmp_path, monkeypatch).splitlines()
+    assert len(lines) == 6  # each of the five, and the missing section
+    assert {line.split()[1] for line in lines} == {*MOVED, "machine:"}
+
+
+@pytest.mark.parametrize("name", Machine.model_fields)
+def test_an_environment_variable_overrides_a_machine_setting(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variable = f"MACHINE_{name.upper()}"
+    monkeypatch.setenv(variable, "7")
+    assert check(DEFAULTS, tmp_path, monkeypatch) == ""
+    assert machine_settings.read(DEFAULTS).model_dump() == DEFAULTS["machine"] | {name: 7}
+    monkeypatch.setenv(variable, "")
+    assert machine_settings.read(DEFAULTS).model_dump() == DEFAULTS["machine"]
+    for wrong in ("-1", "many", "[1", "1\n2", "{a: {b: 1}}", "9" * 5000, "\udcff"):
+        monkeypatch.setenv(variable, wrong)
+        text = check(DEFAULTS, tmp_path, monkeypatch)
+        assert text.startswith(f"{variable} is {wrong[:80]!r}; allowed: a ") or text.startswith(
+            f"{variable}: not a YAML"
+        )
+        assert len(text.splitlines()) == 1
+
+
+def test_each_wrong_environment_variable_has_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MACHINE_THREADS", "x")
+    monkeypatch.setenv("MACHINE_LOG_EVERY_STEPS", "1.5")
+    ending = "(this environment variable overrides machine.{} of params.yaml; unset it to use that)"
+    assert check(DEFAULTS, tmp_path, monkeypatch).splitlines() == [
+        f"MACHINE_THREADS is 'x'; allowed: a whole number, at least 0, at most 1,024 {ending.format('threads')}",
+        "MACHINE_LOG_EVERY_STEPS is '1.5'; allowed: a whole number, at least 1, at most 1,000,000 "
+        + ending.format("log_every_steps"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -513,7 +564,7 @@ def test_aliases_that_explode_are_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_a_stage_by_itself_names_a_key_that_is_no_text() -> None:
-    with pytest.raises(UserError, match=r"params.yaml: data.0: unknown key; allowed: name, mirrors"):
+    with pytest.raises(UserError, match=r"params.yaml: data.0: unknown key; allowed: name, images, mirrors"):
         params.section({"data": {**DEFAULTS["data"], 0: 1}}, "data", SCHEMAS["data"])
 
 

@@ -14,6 +14,7 @@ import pytest
 from dvc.repo import Repo
 
 from integrity import revisions
+from stages.common import params
 from tests.clones import Clone
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
@@ -84,6 +85,37 @@ def test_a_change_of_the_first_stage_runs_all_that_follow(clone: Clone) -> None:
     assert clone.repro() == ["preprocess", "train", "evaluate"]
     clone.set("models.cnn.hidden", "64")  # not the chosen one
     assert clone.repro() == []
+
+
+OTHER_MACHINE = {"threads": 2, "num_workers": 1, "log_every_steps": 7, "checkpoint_every_seconds": 0.5}
+
+
+def test_another_machine_setting_runs_nothing_and_is_no_difference(
+    here: Clone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with revisions.repository() as repo:
+        before = revisions.read(repo, None, "params.yaml", "metrics/*.json")
+    for key, value in OTHER_MACHINE.items():
+        here.set(f"machine.{key}", str(value))
+        monkeypatch.setenv(f"MACHINE_{key.upper()}", str(value))
+    assert params.load(Path("params.yaml"))["machine"] == OTHER_MACHINE
+    with Repo() as repo:
+        assert repo.status() == {}
+    with revisions.repository() as repo:
+        assert revisions.read(repo, None, "params.yaml", "metrics/*.json") == before
+
+
+def test_a_wrong_machine_setting_is_one_line_where_a_stage_reads_it(
+    clone: Clone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone.set("machine.threads", "-1")
+    clone.set("evaluate.worst_images", "9")
+    assert_only_the_check_ran(clone.dvc("repro", check=False), "machine.threads is -1; allowed: a whole number")
+    clone.set("machine.threads", "0")
+    monkeypatch.setitem(clone.environment, "MACHINE_THREADS", "-1")
+    told = clone.dvc("repro", check=False)
+    assert "error: MACHINE_THREADS is '-1'; allowed: a whole number, at least 0, at most 1,024" in told
+    assert "Traceback" not in told
 
 
 def test_another_mirror_fetches_again_and_changes_nothing_else(clone: Clone, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ SHARED = (
 OUTS = ("data/params.valid", "data/raw", "data/processed", "data/model", "data/predictions.csv")
 OF_A_SEED = ("data/model/model.safetensors", "data/predictions.csv")
 RESULTS = ("params.yaml", "dvc.lock", "metrics")  # what a commit of a run holds
-BIG = "data/processed/test.safetensors"  # 8 MB
+BIG = "data/raw/t10k-images-idx3-ubyte"  # 8 MB
 HALF = 4_000_000
 
 # What DVC says. Another wording in a later version is to be read by a person.

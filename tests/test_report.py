@@ -560,5 +560,5 @@ def test_images_of_another_test_set_are_not_shown(compared: Clone, monkeypatch: 
         moved = dataclasses.replace(found, predictions=Found(other, "", []))
         assert report.test_images(repo, moved) == (
             None,
-            "data/processed/test.safetensors has other labels than data/predictions.csv",
+            "data/processed/test has other labels than data/predictions.csv",
         )

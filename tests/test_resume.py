@@ -214,7 +214,8 @@ class Stage:
         self.values["models"]["cnn"].update(
             channels=[8, 8], kernel_sizes=[3, 3], paddings=[1, 1], pool_sizes=[2, 2], hidden=16
         )
-        self.values["train"].update(epochs=3, batch_size=16, checkpoint_every_seconds=0.05)
+        self.values["train"].update(epochs=3, batch_size=16)
+        self.values["machine"]["checkpoint_every_seconds"] = 0.05
 
     def write_params(self) -> None:
         Path("params.yaml").write_text(yaml.safe_dump(self.values), encoding="utf-8")
@@ -270,7 +271,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(stage: Stage) -> Non
     ("signum", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.soak)]
 )
 def test_told_to_stop_it_writes_a_checkpoint_and_says_so(signum: int, status: int, stage: Stage) -> None:
-    stage.values["train"]["checkpoint_every_seconds"] = 1000
+    stage.values["machine"]["checkpoint_every_seconds"] = 1000
     stage.run()
     undisturbed = stage.digests()
     process = stage.start()
@@ -326,15 +327,15 @@ def in_process(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[InProc
 @pytest.mark.parametrize(
     ("key", "value", "resumed"),
     [
-        ("threads", 3, True),
-        ("num_workers", 1, True),
-        ("log_every_steps", 7, True),
-        ("checkpoint_every_seconds", 12.5, True),
-        ("device", "cpu", True),  # which `auto` was before
-        ("seed", 4, False),
-        ("label_smoothing", 0.1, False),
-        ("shards", 2, False),
-        ("epochs", 4, False),
+        ("machine.threads", 3, True),
+        ("machine.num_workers", 1, True),
+        ("machine.log_every_steps", 7, True),
+        ("machine.checkpoint_every_seconds", 12.5, True),
+        ("train.device", "cpu", True),  # which `auto` was before
+        ("train.seed", 4, False),
+        ("train.label_smoothing", 0.1, False),
+        ("train.shards", 2, False),
+        ("train.epochs", 4, False),
     ],
     ids=str,
 )
@@ -342,7 +343,8 @@ def test_what_changes_no_bit_may_change_before_a_run_is_resumed(
     key: str, value: Any, resumed: bool, in_process: InProcess, capsys: pytest.CaptureFixture[str]
 ) -> None:
     in_process.run(steps=25)
-    in_process.stage.values["train"][key] = value
+    section, _, leaf = key.partition(".")
+    in_process.stage.values[section][leaf] = value
     capsys.readouterr()
     in_process.run()
     assert ("resuming after step " in capsys.readouterr().out) is resumed
@@ -444,7 +446,7 @@ def test_workers_train_below_a_tmpdir_with_a_long_name(stage: Stage, tmp_path: P
     temporary.mkdir()
     stage.run()
     digests = stage.digests()
-    stage.values["train"]["num_workers"] = 2
+    stage.values["machine"]["num_workers"] = 2
     assert "best epoch" in stage.run(TMPDIR=str(temporary))
     assert stage.digests() == digests
 

@@ -52,7 +52,7 @@ stages:
       seed: ${seeds}
     wdir: ..
     cmd: python seed.py ${item.seed}
-    deps: [seed.py, data/processed/test.safetensors]
+    deps: [seed.py, data/processed/test]
     params: [train.skill, train.lr]
     outs:
       - data/seeds/metrics/${item.seed}.json
@@ -354,14 +354,14 @@ def test_seeds_that_do_not_count(name: str, change: tuple[str, str], why: str, p
 
 def test_another_test_set_on_one_side(project: Project) -> None:
     lock = (project.path / paths.LOCK).read_text(encoding="utf-8")
-    dep = re.search(r"test\.safetensors\n\s+hash: md5\n\s+md5: (\w+)", lock)
+    dep = re.search(r"processed/test\n\s+hash: md5\n\s+md5: (\S+)", lock)
     assert dep
     sides = read(project, "main"), read(project, "noise")
     other = sides[1]._replace(test_set="0" * 32)
     assert sides[0].test_set == dep[1]
     assert comparison.not_by_seeds(("main", "noise"), sides) == []
     (why,) = comparison.not_by_seeds(("main", "noise"), (sides[0], other))
-    assert why.startswith("they were measured on other test sets: not the same data/processed/test.safetensors in main")
+    assert why.startswith("they were measured on other test sets: not the same data/processed/test in main")
 
 
 def test_one_seed_is_none(project: Project) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from stages.evaluate import predictions
 from stages.network import model_file
 from stages.preprocess import __main__ as preprocess
 from stages.train import __main__ as train_stage
-from stages.train import loop
 from tests.imports import ROOT
 
 TRAIN_IMAGES, TEST_IMAGES = 400, 120
@@ -48,7 +48,7 @@ class Workbench:
         self.values["preprocess"]["validation_fraction"] = 0.1
         self.values["model"]["name"] = "mlp"
         self.values["models"]["mlp"]["hidden"] = 16
-        self.values["train"].update(epochs=4, batch_size=16, log_every_steps=10, augmentation="none")
+        self.values["train"].update(epochs=4, batch_size=16, augmentation="none")
         # One process runs them all here; portable numerics have a process of their own (test_numerics).
         self.values["train"]["numerics"] = self.values["evaluate"]["numerics"] = "fast"
         self.values["evaluate"].update(worst_images=4)
@@ -85,6 +85,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workbench:
 
 
 ALL = (download, preprocess, train_stage, evaluate)
+OTHER_MACHINE = {"threads": 3, "num_workers": 2, "log_every_steps": 1, "checkpoint_every_seconds": 0}
 
 
 def test_from_a_mirror_to_the_metrics(bench: Workbench) -> None:
@@ -120,8 +121,9 @@ def test_from_a_mirror_to_the_metrics(bench: Workbench) -> None:
 def test_preprocess_splits_and_normalizes_the_training_part_alone(bench: Workbench) -> None:
     bench.run(download, preprocess)
     card = data_card.read(paths.DATA_CARD)
-    images, labels = packed.read(paths.TRAIN, card.shape, 3)
-    held_out, _ = packed.read(paths.VALIDATION, card.shape, 3)
+    training = packed.open_split(paths.TRAIN, card.shape, 3)
+    images, labels = training[:], training.labels
+    held_out = packed.open_split(paths.VALIDATION, card.shape, 3)[:]
     assert (len(images), len(held_out)) == (361, 39)
     assert card.mean == pytest.approx([images.mean() / 255])
     assert card.std == pytest.approx([images.std() / 255])
@@ -134,12 +136,13 @@ def test_preprocess_splits_and_normalizes_the_training_part_alone(bench: Workben
     assert sum(row["validation"] for row in metrics["classes"]) == 39
 
 
-def test_the_same_inputs_give_the_same_bytes_with_or_without_workers(bench: Workbench) -> None:
+def test_the_same_inputs_give_the_same_bytes_with_any_machine_settings(bench: Workbench) -> None:
     bench.values["train"]["augmentation"] = "affine"
     bench.run(*ALL)
     first = bench.content()
-    assert len(first) == 20  # 4 raw, 4 processed, model, predictions, 3 metrics, 5 plots, 2 environments
-    bench.values["train"]["num_workers"] = 2
+    assert len(first) == 23  # 4 raw, 3 x 2 + 1 processed, model, predictions, 3 metrics, 5 plots, 2 environments
+    assert set(bench.values["machine"]) == set(OTHER_MACHINE)
+    bench.values["machine"] = OTHER_MACHINE
     bench.run(*ALL)
     assert bench.content() == first
     bench.values["train"]["seed"] = 1
@@ -232,7 +235,7 @@ def test_what_cannot_train_is_told_before_the_first_step(
 ) -> None:
     bench.run(download, preprocess)
     monkeypatch.setattr("stages.network.machine.memory_bytes", lambda: 8_000_000_000)
-    monkeypatch.setattr(loop, "fit", lambda *arguments, **options: pytest.fail("it trains"))
+    monkeypatch.setattr(train_stage, "fit", lambda *arguments, **options: pytest.fail("it trains"))
     bench.values["model"]["name"] = section
     bench.values["models"][section] |= options
     bench.values["train"].update({"batch_size": 1} if section == "cnn" else {})
@@ -242,7 +245,7 @@ def test_what_cannot_train_is_told_before_the_first_step(
 
 def test_training_never_reads_the_test_set(bench: Workbench) -> None:
     bench.run(download, preprocess)
-    paths.TEST.unlink()
+    shutil.rmtree(paths.TEST)
     bench.run(train_stage)
     assert paths.MODEL.exists()
 

@@ -139,7 +139,7 @@ HUGE = {"hidden": 65536, "depth": 100, "dropout": 0.0}  # 1.7 TB of weights
         (forged(spec="{"), "not a model file"),
         (forged(spec="[" * 100_000), "not a model file"),
         (forged(spec="3"), "not one of this pipeline's models"),
-        (with_spec(format=2), "not one of this pipeline's models: format"),
+        (with_spec(format=3), "not one of this pipeline's models: format"),
         (with_spec(model="os.system"), "not one of this pipeline's models: model"),
         (with_spec(options={"hidden": 3}), "not one of this pipeline's models"),
         (with_spec(surprise=1), "not one of this pipeline's models: surprise"),
@@ -437,8 +437,8 @@ def test_batches_of_workers_take_no_shared_memory_and_no_sockets() -> None:
     assert not any(tensor.is_shared() for batch in got for tensor in batch)
     # A worker that is not forked, as from Python 3.14 on, gets the images in the same way.
     sent: PackedImages = pickle.loads(ForkingPickler.dumps(dataset))  # noqa: S301 - our own
-    assert torch.equal(sent.images, images)
-    assert not dataset.images.is_shared()
+    assert torch.equal(sent.__getitems__(list(range(20)))[0], images)
+    assert not images.is_shared()
 
 
 @pytest.fixture
@@ -557,7 +557,7 @@ class Starves(PackedImages):
 def test_a_worker_that_fails_is_one_line(kind: type[PackedImages], reason: str) -> None:
     dataset = kind(torch.zeros(20, 1, 1, 1), torch.arange(20))
     ending = (
-        r"; params\.yaml: train\.num_workers is 2: set 0, or fewer, or a smaller train\.batch_size \(.*ulimit -n is"
+        r"; params\.yaml: machine\.num_workers is 2: set 0, or fewer, or a smaller train\.batch_size \(.*ulimit -n is"
     )
     with pytest.raises(UserError, match=reason + ending), told_to_stop() as stop, ending_workers(2):
         list(tens(dataset, 2, stop).of_epoch(1, first=0))
@@ -574,7 +574,7 @@ def test_workers_that_cannot_be_started_are_one_line(
     monkeypatch.setattr("torch.multiprocessing.Queue", fails)
     monkeypatch.setattr(torch.multiprocessing.get_context().__class__, "Queue", fails, raising=False)
     batches = tens(PackedImages(torch.zeros(20, 1, 1, 1), torch.arange(20)), 2, Stop())
-    with pytest.raises(UserError, match=f"the loader's workers failed: .*{error.strerror}; params.yaml: train.num_w"):
+    with pytest.raises(UserError, match=f"the loader's workers failed: .*{error.strerror}; params.yaml: machine.num_w"):
         list(batches.of_epoch(1, first=0))
     gc.collect()
     assert capsys.readouterr().err == ""

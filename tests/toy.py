@@ -25,7 +25,7 @@ from stages.common import files; from stages.evaluate import scores
 options = yaml.safe_load(Path("params.yaml").read_text())
 names, images = options["data"]["classes"], options["data"]["images"]
 labels = np.random.default_rng(options["data"]["seed"]).integers(0, len(names), images)
-files.write_bytes(Path("data/processed/test.safetensors"), json.dumps([names, labels.tolist()]).encode())
+files.write_bytes(Path("data/processed/test/labels.json"), json.dumps([names, labels.tolist()]).encode())
 random = np.random.default_rng(options["train"]["seed"])
 easy = np.random.default_rng(99).uniform(size=images) + random.normal(0, 0.05, images) < options["train"]["skill"]
 taken_for = np.where(easy, labels, (labels + random.integers(1, len(names), images)) % len(names))
@@ -42,7 +42,7 @@ stages:
     cmd: python toy.py
     deps: [toy.py]
     params: [data, train]
-    outs: [data/predictions.csv, data/processed/test.safetensors]
+    outs: [data/predictions.csv, data/processed/test]
     metrics:
       - metrics/evaluate.json:
           cache: false

@@ -1,7 +1,8 @@
 """How a program of this project ends: in one line that says what to do, and with a status that says what happened.
 
 0: done. 1: a verdict (worse, other bytes, damaged), which only the program itself returns. 2: anything that went wrong;
-a traceback means a bug of ours. 128 + the signal's number: told to stop, or (SIGPIPE) nobody reads the output any more.
+a traceback means a bug of ours. 3: done, but for pictures that could not be read (use.predict alone). 128 + the
+signal's number: told to stop, or (SIGPIPE) nobody reads the output any more.
 """
 
 import errno
@@ -115,7 +116,9 @@ def _explain(error: BaseException, memory: str) -> int:
     elif shadow := _shadow(error):
         reason = (str(error).splitlines() or [""])[0]
         _print_line(f"error: {shadow} hides the package of that name ({reason[:200]}); rename or remove it")
-    elif isinstance(error, ImportError) and not (error.name or "").startswith(("stages", "review", "integrity")):
+    elif isinstance(error, ImportError) and not (error.name or "").startswith(
+        ("stages", "review", "integrity", "use.")
+    ):
         reason = (str(error).splitlines() or [""])[0]
         _print_line(
             f"error: {reason} ({sys.executable}): a package of requirements.txt is missing or broken; "

@@ -6,6 +6,7 @@ import os
 import secrets
 import stat
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,26 @@ DESCRIPTORS = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))  # /dev/std
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` atomically: a temporary file beside it, flushed to the disk, then renamed.
+    """Write `content` to `path` atomically, as `write_parts` does."""
+    write_parts(path, [content])
+
+
+def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Write `parts` to `path` atomically: a temporary file beside it, flushed to the disk, then renamed.
 
     Through a link, which stays. The umask decides who may read it. Raises OSError (disk full, no permission), which
     names `path`; that then still holds what it held. Raises UserError if `path` is a folder, a disk or the like.
     """
     if _is_stream(path):
         with path.open("ab") as stream:
-            stream.write(content)
+            stream.writelines(parts)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     place = _place(path)
     temporary = place.with_name(f".{place.name}.{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
-            file.write(content)
+            file.writelines(parts)
             file.flush()
             try:
                 os.fsync(file.fileno())

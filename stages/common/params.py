@@ -127,7 +127,7 @@ def section(values: dict[str, Any], key: str, schema: type[S]) -> S:
     for part in key.split("."):
         if not isinstance(here, dict) or part not in here:
             known = list(here) if isinstance(here, dict) else []
-            raise UserError(f"{paths.PARAMS}: {key}: the section is missing{nearest(part, known)}")
+            raise UserError(f"{paths.PARAMS}: {key}: the section is missing{nearest(part, known)}; add {_keys(schema)}")
         here = here[part]
     if not isinstance(here, dict):
         raise UserError(f"{paths.PARAMS}: {key} is {here!r}; allowed: a mapping with {_keys(schema)}")
@@ -145,18 +145,24 @@ def _line(key: str, schema: type[Section], mistake: dict[str, Any]) -> str:
     name = str(mistake["loc"][0])
     if mistake["type"] in ("extra_forbidden", "invalid_key"):  # a key that is not there, or no text
         return f"{key}.{shown(name)}: unknown key{nearest(name, list(schema.model_fields))}; allowed: {_keys(schema)}"
-    allowed = _allowed(schema.model_json_schema()["properties"][name])
     if mistake["type"] == "missing":
-        return f"{key}.{name} is missing; allowed: {allowed}"
+        return f"{key}.{name} is missing; allowed: {allowed(schema, name)}"
     place = ".".join(str(part) for part in mistake["loc"])
     value = mistake["input"]
     text = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
     enum = schema.model_json_schema()["properties"][name].get("enum", [])
-    return f"{key}.{place} is {text}; allowed: {allowed}{nearest(str(value), enum)}"
+    return f"{key}.{place} is {text}; allowed: {allowed(schema, name)}{nearest(str(value), enum)}"
+
+
+def allowed(schema: type[Section], name: str) -> str:
+    """What an option takes, in words."""
+    return _allowed(schema.model_json_schema()["properties"][name])
 
 
 def _allowed(field: dict[str, Any]) -> str:
     """What a field takes, in words, from its JSON schema."""
+    if "description" in field:
+        return str(field["description"])
     if "enum" in field:
         return " | ".join(map(str, field["enum"]))
     if "const" in field:

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 from stages.common import files
 from stages.common.errors import UserError
 from stages.common.params import Section
+from stages.common.preparation import Preparation as Preparation  # part of what a card says
 
 Size = Annotated[int, Field(ge=1, le=65536)]
 
@@ -20,11 +21,14 @@ class DataCard(Section):
     image_shape: list[Size] = Field(min_length=3, max_length=3)  # (C, H, W)
     mean: list[float]
     std: list[Annotated[float, Field(gt=0)]]
+    preparation: Preparation | None = None  # how the pictures were decoded; None: a published set, which needs none
 
     @model_validator(mode="after")
     def _a_number_a_channel(self) -> Self:
         if not len(self.mean) == len(self.std) == self.image_shape[0]:
             raise ValueError("mean and std need a number for each channel of image_shape")
+        if self.preparation and self.preparation.shape != self.shape:
+            raise ValueError("preparation gives another shape than image_shape")
         return self
 
     @property
@@ -36,7 +40,7 @@ class DataCard(Section):
 
 def write(path: Path, card: DataCard) -> None:
     """Write the card, every digit of the normalization included, atomically."""
-    files.write_text(path, json.dumps(card.model_dump(), indent=2, ensure_ascii=False) + "\n")
+    files.write_text(path, json.dumps(card.model_dump(exclude_none=True), indent=2, ensure_ascii=False) + "\n")
 
 
 def read(path: Path) -> DataCard:

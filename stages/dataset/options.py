@@ -1,15 +1,18 @@
-"""The option that tells which data set it is: read by more stages than download."""
+"""The options that tell which data set it is: read by more stages than download."""
 
 from typing import Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from stages.common.params import Section
 
+NO_IMAGES = "data/no-images"  # an empty folder: what preprocess depends on where the data set is a published one
+
 
 class DataName(Section):
-    """The one key of `data` that later stages read; they do not care where the bytes came from."""
+    """The keys of `data` that later stages read; they do not care where published bytes came from."""
 
     model_config = ConfigDict(extra="ignore")
 
-    name: Literal["mnist", "fashion-mnist", "kmnist"]
+    name: Literal["mnist", "fashion-mnist", "kmnist", "images"]
+    images: str = Field(min_length=1)  # the folder or archive of your own pictures

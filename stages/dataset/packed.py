@@ -1,48 +1,230 @@
-"""One split of a data set in one safetensors file: images uint8 (N, C, H, W) and labels int64 (N,).
+"""A split of a data set: a folder of shards, safetensors files of bounded size, and an index that lists them.
 
-uint8 is a quarter of the bytes to cache, push and move to a GPU; safetensors runs no code when it is read.
-N: images, C: channels, H: height, W: width, in all of this repository.
+A shard has images uint8 (N, C, H, W) and labels int64 (N,). Images are read through memory maps, so that a set may be
+larger than memory. uint8 is a quarter of the bytes to cache, push and move to a GPU; safetensors runs no code when it
+is read. N: images, C: channels, H: height, W: width, in all of this repository.
 """
 
+import hashlib
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError, safe_open
 
 from stages.common import files
 from stages.common.errors import UserError
+from stages.common.params import Section
 
 Images = npt.NDArray[np.uint8]  # (N, C, H, W)
 Labels = npt.NDArray[np.int64]  # (N,)
+Shape = tuple[int, int, int]  # (C, H, W)
+
+SHARD_BYTES = 256_000_000  # of the images of a shard, at most, but for images that are larger
+INDEX = "index.json"
+OPEN_FILES = 128  # for all else than shards
+MADE_BY = "`dvc repro --force preprocess` makes it again"
 
 
-def write(path: Path, images: Images, labels: Labels) -> None:
-    """Write a split, atomically. The same arrays give the same bytes."""
-    files.write_bytes(path, save({"images": np.ascontiguousarray(images), "labels": np.ascontiguousarray(labels)}))
+class Row(Section):
+    """A shard in the index."""
+
+    images: Annotated[int, Field(ge=1)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-def read(path: Path, image_shape: tuple[int, int, int], classes: int) -> tuple[Images, Labels]:
-    """Read a split and check it against what the data card states.
+class Index(Section):
+    """The shards of a split, in order."""
 
-    Raises UserError for a file that is not such a split: another format, other names, types or shapes, images and
-    labels of different number, labels outside 0 … classes - 1.
+    shards: list[Row]
+
+
+def shard_name(number: int) -> str:
+    """The file of a shard; names sort as numbers do."""
+    return f"{number:05}.safetensors"
+
+
+def shard_ends(digests: Iterable[bytes], image_bytes: int) -> list[int]:
+    """Cut a split into shards: the position after the last image of each.
+
+    digests: of the images' content, in the split's order. A shard ends where a digest says so, if it is large enough by
+    then (content-defined chunking, as in rsync and LBFS; Muthitacharoen et al. 2001): images that are added or removed
+    change the shards around them, and the later ones keep their bytes. The median is half of the largest size.
     """
+    largest = max(SHARD_BYTES // image_bytes, 1)
+    smallest = max(largest // 4, 1)
+    ends, start, count = [], 0, 0
+    for count, digest in enumerate(digests, start=1):
+        size = count - start
+        if size == largest or (size >= smallest and int.from_bytes(digest[:8]) % smallest == 0):
+            ends.append(count)
+            start = count
+    return ends if start == count else [*ends, count]
+
+
+def header(count: int, image_shape: Shape) -> bytes:
+    """What a shard begins with: safetensors' header of its labels and images, which follow in this order.
+
+    Written here, since the library's own writer needs the whole shard in memory, twice.
+    """
+    ends = [0, 8 * count, 8 * count + count * math.prod(image_shape)]
+    tensors = {
+        "labels": {"dtype": "I64", "shape": [count], "data_offsets": ends[:2]},
+        "images": {"dtype": "U8", "shape": [count, *image_shape], "data_offsets": ends[1:]},
+    }
+    text = json.dumps(tensors, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def little_endian(labels: Labels) -> bytes:
+    """Labels as a shard holds them."""
+    return labels.astype("<i8").tobytes()
+
+
+def write(folder: Path, images: Images, labels: Labels) -> None:
+    """Write a split that is in memory, in the place of what was there. The same arrays give the same bytes."""
+    shutil.rmtree(folder, ignore_errors=True)
+    digests = (hashlib.sha256(image).digest() for image in images)
+    rows, start = [], 0
+    for number, end in enumerate(shard_ends(digests, math.prod(images.shape[1:]))):
+        channels, height, width = images.shape[1:]
+        parts: list[bytes | memoryview] = [
+            header(end - start, (channels, height, width)),
+            little_endian(labels[start:end]),
+            np.ascontiguousarray(images[start:end]).data,
+        ]
+        path = folder / shard_name(number)
+        files.write_parts(path, parts)
+        rows.append(row(path, end - start))
+        start = end
+    write_index(folder, rows)
+
+
+def row(path: Path, images: int) -> Row:
+    """The row of a shard that is complete."""
+    with path.open("rb") as file:
+        return Row(images=images, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def write_index(folder: Path, rows: Sequence[Row]) -> None:
+    """Write the index: with it a split is complete."""
+    files.write_text(folder / INDEX, json.dumps(Index(shards=list(rows)).model_dump(), indent=1) + "\n")
+
+
+class Split:
+    """The images and labels of a split. Images stay on the disk, and come through memory maps.
+
+    labels: int64 (N,), in memory. nbytes: of all images. It can be sent to another process, which opens the files
+    again: no image is sent.
+    """
+
+    def __init__(self, folder: Path, image_shape: Shape, classes: int) -> None:
+        """Raises UserError as `open_split` does."""
+        self._arguments = (folder, image_shape, classes)
+        self.image_shape = image_shape
+        rows = _index(folder).shards
+        _allow_open_files(len(rows) + OPEN_FILES)
+        opened = [_open(folder / shard_name(number), row, image_shape) for number, row in enumerate(rows)]
+        self.shards: list[Images] = [images for images, _ in opened]  # read-only
+        self.labels: Labels = np.concatenate([np.zeros(0, dtype=np.int64), *(labels for _, labels in opened)])
+        if len(self.labels) and not (self.labels.min() >= 0 and self.labels.max() < classes):
+            found = f"labels run from {self.labels.min()} to {self.labels.max()}"
+            raise UserError(f"{folder}: {found}; expected 0 to {classes - 1}; {MADE_BY}")
+        self._starts = np.cumsum([0, *(row.images for row in rows)])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images."""
+        return len(self) * math.prod(self.image_shape)
+
+    def gather(self, positions: npt.ArrayLike) -> Images:
+        """Copies of the images at these positions, 0 … N - 1, in this order: uint8 (n, C, H, W)."""
+        where = np.asarray(positions, dtype=np.int64)
+        shards = np.searchsorted(self._starts, where, side="right") - 1
+        rows = where - self._starts[shards]
+        images = np.empty((len(where), *self.image_shape), dtype=np.uint8)
+        for place, (shard, image) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True)):
+            images[place] = self.shards[shard][image]
+        return images
+
+    def __getitem__(self, part: slice) -> Images:
+        """Copies of consecutive images, as of an array in memory."""
+        return self.gather(np.arange(len(self))[part])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Split, self._arguments
+
+
+def open_split(folder: Path, image_shape: Shape, classes: int) -> Split:
+    """Open a split, and check its files against its index and against what the data card states.
+
+    Raises UserError for a folder that is no such split: a shard that is missing, cut off or not in the index; another
+    format; other names, types or shapes; images and labels of different number; labels outside 0 … classes - 1.
+    """
+    return Split(folder, image_shape, classes)
+
+
+def _index(folder: Path) -> Index:
+    """The index of a split whose shards are those in the folder. Raises UserError."""
+    path = folder / INDEX
     try:
-        arrays = load(path.read_bytes())
-    except FileNotFoundError:
+        index = Index.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file; `dvc repro` makes it") from None
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a safetensors file ({error}); `dvc repro` makes it anew") from None
-    if set(arrays) != {"images", "labels"}:
-        raise UserError(f"{path}: holds {', '.join(sorted(arrays)) or 'nothing'}; expected images and labels")
-    images, labels = arrays["images"], arrays["labels"]
-    expected = (len(labels) if labels.ndim else 0, *image_shape)
-    if images.dtype != np.uint8 or images.shape != expected:
-        raise UserError(f"{path}: images are {images.dtype} {images.shape}; expected uint8 {expected}")
-    if labels.dtype != np.int64 or labels.ndim != 1:
-        raise UserError(f"{path}: labels are {labels.dtype} {labels.shape}; expected int64, a number an image")
-    if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
-        raise UserError(f"{path}: labels run from {labels.min()} to {labels.max()}; expected 0 to {classes - 1}")
-    return images, labels
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(f"{path}: {place}: {first['msg']}; {MADE_BY}") from None
+    listed = {shard_name(number) for number in range(len(index.shards))}
+    there = {file.name for file in folder.glob("*.safetensors")}
+    if listed != there:
+        name = min(listed ^ there)
+        what = f"no such file, but {INDEX} lists it" if name in listed else f"a shard that {INDEX} does not list"
+        raise UserError(f"{folder / name}: {what}; {MADE_BY}")
+    return index
+
+
+def _open(path: Path, row: Row, image_shape: Shape) -> tuple[Images, Labels]:
+    """The images of a shard, as a memory map, and its labels, in memory. Raises UserError."""
+    try:
+        with safe_open(path, framework="np") as file:  # checks the header, and that the file is as long as it says
+            names = sorted(file.keys())
+            if names != ["images", "labels"]:
+                raise UserError(f"{path}: holds {', '.join(names) or 'nothing'}; expected images and labels; {MADE_BY}")
+            for name, expected in (("labels", ("I64", [row.images])), ("images", ("U8", [row.images, *image_shape]))):
+                part = file.get_slice(name)
+                found = part.get_dtype(), part.get_shape()
+                if found != expected:
+                    shown, wanted = (f"{dtype} {tuple(shape)}" for dtype, shape in (found, expected))
+                    raise UserError(f"{path}: {name} are {shown}; expected {wanted}; {MADE_BY}")
+            labels: Labels = file.get_tensor("labels")
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{path}: not a safetensors file ({error}); {MADE_BY}") from None
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        begin = 8 + length + json.loads(file.read(length))["images"]["data_offsets"][0]
+        images = np.memmap(file, np.uint8, "r", begin, (row.images, *image_shape))
+    return images.view(np.ndarray), labels
+
+
+def _allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files, as far as it may itself: each memory map keeps its file open."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        allowed = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))

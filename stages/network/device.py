@@ -24,6 +24,7 @@ Map = Callable[..., Iterable[Any]]  # as the built-in map, but it may run severa
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of glibc's malloc.h, in bytes
 RESIDENT_SHARE = 0.5  # of a GPU's free memory that images may take; the rest is for weights and activations
+RESIDENT_BYTES = 500_000_000  # of images in the machine's own memory, at most; of a larger set the batches are read
 # What torch and its libraries say, besides MemoryError and OutOfMemoryError, where there is not enough memory.
 NO_MEMORY = ("can't allocate memory", "std::bad_alloc", "out of memory", "ALLOC_FAILED", "can't start new thread")
 
@@ -254,9 +255,9 @@ def free_bytes(device: torch.device, key: str) -> int | None:
 def keep_on_device(size: int, free: int | None, num_workers: int) -> bool:
     """Whether a data set of `size` bytes stays on the device for the whole run, or is sent batch by batch.
 
-    With workers it is sent: they fetch from the machine's memory. free: as `free_bytes` gives it.
+    With workers it is sent: they read it from the disk. free: as `free_bytes` gives it.
     """
-    return num_workers == 0 and (free is None or size <= RESIDENT_SHARE * free)
+    return num_workers == 0 and size <= (RESIDENT_BYTES if free is None else RESIDENT_SHARE * free)
 
 
 def out_of_memory(error: BaseException) -> bool:

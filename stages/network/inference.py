@@ -1,29 +1,49 @@
 """Running a network without gradients."""
 
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor, nn
 
 from stages.network.device import Map
 from stages.network.losses import Output, log_probabilities
 
-PART = 256  # images computed at once. The last bits of the results depend on it, which is why it is no parameter
+PART = 256  # images computed at once. The last bits of the results depend on it, so params.yaml has no key for it
 
 
-def predict(model: nn.Module, images: Tensor, output: Output, device: torch.device, parallel: Map = map) -> Tensor:
-    """Log-probabilities float32 (N, K), on the CPU, of uint8 images (N, C, H, W) on any device.
+class Images(Protocol):
+    """Images uint8 (N, C, H, W): a tensor on any device, or a split on the disk."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> Any:
+        """Consecutive images, as a tensor or an array."""
+
+
+def predict(
+    model: nn.Module,
+    images: Images,
+    output: Output,
+    device: torch.device,
+    parallel: Map = map,
+    part_size: int | None = None,
+) -> Tensor:
+    """Log-probabilities float32 (N, K), on the CPU, of uint8 images (N, C, H, W), of which few are in memory at once.
 
     A row depends on its image alone, to the last bit: the images are computed in parts of one size, the last of which
     is filled up with black images, since a matrix product of another size may add up in another order.
-    output: as in `log_probabilities`. parallel: as `map`; it may run several parts at once. The model is put into
-    evaluation mode and left there.
+    output: as in `log_probabilities`. parallel: as `map`; it may run several parts at once. part_size: None for PART; a
+    smaller one is for few images at a time. The model is put into evaluation mode and left there.
     """
     model.eval()
+    size = part_size or PART
 
     @torch.inference_mode()  # which is a thread's own
-    def rows(part: Tensor) -> Tensor:
-        missing = part.new_zeros(PART - len(part), *part.shape[1:])
+    def rows(start: int) -> Tensor:
+        part = torch.as_tensor(images[start : start + size])
+        missing = part.new_zeros(size - len(part), *part.shape[1:])
         whole = torch.cat([part, missing]) if len(missing) else part
         return log_probabilities(model(whole.to(device, non_blocking=True)), output)[: len(part)]
 
     # One copy at the end: each would wait for a GPU.
-    return torch.cat(list(parallel(rows, torch.split(images, PART)))).cpu()
+    return torch.cat(list(parallel(rows, range(0, max(len(images), 1), size)))).cpu()

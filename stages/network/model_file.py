@@ -16,6 +16,7 @@ from torch import nn
 from stages.common import files
 from stages.common.errors import UserError
 from stages.common.params import Section
+from stages.common.preparation import Preparation
 from stages.network import models
 from stages.network.losses import Output
 from stages.network.options import MODELS, Name
@@ -24,14 +25,23 @@ KEY = "spec"  # safetensors writes its metadata in no fixed order: one key, one 
 
 
 class Spec(Section):
-    """What a network is, apart from its weights."""
+    """What a network is, apart from its weights. Format 2 says how pictures are prepared for it; format 1 does not."""
 
-    format: Literal[1]
+    format: Literal[1, 2]
     model: Name
     options: dict[str, Any]
     image_shape: list[Annotated[int, Field(ge=1, le=65536)]] = Field(min_length=3, max_length=3)  # (C, H, W)
     classes: list[str] = Field(min_length=2, max_length=65536)
     output: Output
+    preparation: Preparation | None = None
+
+    @model_validator(mode="after")
+    def _preparation_of_format_2(self) -> Self:
+        if (self.preparation is not None) != (self.format == 2):
+            raise ValueError("a preparation is in format 2, and only there")
+        if self.preparation and list(self.preparation.shape) != self.image_shape:
+            raise ValueError("preparation gives another shape than image_shape")
+        return self
 
     @model_validator(mode="after")
     def _options_of_the_model(self) -> Self:
@@ -42,7 +52,9 @@ class Spec(Section):
 def write(path: Path, model: nn.Module, spec: Spec) -> None:
     """Write weights and spec, atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    files.write_bytes(path, save(tensors, metadata={KEY: json.dumps(spec.model_dump(), sort_keys=True)}))
+    files.write_bytes(
+        path, save(tensors, metadata={KEY: json.dumps(spec.model_dump(exclude_none=True), sort_keys=True)})
+    )
 
 
 def read(path: Path) -> tuple[nn.Sequential, Spec]:

@@ -1,9 +1,12 @@
-"""Decode the published files, check them, set a validation part aside, and pack each split into a file of its own.
+"""Decode the published files or your own pictures, check them, divide them into parts, and pack each into a folder.
 
 Needs neither torch nor torchvision.
 """
 
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,58 +15,69 @@ from stages.common import errors, files, params, paths, record
 from stages.common.errors import UserError
 from stages.dataset import data_card, idx, packed
 from stages.dataset.data_card import DataCard
+from stages.dataset.folder import Part
 from stages.dataset.options import DataName
 from stages.dataset.packed import Images, Labels
 from stages.dataset.registry import DATA_SETS, DataSet
-from stages.preprocess.normalization import NORMALIZATIONS
+from stages.preprocess import own
+from stages.preprocess.normalization import NORMALIZATIONS, sums
 from stages.preprocess.options import Preprocess
 from stages.preprocess.split import stratified
 
 
 def main() -> None:
-    """data/raw -> data/processed, metrics/data.json."""
+    """data/raw or data.images -> data/processed, metrics/data.json."""
     start = time.perf_counter()
     values = params.load(paths.PARAMS)
-    data_set = DATA_SETS[params.section(values, "data", DataName).name]
+    data = params.section(values, "data", DataName)
     options = params.section(values, "preprocess", Preprocess)
 
-    images, labels = decode(data_set, "train", data_set.train_images)
-    test_images, test_labels = decode(data_set, "t10k", data_set.test_images)
-
-    training, validation = stratified(labels, options.validation_fraction, options.seed)
-    splits = {
-        "train": (images[training], labels[training]),
-        "validation": (images[validation], labels[validation]),
-        "test": (test_images, test_labels),
-    }
-    if not len(training):
-        raise UserError(
-            f"{paths.PARAMS}: preprocess.validation_fraction is {options.validation_fraction}, which leaves no image "
-            "to train on; set a smaller one"
-        )
-    mean, std = NORMALIZATIONS[options.normalization](splits["train"][0])
-
-    for name, path in (("train", paths.TRAIN), ("validation", paths.VALIDATION), ("test", paths.TEST)):
-        packed.write(path, *splits[name])
-    card = DataCard(classes=list(data_set.classes), image_shape=list(data_set.image_shape), mean=mean, std=std)
+    targets: dict[Part, Path] = {"train": paths.TRAIN, "validation": paths.VALIDATION, "test": paths.TEST}
+    audit: dict[str, Any] = {}
+    if data.name == "images":
+        card, audit["audit"] = own.prepare(Path(data.images), options, targets)
+    else:
+        card = published(DATA_SETS[data.name], options, targets)
     data_card.write(paths.DATA_CARD, card)
-    counts = {name: np.bincount(part[1], minlength=len(card.classes)) for name, part in splits.items()}
+    counts = {
+        part: np.bincount(packed.open_split(folder, card.shape, len(card.classes)).labels, minlength=len(card.classes))
+        for part, folder in targets.items()
+    }
     files.write_json(
         paths.DATA_METRICS,
         {
             "images": {name: int(count.sum()) for name, count in counts.items()},
-            "mean": mean,
-            "std": std,
+            "mean": card.mean,
+            "std": card.std,
             # Lists, which DVC's tables leave out: `dvc metrics diff` stays a page long.
             "classes": [
                 {"class": name, **{split: int(count[label]) for split, count in counts.items()}}
                 for label, name in enumerate(card.classes)
             ],
+            **audit,
         },
     )
-    sizes = ", ".join(f"{len(part[1]):,} {name}" for name, part in splits.items())
-    print(f"{sizes} images of {' x '.join(map(str, data_set.image_shape))}; mean {mean}, std {std}")
+    own.forget()
+    sizes = ", ".join(f"{count.sum():,} {name}" for name, count in counts.items())
+    print(f"{sizes} images of {' x '.join(map(str, card.shape))}; mean {card.mean}, std {card.std}")
     record.write("preprocess", {"seconds": round(time.perf_counter() - start, 3)})
+
+
+def published(data_set: DataSet, options: Preprocess, targets: Mapping[Part, Path]) -> DataCard:
+    """Decode, split and pack a published data set. Raises UserError."""
+    images, labels = decode(data_set, "train", data_set.train_images)
+    test_images, test_labels = decode(data_set, "t10k", data_set.test_images)
+    training, validation = stratified(labels, options.validation_fraction, options.seed)
+    if not len(training):
+        raise UserError(
+            f"{paths.PARAMS}: preprocess.validation_fraction is {options.validation_fraction}, which leaves no image "
+            "to train on; set a smaller one"
+        )
+    mean, std = NORMALIZATIONS[options.normalization](sums(images[training]))
+    packed.write(targets["train"], images[training], labels[training])
+    packed.write(targets["validation"], images[validation], labels[validation])
+    packed.write(targets["test"], test_images, test_labels)
+    return DataCard(classes=list(data_set.classes), image_shape=list(data_set.image_shape), mean=mean, std=std)
 
 
 def decode(data_set: DataSet, prefix: str, count: int) -> tuple[Images, Labels]:

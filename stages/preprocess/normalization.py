@@ -1,38 +1,53 @@
 """The mean and standard deviation that a model subtracts and divides by, a number a channel, of pixels in 0 … 1."""
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
 Moments = tuple[list[float], list[float]]
+Sums = npt.NDArray[np.int64]  # (3, C): of each channel the number of pixels, their sum, and the sum of their squares
+
+PIXELS = 2**16  # of a channel that are added at once: the sum of so many squares, 255^2 each, fits in 32 bits
 
 
-def dataset(images: npt.NDArray[np.uint8]) -> Moments:
-    """Mean and standard deviation of each channel of uint8 images (N, C, H, W), over all images and positions.
+def sums(images: npt.NDArray[np.uint8]) -> Sums:
+    """The sums of uint8 images (n, C, H, W)."""
+    count, channels, height, width = images.shape
+    flat = images.reshape(count, channels, height * width)
+    found = np.zeros((3, channels), dtype=np.int64)
+    found[0] = count * height * width
+    step = max(PIXELS // (height * width), 1)  # images
+    for start in range(0, count, step):
+        for first in range(0, height * width, PIXELS):
+            part = flat[start : start + step, :, first : first + PIXELS].astype(np.uint32)
+            found[1] += part.sum(axis=(0, 2)).astype(np.int64)
+            found[2] += np.einsum("ncp,ncp->c", part, part).astype(np.int64)
+    return found
 
-    Counted in whole numbers (a histogram of the 256 values), so no order of summation can change a bit.
-    A channel that does not vary gets a standard deviation of 1: there is nothing to scale.
+
+def dataset(total: Sums) -> Moments:
+    """Mean and standard deviation of each channel, over all images and positions, from their sums.
+
+    Summed in whole numbers, so no order of summation can change a bit. A channel that does not vary gets a standard
+    deviation of 1: there is nothing to scale.
     """
-    values = np.arange(256)
     mean, std = [], []
-    for channel in range(images.shape[1]):
-        counts = np.zeros(256, dtype=np.int64)
-        for start in range(0, len(images), 4096):  # bincount widens its input to 64 bits: a part at a time
-            counts += np.bincount(images[start : start + 4096, channel].ravel(), minlength=256)
-        pixels, total, squares = int(counts.sum()), int(counts @ values), int(counts @ values**2)
-        mean.append(total / pixels / 255)
-        variance = (squares * pixels - total**2) / pixels**2 / 255**2
+    for pixels, values, squares in total.T.tolist():
+        mean.append(values / pixels / 255)
+        variance = (squares * pixels - values**2) / pixels**2 / 255**2
         std.append(variance**0.5 if variance > 0 else 1.0)
     return mean, std
 
 
-def half(images: npt.NDArray[np.uint8]) -> Moments:
+def half(total: Sums) -> Moments:
     """0.5 and 0.5 for each channel: pixels end up in -1 … 1, whatever the images."""
-    return [0.5] * images.shape[1], [0.5] * images.shape[1]
+    return [0.5] * total.shape[1], [0.5] * total.shape[1]
 
 
-def none(images: npt.NDArray[np.uint8]) -> Moments:
+def none(total: Sums) -> Moments:
     """0 and 1 for each channel: pixels stay in 0 … 1."""
-    return [0.0] * images.shape[1], [1.0] * images.shape[1]
+    return [0.0] * total.shape[1], [1.0] * total.shape[1]
 
 
-NORMALIZATIONS = {"dataset": dataset, "half": half, "none": none}
+NORMALIZATIONS: dict[str, Callable[[Sums], Moments]] = {"dataset": dataset, "half": half, "none": none}

@@ -1,7 +1,11 @@
-"""Setting part of the training images aside for validation."""
+"""Which part an image is in: train, validation or test."""
+
+import hashlib
 
 import numpy as np
 import numpy.typing as npt
+
+from stages.dataset.folder import Part
 
 Indices = npt.NDArray[np.int64]
 
@@ -19,3 +23,15 @@ def stratified(labels: npt.NDArray[np.int64], fraction: float, seed: int) -> tup
         order = np.random.default_rng([seed, int(label)]).permutation(len(members))
         chosen[members[order[: round(fraction * len(members))]]] = True
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def drawn(key: bytes, seed: int, test_fraction: float, validation_fraction: float) -> Part:
+    """The part of a picture, a function of these alone: no other picture moves it, and copies of it are with it.
+
+    key: what the picture is, or the group that it belongs to. Of many pictures, and of many of one class, these shares
+    are in the test and the validation part; of few, more or fewer may be, as when each is drawn by itself.
+    """
+    draw = int.from_bytes(hashlib.sha256(seed.to_bytes(4) + key).digest()[:8]) / 2**64  # in 0 … 1
+    if draw < test_fraction:
+        return "test"
+    return "validation" if draw < test_fraction + validation_fraction else "train"

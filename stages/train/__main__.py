@@ -2,19 +2,18 @@
 
 import time
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from stages.common import errors, files, params, paths, record
+from stages.common import errors, files, machine_settings, params, paths, record
 from stages.dataset import data_card, packed
 from stages.dataset.data_card import DataCard
 from stages.network import device, model_file, models
 from stages.network.losses import OUTPUTS
 from stages.train import checkpoint, checks, options
-from stages.train.batches import Batches, PackedImages, ending_workers
+from stages.train.batches import Batches, PackedImages, ending_workers, in_memory
 from stages.train.checkpoint import Checkpoints
 from stages.train.loop import fit
 from stages.train.optimizers import OPTIMIZERS
@@ -24,18 +23,19 @@ from stages.train.seeds import WEIGHTS, seed_for
 from stages.train.stopping import told_to_stop
 from stages.train.trainer import Row, Trainer, best_epoch
 
-# What changes no bit of the result, so that a killed run may be resumed with another. Which device it is counts itself.
-ONLY_SPEED = {"device", "threads", "num_workers", "log_every_steps", "checkpoint_every_seconds"}
+ONLY_SPEED = {"device"}  # a killed run may be resumed with another value: the device itself counts, not who chose it
 
 
-@device.enough_memory("a smaller train.batch_size, a smaller network (models), or fewer train.shards or train.threads")
+@device.enough_memory(
+    "a smaller train.batch_size, a smaller network (models), or fewer train.shards or machine.threads"
+)
 def main() -> None:
     """data/processed (train, validation) -> data/model, metrics/train.json, metrics/plots/training.csv."""
     start = time.perf_counter()
     values = params.load(paths.PARAMS)
     chosen = options.read(values)
-    train = chosen.train
-    target = device.set_up(train.device, train.threads, train.numerics, "train.device")
+    train, machine = chosen.train, machine_settings.read(values)
+    target = device.set_up(train.device, machine.threads, train.numerics, "train.device")
     checks.check_machine(train, values.get("evaluate"), target)
     free = device.free_bytes(target, "train.device")
 
@@ -43,35 +43,36 @@ def main() -> None:
     build = partial(
         models.build, chosen.model, chosen.model_options, card.shape, len(card.classes), card.mean, card.std
     )
-    images, labels = read(paths.TRAIN, card)
-    validation_images, validation_labels = read(paths.VALIDATION, card)
-    checks.check_data(train, len(labels), len(validation_labels))
-    checks.check_network(build, chosen, card, len(labels), free)
+    training, validation = (
+        packed.open_split(folder, card.shape, len(card.classes)) for folder in (paths.TRAIN, paths.VALIDATION)
+    )
+    checks.check_data(train, len(training), len(validation))
+    checks.check_network(build, chosen, card, len(training), free)
 
-    resident = device.keep_on_device(images.nbytes, free, train.num_workers)
-    if resident:
-        images, labels, validation_images = (tensor.to(target) for tensor in (images, labels, validation_images))
+    resident = device.keep_on_device(training.nbytes + validation.nbytes, free, machine.num_workers)
+    images, validation_images = (in_memory(split, target) if resident else split for split in (training, validation))
+    labels, validation_labels = torch.from_numpy(training.labels), torch.from_numpy(validation.labels)
     torch.manual_seed(seed_for(train.seed, WEIGHTS))
     model = build().to(target)
     optimizer = OPTIMIZERS[train.optimizer](model.parameters(), **chosen.optimizer_options)
-    checkpoints = Checkpoints(run_key(chosen, target), train.checkpoint_every_seconds)
+    checkpoints = Checkpoints(run_key(chosen, target), machine.checkpoint_every_seconds)
     loop_start = time.perf_counter()
     with (
         told_to_stop() as stop,
-        ending_workers(train.num_workers),
-        device.in_parallel(target, train.threads) as parallel,
+        ending_workers(machine.num_workers),
+        device.in_parallel(target, machine.threads) as parallel,
     ):
         batches = Batches(
-            PackedImages(images, labels),
+            PackedImages(images, labels.to(target) if resident else labels),
             batch_size=train.batch_size,
             shuffle=train.shuffle,
             seed=train.seed,
-            num_workers=train.num_workers,
+            num_workers=machine.num_workers,
             pin_memory=target.type == "cuda" and not resident,  # which non_blocking copies need
             stop=stop,
         )
         trainer = Trainer(model, optimizer, Recipe.of(chosen, train.epochs * len(batches)), parallel)
-        fit(trainer, batches, (validation_images, validation_labels), checkpoints, train.log_every_steps, stop)
+        fit(trainer, batches, (validation_images, validation_labels), checkpoints, machine.log_every_steps, stop)
     loop_seconds = round(time.perf_counter() - loop_start, 3)
 
     model.load_state_dict(trainer.best_weights)
@@ -84,27 +85,23 @@ def main() -> None:
     record.write("train", {"seconds": seconds, "loop_seconds": loop_seconds})
 
 
-def read(path: Path, card: DataCard) -> tuple[Tensor, Tensor]:
-    """Images uint8 (N, C, H, W) and labels int64 (N,)."""
-    images, labels = map(torch.from_numpy, packed.read(path, card.shape, len(card.classes)))
-    return images, labels
-
-
 def run_key(chosen: Chosen, target: torch.device) -> str:
     """The digest of all that decides on the result: only a run of the same one is resumed."""
     decisive = chosen._asdict() | {"train": chosen.train.model_dump(exclude=ONLY_SPEED)}
-    return checkpoint.key("train", decisive, [paths.TRAIN, paths.VALIDATION, paths.DATA_CARD], device.place(target))
+    indexes = (paths.TRAIN / packed.INDEX, paths.VALIDATION / packed.INDEX)  # with a digest of each shard
+    return checkpoint.key("train", decisive, [*indexes, paths.DATA_CARD], device.place(target))
 
 
 def write(model: nn.Module, history: list[Row], chosen: Chosen, card: DataCard) -> None:
     """Write the model, its metrics and the curves of the run."""
     spec = model_file.Spec(
-        format=1,
+        format=2 if card.preparation else 1,
         model=chosen.model,
         options=chosen.model_options,
         image_shape=card.image_shape,
         classes=card.classes,
         output=OUTPUTS[chosen.train.loss],
+        preparation=card.preparation,
     )
     model_file.write(paths.MODEL, model, spec)
     curves = pd.DataFrame(history)
@@ -116,4 +113,4 @@ def write(model: nn.Module, history: list[Row], chosen: Chosen, card: DataCard) 
 
 
 if __name__ == "__main__":
-    errors.run(main, memory="train.batch_size, train.num_workers, train.shards, models")
+    errors.run(main, memory="train.batch_size, machine.num_workers, train.shards, models")

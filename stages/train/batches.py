@@ -1,7 +1,7 @@
-"""Batches, sliced whole out of arrays in memory, through torch.utils.data.
+"""Batches, taken whole out of memory or out of memory maps, through torch.utils.data.
 
 A plain DataLoader fetches image by image and stacks them, which costs more time than a small network takes to learn
-from them. Here the sampler draws the positions of a whole batch, and the Dataset slices them at once.
+from them. Here the sampler draws the positions of a whole batch, and the Dataset takes them at once.
 """
 
 import multiprocessing
@@ -23,20 +23,23 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from stages.common import paths
 from stages.common.errors import UserError
+from stages.dataset.packed import Split
 from stages.network import machine
 from stages.train.seeds import ORDER, seed_for
 from stages.train.stopping import Stop
 
 Batch = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W), labels int64 (N,)
 
+COPIED = 256  # images at once, of a split that is brought into memory
 WAIT_SECONDS = 120  # for a batch of a worker, which takes milliseconds
 SHARED_MEMORY = Path("/dev", "shm")  # where the locks of Python's queues are
 
 
 class PackedImages(Dataset[Batch]):
-    """Images uint8 (N, C, H, W) and labels int64 (N,), in the machine's memory or on a device."""
+    """Images uint8 (N, C, H, W), in memory or on the disk, and labels int64 (N,)."""
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
+    def __init__(self, images: Tensor | Split, labels: Tensor) -> None:
+        """images: a tensor, on any device, as the labels are; or a split, whose files each worker opens by itself."""
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images and {len(labels)} labels")
         self.images, self.labels = images, labels
@@ -45,15 +48,27 @@ class PackedImages(Dataset[Batch]):
         return len(self.labels)
 
     def __getitem__(self, position: int) -> Batch:
-        return self.images[position], self.labels[position]
+        images, labels = self.__getitems__([position])
+        return images[0], labels[0]
 
     def __getitems__(self, positions: list[int]) -> Batch:
         """A whole batch; torch's fetcher calls this instead of __getitem__ where it is there."""
         where = torch.tensor(positions, device=self.labels.device)
+        if isinstance(self.images, Split):
+            return torch.from_numpy(self.images.gather(positions)), self.labels[where]
         return self.images[where], self.labels[where]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled_images, (self.images.numpy(), self.labels.numpy())  # as _ThroughAPipe, for the same reason
+        images = self.images if isinstance(self.images, Split) else self.images.numpy()
+        return _unpickled_images, (images, self.labels.numpy())  # as _ThroughAPipe, for the same reason
+
+
+def in_memory(split: Split, device: torch.device) -> Tensor:
+    """All images of a split, on a device: uint8 (N, C, H, W)."""
+    images = torch.empty((len(split), *split.image_shape), dtype=torch.uint8, device=device)
+    for start in range(0, len(split), COPIED):
+        images[start : start + COPIED] = torch.from_numpy(split[start : start + COPIED])
+    return images
 
 
 class EpochBatches(Sampler[list[int]]):
@@ -106,7 +121,7 @@ def _unpickled_batch(images: Any, labels: Any) -> Batch:
 
 
 def _unpickled_images(images: Any, labels: Any) -> PackedImages:
-    return PackedImages(*_unpickled_batch(images, labels))
+    return PackedImages(images if isinstance(images, Split) else torch.from_numpy(images), torch.from_numpy(labels))
 
 
 def _through_a_pipe(batch: Any) -> Any:
@@ -213,8 +228,8 @@ def workers_failed(error: BaseException, num_workers: int) -> str:
     if SHARED_MEMORY.is_dir():
         there.append(f"{machine.gigabytes(shutil.disk_usage(SHARED_MEMORY).free)} in {SHARED_MEMORY}")
     return (
-        f"the loader's workers failed: {reason}; {paths.PARAMS}: train.num_workers is {num_workers}: set 0, or fewer, "
-        f"or a smaller train.batch_size ({', '.join(there)})"
+        f"the loader's workers failed: {reason}; {paths.PARAMS}: machine.num_workers is {num_workers}: set 0, or "
+        f"fewer, or a smaller train.batch_size ({', '.join(there)})"
     )
 
 

@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from stages.common import paths
 from stages.common.errors import Interrupted
-from stages.train.batches import Batch, Batches
+from stages.network.inference import Images
+from stages.train.batches import Batches
 from stages.train.checkpoint import Checkpoints
 from stages.train.trainer import Trainer
 
@@ -21,7 +22,7 @@ LEARNS_WITHIN = 3  # epochs, after which a run that is no better than chance is 
 def fit(
     trainer: Trainer,
     batches: Batches,
-    validation: Batch,
+    validation: tuple[Images, Tensor],
     checkpoints: Checkpoints,
     log_every_steps: int,
     stop: Callable[[], int | None],

@@ -25,10 +25,6 @@ class Train(Section):
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["float32", "bfloat16", "float16"]
     numerics: Literal["fast", "portable"]
-    threads: int = Field(ge=0, le=1024)
-    num_workers: int = Field(ge=0, le=256)
-    log_every_steps: int = Field(ge=1, le=1_000_000)
-    checkpoint_every_seconds: float = Field(ge=0, le=1_000_000)
 
 
 class Sgd(Section):

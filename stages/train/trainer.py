@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stages.common import paths
 from stages.common.errors import UserError
 from stages.network.device import Map
-from stages.network.inference import predict
+from stages.network.inference import Images, predict
 from stages.train.recipe import Recipe
 from stages.train.shards import Replica, Replicas
 
@@ -74,11 +74,11 @@ class Trainer:
             raise diverged("training", self.losses[step - 1].item(), f"epoch {self.epoch}, step {step}")
         return self.losses[-1].item()
 
-    def end_epoch(self, images: Tensor, labels: Tensor) -> Row:
+    def end_epoch(self, images: Images, labels: Tensor) -> Row:
         """Validate, keep the weights if they are the best so far, and go to the next epoch; return this one's row.
 
-        images, labels: of the validation part, as in `step`. If it is empty, there are no validation columns.
-        Raises UserError if the validation loss is not finite.
+        images, labels: of the validation part. The images need not be in memory. If it is empty, there are no
+        validation columns. Raises UserError if the validation loss is not finite.
         """
         row: Row = {"epoch": self.epoch, "lr": self.base_lr[0] * self.recipe.lr_factor(self.run_steps - 1)}
         losses = torch.stack(self.losses).cpu().numpy().astype(np.float64)

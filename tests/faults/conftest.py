@@ -21,7 +21,7 @@ def mirror(pipeline: Clone, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(mirror: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """A clone after an undisturbed `dvc repro` on real MNIST, committed; its digests, and the seconds of each stage."""
     clone = copy_of_the_work_tree(tmp_path_factory.mktemp("faults") / "clone")
-    for setting in (*SHORT, f"data.mirrors=[{mirror}]", "train.checkpoint_every_seconds=0.1"):
+    for setting in (*SHORT, f"data.mirrors=[{mirror}]", "machine.checkpoint_every_seconds=0.1"):
         clone.set(*setting.split("=", 1))
     lab = Lab(clone)
     run = lab.start()

@@ -200,7 +200,7 @@ def strange(lab: Lab) -> str:
 @pytest.mark.skipif(not PROC, reason="which program a process is stands in /proc")
 def test_locks_of_a_dvc_that_is_gone(lab: Lab) -> None:
     rwlock = lab.clone.path / ".dvc/tmp/rwlock"
-    lab.clone.set("train.log_every_steps", "99")  # so that the model is to be written
+    lab.clone.set("train.seed", "1")  # so that the model is to be written
     with faults("locks left behind") as count:
         for content, expected in (
             (strange(lab), "removed .dvc/tmp/rwlock: of a dvc that is gone (process 1)"),
@@ -211,7 +211,7 @@ def test_locks_of_a_dvc_that_is_gone(lab: Lab) -> None:
             told = lab.clone.dvc("repro", check=False)
             assert re.search(r"^ERROR: failed to reproduce .*(busy|Unable to read RWLock-file)", told, re.M), told
             assert expected in lab.clone.run(*lab.MEND)
-        lab.clone.set("train.log_every_steps", "100")
+        lab.clone.set("train.seed", "0")
         assert lab.clone.repro() == []
         assert lab.digest() == lab.digests
 
@@ -230,7 +230,7 @@ def test_locks_of_a_dvc_at_work_are_left_alone(lab: Lab) -> None:
 @pytest.mark.soak
 def test_a_bit_flipped_in_the_cache(lab: Lab) -> None:
     # DVC hands it out without a word, here of the training images and of the model.
-    outs = ("data/processed/train.safetensors", "data/model/model.safetensors")
+    outs = ("data/raw/train-images-idx3-ubyte", "data/model/model.safetensors")
     lab.clone.dvc("push", "--run-cache")
     with faults("bits flipped") as count:
         for out in outs:

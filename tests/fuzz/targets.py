@@ -33,11 +33,14 @@ def decode_idx(content: bytes) -> None:
 
 def read_model(content: bytes) -> None:
     """A model file, and a packed split, which are both safetensors."""
-    path = Path(_FOLDER.name) / "file.safetensors"
+    folder = Path(_FOLDER.name) / "split"
+    packed.write_index(folder, [packed.Row(images=1, sha256="0" * 64)])
+    path = folder / packed.shard_name(0)
     path.write_bytes(content)
-    for read in (model_file.read, lambda path: packed.read(path, (1, 1, 1), 2)):
-        with suppress(UserError):
-            read(path)
+    with suppress(UserError):
+        model_file.read(path)
+    with suppress(UserError):
+        packed.open_split(folder, (1, 1, 1), 2)
 
 
 def read_params(content: bytes) -> None:

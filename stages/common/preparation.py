@@ -1,0 +1,25 @@
+"""How a picture file becomes the array that a network reads, in preprocess and wherever the model is used."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from stages.common.params import Section
+
+MAX_SIDE = 4096  # pixels
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+
+
+class Preparation(Section):
+    """What stages/dataset/pictures.py does with a picture. It travels with the data card and with the model."""
+
+    channels: Literal["grey", "rgb"]
+    image_size: list[Side] = Field(min_length=2, max_length=2)  # [height, width]
+    resize: Literal["crop", "pad", "stretch"]
+    background: list[Annotated[int, Field(ge=0, le=255)]] = Field(min_length=3, max_length=3)  # [R, G, B]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of a prepared picture, (C, H, W)."""
+        height, width = self.image_size
+        return (1 if self.channels == "grey" else 3), height, width

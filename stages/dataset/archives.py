@@ -1,0 +1,250 @@
+"""Files inside .zip, .tar and .tar.gz archives, read one at a time, without unpacking anything to disk.
+
+A gzipped archive has no index: the first use decompresses all of it once in each process, and remembers a state of the
+decompressor every so often to come back to. A .zip or .tar needs no such pass.
+"""
+
+import io
+import os
+import posixpath
+import stat
+import tarfile
+import zipfile
+import zlib
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
+from operator import itemgetter
+from pathlib import Path
+from typing import IO
+
+from stages.common.errors import UserError
+from stages.common.params import shown
+from stages.dataset.pictures import UnusablePicture
+
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+MAX_BYTES = 2**30  # of one file: far more than any picture that is small enough to decode
+MAX_FILES = 20_000_000
+# An archive that expands to more than this and to more than MAX_RATIO times its own size is taken for a bomb.
+FREE_BYTES, MAX_RATIO = 2**27, 200
+STATE_BYTES = 2**20  # compressed bytes between two remembered states of the decompressor, …
+MAX_STATES = 2048  # … or more, so that there are at most so many, of 40 kB each
+CHUNK = 2**16
+MAX_LINKS = 8  # from one link to the next
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError)
+
+
+def is_archive(name: str) -> bool:
+    """Whether a file of this name is read as an archive."""
+    return name.lower().endswith(SUFFIXES)
+
+
+class Archive:
+    """An archive of files; `names` are their paths in it, as they stand there."""
+
+    names: list[str]
+
+    def read(self, name: str) -> bytes:
+        """The content of a file. Raises UnusablePicture."""
+        raise NotImplementedError
+
+
+def opened(path: Path) -> Archive:
+    """An archive, kept open in this process. Raises UserError if it cannot be read, or holds what it should not."""
+    status = path.stat()
+    return _opened(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _opened(path: Path, size: int, changed_ns: int) -> Archive:
+    """size, changed_ns: so that a changed archive is opened anew."""
+    with _readable(path):
+        archive = Zip(path, size) if path.name.lower().endswith(".zip") else Tar(path, size)
+    if len(archive.names) > MAX_FILES:
+        raise UserError(f"{path}: holds {len(archive.names):,} files; at most {MAX_FILES:,} are read")
+    if len(set(archive.names)) < len(archive.names):
+        (twice, _), *_ = Counter(archive.names).most_common(1)
+        raise UserError(f"{path}: holds {shown(twice)} twice; make the archive again")
+    return archive
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except DAMAGED as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path}: cannot be read as an archive ({reason}); cut off? Make or fetch it again") from None
+
+
+def _checked(path: Path, name: str) -> str:
+    """The name of a file in an archive. Raises UserError for one that could lead out of it."""
+    steps = name.split("/")
+    if name.startswith("/") or ".." in steps or "\\" in name or "\0" in name:
+        raise UserError(f"{path}: holds {shown(name)}, a path that leads out of it; make it with relative paths")
+    if not name.isascii() and any("\ud800" <= character <= "\udfff" for character in name):
+        raise UserError(
+            f"{path}: the name {name.encode(errors='surrogateescape')!r} is not UTF-8; make the archive again"
+        )
+    return posixpath.normpath(name)
+
+
+def _check_expansion(path: Path, size: int, expanded: int) -> None:
+    if expanded > FREE_BYTES and expanded > MAX_RATIO * size:
+        raise UserError(f"{path}: {size:,} bytes that expand to {expanded:,} or more: taken for a bomb, and not read")
+
+
+class Zip(Archive):
+    """A .zip archive."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._file = zipfile.ZipFile(path)
+        self._members = {}
+        self.names = []
+        for member in self._file.infolist():
+            if member.is_dir():
+                continue
+            if member.flag_bits & 1:
+                raise UserError(f"{path}: is encrypted; unpack it, or make one without a password")
+            name = _checked(path, member.filename)
+            self._members[name] = member
+            self.names.append(name)
+        _check_expansion(path, size, sum(member.file_size for member in self._members.values()))
+
+    def read(self, name: str) -> bytes:
+        member = self._members[name]
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise UnusablePicture("a link, which is not followed in a .zip")
+        try:
+            with self._file.open(member) as file:
+                return _bounded(file.read(MAX_BYTES + 1))
+        except DAMAGED as error:
+            raise UnusablePicture(f"damaged in its archive ({error})") from None
+
+
+class Tar(Archive):
+    """A .tar archive, gzipped or not. Links are followed inside the archive, and never out of it."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._path = path
+        plain = path.name.lower().endswith(".tar")
+        self._gunzipped = None if plain else io.BufferedReader(Gunzipped(path, size), CHUNK)
+        self._places: dict[str, tuple[int, int]] = {}  # of a file: offset and size in bytes
+        self._links: dict[str, str] = {}
+        self.names = []
+        with self._content() as content, tarfile.open(fileobj=content, mode="r:") as archive:
+            for member in archive:
+                vars(archive)["members"].clear()  # it would keep an object of a kilobyte for each
+                if member.isdir():
+                    continue
+                name = _checked(path, member.name)
+                self.names.append(name)
+                if member.issym():
+                    self._links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
+                elif member.islnk():
+                    self._links[name] = posixpath.normpath(member.linkname)
+                elif member.isreg() and not member.issparse():
+                    self._places[name] = (member.offset_data, member.size)
+
+    def read(self, name: str) -> bytes:
+        target = name
+        for _ in range(MAX_LINKS):
+            target = self._links.get(target, target)
+        if target not in self._places:
+            what = f"a link to {shown(target)}, which the archive lacks" if target != name else "not a plain file"
+            raise UnusablePicture(what)
+        offset, size = self._places[target]
+        if size > MAX_BYTES:
+            raise UnusablePicture(f"{size:,} bytes; at most {MAX_BYTES:,} are read")
+        try:
+            with self._content() as file:
+                file.seek(offset)
+                content = file.read(size)
+        except DAMAGED as error:
+            raise UnusablePicture(f"damaged in its archive ({error})") from None
+        if len(content) < size:
+            raise UnusablePicture(f"damaged in its archive (ends after {len(content):,} of {size:,} bytes)")
+        return content
+
+    def _content(self) -> AbstractContextManager[IO[bytes]]:
+        """Opened anew for each use, but for the decompressor's, which remembers where it was."""
+        return nullcontext(self._gunzipped) if self._gunzipped else self._path.open("rb")
+
+
+def _bounded(content: bytes) -> bytes:
+    if len(content) > MAX_BYTES:
+        raise UnusablePicture(f"more than {MAX_BYTES:,} bytes, which is what is read at most")
+    return content
+
+
+class Gunzipped(io.RawIOBase):
+    """The content of a gzip file, from any place: decompression begins at the last state before it that was kept.
+
+    Raises zlib.error and EOFError for a file that is damaged or cut off.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._path, self._size = path, size
+        self._spacing = max(STATE_BYTES, size // MAX_STATES)
+        self._gunzip = zlib.decompressobj(wbits=31)  # 31: with gzip's header and check sum
+        self._rest = b""  # read from the source, not decompressed yet
+        self._at = self._source = 0  # positions in the content and in the file
+        self._states = [(0, 0, b"", self._gunzip.copy())]  # at, position in the source, rest, decompressor
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        target = offset + self._at if whence == os.SEEK_CUR else offset
+        if whence == os.SEEK_END:
+            raise io.UnsupportedOperation("the length is not known before the end")
+        at, source, rest, gunzip = self._states[bisect_right(self._states, target, key=itemgetter(0)) - 1]
+        if target < self._at or at > self._at:
+            self._at, self._source, self._rest, self._gunzip = at, source, rest, gunzip.copy()
+        while self._at < target and self._next(min(CHUNK, target - self._at)):
+            pass
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        content = self._next(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def _next(self, count: int) -> bytes:
+        """The next bytes, at most `count`; none at the end."""
+        content = b""
+        while not content:
+            if self._gunzip.eof:  # of one of several that were written one behind the other
+                self._rest = (self._gunzip.unused_data or self._chunk()).lstrip(b"\0")
+                if not self._rest:
+                    return b""
+                self._gunzip = zlib.decompressobj(wbits=31)
+            self._remember()
+            self._rest = self._rest or self._chunk()
+            ended = not self._rest
+            content = self._gunzip.decompress(self._rest, count)
+            self._rest = self._gunzip.unconsumed_tail
+            if ended and not content and not self._gunzip.eof:
+                raise EOFError("ends before its end mark")
+        self._at += len(content)
+        _check_expansion(self._path, self._size, self._at)
+        return content
+
+    def _remember(self) -> None:
+        if self._source - self._states[-1][1] >= self._spacing:
+            self._states.append((self._at, self._source, self._rest, self._gunzip.copy()))
+
+    def _chunk(self) -> bytes:
+        with self._path.open("rb") as file:  # not kept open: nobody could say when to close it
+            file.seek(self._source)
+            chunk = file.read(CHUNK)
+        self._source += len(chunk)
+        return chunk

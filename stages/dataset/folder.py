@@ -1,0 +1,297 @@
+"""A folder of pictures as a data set: which files count, which class and part each is in. Nothing is decoded here.
+
+Three layouts, told apart by looking: a folder per class; train, validation (or val) and test folders with a folder per
+class in each; a labels.csv beside the files, with the columns file, label and, if wanted, split and group.
+An archive, or a folder with nothing but archives in it, counts as the folder that unpacking them all would give,
+without the one folder that many archives put around everything.
+Names use forward slashes and are sorted by Unicode code point, whatever order the file system has. The name of a file
+in an archive begins with that of the archive.
+"""
+
+import csv
+import dataclasses
+import fnmatch
+import io
+import os
+import stat
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from stages.common.errors import UserError
+from stages.common.params import shown
+from stages.dataset import archives
+from stages.dataset.pictures import UnusablePicture
+
+Part = Literal["train", "validation", "test"]
+File = tuple[str, str]  # the path that the layout goes by, and the name
+Row = tuple[str, str, Part | None, str | None]  # name, class, part, group
+
+PARTS: dict[str, Part] = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+LABELS = "labels.csv"
+COLUMNS = ("file", "label", "split", "group")
+MAX_CLASSES = 65536
+SHOWN = 10  # mistakes of labels.csv in one message
+# What file managers, editors and archivers leave; .dvcignore lists the same, so that DVC does not count it either.
+LEFT_BEHIND = (
+    "thumbs.db",
+    "desktop.ini",
+    "__macosx",
+    "__pycache__",
+    "*.py[co]",
+    "*.tmp",
+    "*.orig",
+    "*.rej",
+    "*~",
+    "#*#",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One file. name: its path below the root. label: position in Listing.classes. group: of labels.csv."""
+
+    name: str
+    label: int
+    part: Part | None  # None: no part was published for it
+    group: str | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The pictures of a folder, sorted by name."""
+
+    layout: str  # in words, for the log
+    classes: tuple[str, ...]
+    pictures: list[Picture]
+    others: list[str] = field(default_factory=list)  # files that are in no class
+
+
+class Reader:
+    """Reads the files of a folder by their names in a Listing. It can be sent to another process."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def stamp(self, name: str) -> tuple[int, int]:
+        """Size in bytes and time of the last change in nanoseconds, of the archive if it is in one; zeros: no file."""
+        path, _ = self._place(name)
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return 0, 0
+        return status.st_size, status.st_mtime_ns
+
+    def read(self, name: str) -> bytes:
+        """The content of a file. Raises UnusablePicture (no file, too large) and OSError (no permission, disk)."""
+        path, inner = self._place(name)
+        if inner:
+            return archives.opened(path).read(inner)
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            if path.is_symlink():
+                raise UnusablePicture(f"a link to {path.readlink()}, which does not exist") from None
+            raise
+        if not stat.S_ISREG(status.st_mode):
+            raise UnusablePicture("not a file, but a device, pipe or socket")
+        if status.st_size > archives.MAX_BYTES:
+            raise UnusablePicture(f"{status.st_size:,} bytes; at most {archives.MAX_BYTES:,} are read")
+        return path.read_bytes()
+
+    def _place(self, name: str) -> tuple[Path, str]:
+        """The file, or the archive and the name in it."""
+        first, _, inner = name.partition("/")
+        if inner and archives.is_archive(first):
+            if self.root.is_file():
+                return self.root, inner
+            if (self.root / first).is_file():
+                return self.root / first, inner
+        return self.root / name, ""
+
+
+def scan(root: Path) -> Listing:
+    """List the pictures below `root`, a folder or an archive, without decoding one.
+
+    Raises UserError, in one line, for what is no data set: missing, empty, with a single class, classes that differ in
+    case alone, classes that train lacks, links in a circle, a wrong labels.csv, an archive that is damaged or hostile.
+    Raises OSError.
+    """
+    if not root.exists():
+        raise UserError(f"{root}: no such folder; set data.images to the folder of your pictures")
+    if root.is_file():
+        if not archives.is_archive(root.name):
+            raise UserError(f"{root}: is no folder and no archive ({', '.join(archives.SUFFIXES)}); see data.images")
+        return _of_archives(root, [root])
+    names = sorted(_files(root))
+    if names and all("/" not in name and archives.is_archive(name) for name in names):
+        return _of_archives(root, [root / name for name in names])
+    return _listing(root, [(name, name) for name in names])
+
+
+def _of_archives(root: Path, found: list[Path]) -> Listing:
+    files = [(name, f"{path.name}/{name}") for path in found for name in archives.opened(path).names]
+    files = [file for file in files if not any(map(ignored, file[0].split("/")))]
+    while LABELS not in (tops := {path.partition("/")[0] for path, _ in files}) and len(tops) == 1:
+        (top,) = tops
+        if top.casefold() in PARTS or any("/" not in path for path, _ in files):
+            break
+        files = [(path.removeprefix(f"{top}/"), name) for path, name in files]
+    listing = _listing(root, sorted(files))
+    where = "an archive" if len(found) == 1 else f"{len(found)} archives"
+    return dataclasses.replace(listing, layout=f"{listing.layout}, in {where}")
+
+
+def _listing(root: Path, files: list[File]) -> Listing:
+    if not files:
+        raise UserError(f"{root}: holds no pictures; set data.images to a folder with a folder of pictures per class")
+    if any(path == LABELS for path, _ in files):
+        return _by_labels(root, files)
+    folders = {path.partition("/")[0] for path, _ in files if "/" in path}
+    parts = sorted(folder for folder in folders if folder.casefold() in PARTS)
+    if parts and len(parts) == len(folders) and "train" in map(str.casefold, parts):
+        return _by_parts(root, files, parts)
+    if len(parts) > 1:
+        others = ", ".join(map(shown, sorted(folders - set(parts))[:3]))
+        raise UserError(
+            f"{root}: has the folders {', '.join(parts)} beside {others or 'no train'}: neither a folder per class nor "
+            "train, validation and test; move or rename what does not belong"
+        )
+    rows: list[Row] = [(name, path.partition("/")[0], None, None) for path, name in files if "/" in path]
+    return _checked(root, "a folder per class", rows, [name for path, name in files if "/" not in path])
+
+
+def _by_parts(root: Path, files: list[File], folders: list[str]) -> Listing:
+    counts = Counter(PARTS[folder.casefold()] for folder in folders)
+    if twice := [part for part, count in counts.items() if count > 1]:
+        same = [folder for folder in folders if PARTS[folder.casefold()] in twice]
+        raise UserError(f"{root}: {' and '.join(same)} are the same part; keep one")
+    rows: list[Row] = []
+    others = []
+    for path, name in files:
+        steps = path.split("/", 2)
+        if len(steps) == 3:
+            rows.append((name, steps[1], PARTS[steps[0].casefold()], None))
+        else:
+            others.append(name)
+    present = [part for part in ("train", "validation", "test") if part in counts]
+    return _checked(root, f"{', '.join(present)} folders with a folder per class", rows, others)
+
+
+def _by_labels(root: Path, files: list[File]) -> Listing:
+    tables = [name for path, name in files if path == LABELS]
+    names = {path: name for path, name in files if path != LABELS}
+    if len(tables) > 1 or len(names) < len(files) - 1:
+        raise UserError(f"{root}: two archives hold the same file, with a {LABELS} in one of them; make one of the two")
+    where = f"{root}/{LABELS}" if tables[0] == LABELS else f"{root.parent if root.is_file() else root}/{tables[0]}"
+    rows: list[Row] = []
+    mistakes: list[str] = []
+    listed: set[str] = set()
+    for line, row in _table(where, Reader(root).read(tables[0])):
+        path, label, split = row["file"], row["label"], row.get("split") or ""
+        if path not in names:
+            mistakes.append(f"{where}:{line}: {shown(path)}: no such file beside it")
+        elif path in listed:
+            mistakes.append(f"{where}:{line}: {shown(path)}: is listed twice")
+        elif not label:
+            mistakes.append(f"{where}:{line}: {shown(path)}: has no label")
+        elif split and split.casefold() not in PARTS:
+            mistakes.append(f"{where}:{line}: split is {shown(split)}; allowed: {', '.join(PARTS)}, or nothing")
+        else:
+            rows.append((names[path], label, PARTS[split.casefold()] if split else None, row.get("group") or None))
+        listed.add(path)
+    if mistakes:
+        more = len(mistakes) - SHOWN
+        raise UserError("\n".join(mistakes[:SHOWN]) + (f"\n{where}: {more} more such lines" if more > 0 else ""))
+    return _checked(root, LABELS, rows, [name for path, name in names.items() if path not in listed])
+
+
+def _table(where: str, content: bytes) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of labels.csv with the numbers of their last lines. Raises UserError."""
+    try:
+        text = content.decode("utf-8-sig")  # with or without the mark that Excel puts in front
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 text (byte {error.start}); save it as CSV in UTF-8") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        columns = list(reader.fieldnames or [])
+        if not {"file", "label"} <= set(columns) <= set(COLUMNS) or len(set(columns)) < len(columns):
+            found = ", ".join(map(shown, columns)) or "none"
+            raise UserError(f"{where}: its columns are {found}; expected file, label and, if wanted, split and group")
+        for row in reader:
+            if None in row or None in row.values():
+                raise UserError(f"{where}:{reader.line_num}: not as many columns as in the first line")
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise UserError(f"{where}:{reader.line_num}: not valid CSV: {error}") from None
+
+
+def _checked(root: Path, layout: str, rows: list[Row], others: list[str]) -> Listing:
+    """The listing, if its classes make sense. Classes are those of the training part. Raises UserError."""
+    pictures = [
+        name for name in others if Path(name).suffix.lower() in (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+    ]
+    if pictures and layout != LABELS:
+        raise UserError(
+            f"{root}: {shown(pictures[0])} lies in no class folder"
+            + (f", nor do {len(pictures) - 1} other pictures" if len(pictures) > 1 else "")
+            + "; move it into the folder of its class, or out"
+        )
+    classes = sorted({label for _, label, part, _ in rows if part in ("train", None)})
+    for place in ("validation", "test"):
+        strange = {label for _, label, part, _ in rows if part == place} - set(classes)
+        if strange:
+            raise UserError(f"{root}: {place} has the class {shown(min(strange))}, which train lacks")
+    if len(classes) < 2:
+        found = f"one class, {shown(classes[0])}" if classes else "no class"
+        raise UserError(f"{root}: has {found}; two or more are needed, each a folder of pictures (or in {LABELS})")
+    if len(classes) > MAX_CLASSES:
+        raise UserError(f"{root}: has {len(classes):,} classes; at most {MAX_CLASSES:,} are possible")
+    alike: dict[str, str] = {}
+    for name in classes:
+        first = alike.setdefault(unicodedata.normalize("NFC", name).strip().casefold(), name)
+        if first != name:
+            raise UserError(
+                f"{root}: the classes {first!r} and {name!r} differ in case, blanks or encoding alone; rename one"
+            )
+    position = {name: label for label, name in enumerate(classes)}
+    listed = [Picture(name, position[label], part, group) for name, label, part, group in rows]
+    return Listing(layout, tuple(classes), sorted(listed, key=lambda picture: picture.name), others)
+
+
+def _files(root: Path) -> Iterator[str]:
+    """The names of all files below a folder that count. Empty folders do not: neither DVC nor Git keeps them."""
+    open_folders: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
+    while open_folders:
+        place, above = open_folders.pop()
+        status = (root / place).stat()
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            raise UserError(f"{root / place}: a link to a folder that it is in: a circle; remove the link")
+        with os.scandir(root / place) as entries:
+            for entry in entries:
+                if ignored(entry.name):
+                    continue
+                name = f"{place}{entry.name}"
+                if not _is_text(entry.name):
+                    raise UserError(f"{root / place}: the name {os.fsencode(entry.name)!r} is not UTF-8; rename it")
+                if entry.is_dir():
+                    open_folders.append((f"{name}/", (*above, identity)))
+                else:
+                    yield name
+
+
+def ignored(name: str) -> bool:
+    """Whether a file or folder of this name counts for nothing: hidden, or left behind by a program."""
+    return name.startswith(".") or any(fnmatch.fnmatchcase(name.casefold(), pattern) for pattern in LEFT_BEHIND)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,89 @@
+"""Your own pictures: from a folder of files to the shards of each part."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.common.errors import UserError
+from stages.common.params import shown
+from stages.common.preparation import Preparation
+from stages.dataset import folder, packed
+from stages.dataset.data_card import DataCard
+from stages.dataset.folder import Part, Reader
+from stages.preprocess import audit, pack, selection, survey, workers
+from stages.preprocess.normalization import NORMALIZATIONS
+from stages.preprocess.options import Preprocess
+from stages.preprocess.selection import Selection
+
+SHOWN = 1000  # pictures that one message names
+
+
+def prepare(root: Path, options: Preprocess, targets: Mapping[Part, Path]) -> tuple[DataCard, dict[str, Any]]:
+    """Read the pictures below `root`, and write each part into its folder; what they are, and what was left out.
+
+    Raises UserError for pictures that cannot be used as the options say, OSError (no permission, a full disk).
+    """
+    listing = folder.scan(root)
+    print(f"{len(listing.pictures):,} pictures in {root}: {listing.layout}", flush=True)
+    reader, processes = Reader(root), workers.cores()
+    surveyed = survey.survey(listing, reader, processes)
+    selected = selection.select(listing, surveyed, options)
+
+    channels = options.channels
+    if channels == "auto":
+        channels = "grey" if survey.is_grey(surveyed) else "rgb"
+    preparation = Preparation(
+        channels=channels, image_size=options.image_size, resize=options.resize, background=options.background
+    )
+    contents = {
+        targets[part]: (
+            [listing.pictures[position].name for position in positions],
+            [surveyed[position].digest for position in positions],
+            np.array([selected.labels[listing.pictures[position].label] for position in positions], dtype=np.int64),
+        )
+        for part, positions in selected.parts.items()
+    }
+    if selected.unusable and options.bad_images == "error":
+        print(f"{len(selected.unusable):,} cannot be used; decoding the others, to name all that cannot", flush=True)
+    made = pack.pack(reader, preparation, contents, targets["train"], processes)
+    unusable = {listing.pictures[place].name: why for place, why in selected.unusable.items()} | made.unusable
+    if unusable and options.bad_images == "error":
+        raise UserError(f"{refusal(unusable)}\nremove these, or set preprocess.bad_images: skip")
+    splits = {
+        part: packed.open_split(place, preparation.shape, len(selected.classes)) for part, place in targets.items()
+    }
+    for part, split in splits.items():
+        check_classes(part, split, selected)
+
+    mean, std = NORMALIZATIONS[options.normalization](made.sums)
+    card = DataCard(
+        classes=list(selected.classes),
+        image_shape=list(preparation.shape),
+        mean=mean,
+        std=std,
+        preparation=preparation,
+    )
+    return card, audit.audit(listing, surveyed, selected, unusable, splits)
+
+
+def forget() -> None:
+    """Delete what a killed run would go on from: after the stage has succeeded."""
+    pack.forget()
+    survey.forget()
+
+
+def refusal(unusable: Mapping[str, str]) -> str:
+    """What to say of the pictures that cannot be used: a line each."""
+    lines = [f"{shown(name)}: {unusable[name]}" for name in sorted(unusable)[:SHOWN]]
+    more = [f"and {len(unusable) - SHOWN:,} more"] if len(unusable) > SHOWN else []
+    return "\n".join([f"{len(unusable):,} pictures cannot be used:", *lines, *more])
+
+
+def check_classes(part: str, split: packed.Split, selected: Selection) -> None:
+    """Raise UserError if a class has lost its last picture of a part, since none of them could be decoded."""
+    counts = np.bincount(split.labels, minlength=len(selected.classes))
+    if len(split) and not counts.all():
+        name = selected.classes[int(np.flatnonzero(counts == 0)[0])]
+        raise UserError(f"the class {shown(name)} has no picture in the {part} part that can be used; add pictures")

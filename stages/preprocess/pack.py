@@ -1,0 +1,277 @@
+"""The second pass over your own pictures: decode each once, on all cores, into the shards of its part.
+
+Which pictures a shard has is known before one is decoded, so that worker processes write each picture to its place in
+the file, and no pixel goes through the process that leads them: memory does not grow with the number of pictures. The
+files grow in runs/pack, under a name that is a digest of all that decides on their bytes, beside a note of how far they
+are: a run that was killed, and one of other pictures, go on with those that are still right.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import platform
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+
+from stages.common import files, paths
+from stages.common.preparation import Preparation
+from stages.dataset import folder, packed, pictures
+from stages.dataset.packed import Row
+from stages.dataset.pictures import UnusablePicture
+from stages.preprocess import normalization, survey, workers
+from stages.preprocess.normalization import Sums
+
+WORK = paths.RUNS / "pack"
+CHECKPOINT_SECONDS = 5.0  # of work that a kill loses, at most
+CODE = (Path(__file__), Path(pictures.__file__), Path(packed.__file__))
+FEW_PICTURES, FEW_SHARDS = 200, 4  # that this process does in less time than others take to start
+
+
+@dataclass
+class Shard:
+    """A shard that grows in runs/pack."""
+
+    path: Path
+    names: Sequence[str]  # of the pictures, in order
+    digests: Sequence[bytes]  # of their content
+    labels: npt.NDArray[np.int64]
+    done: int = 0  # pictures of which it is known what they are: the first of them
+    unusable: dict[int, str] = field(default_factory=dict)  # of those, by place in the shard, and why
+
+    @property
+    def note(self) -> Path:
+        """Where it is written down how far it is."""
+        return self.path.with_suffix(".json")
+
+    @property
+    def kept(self) -> Path:
+        """Its copy without the places of unusable pictures."""
+        return self.path.with_suffix(".kept")
+
+    def begin(self, image_shape: packed.Shape) -> None:
+        """Go on from the note, or begin the file, with room for all images."""
+        with suppress(FileNotFoundError, ValueError):
+            noted = json.loads(self.note.read_bytes())
+            self.done, self.unusable = noted["done"], {int(place): why for place, why in noted["unusable"].items()}
+            return
+        start = packed.header(len(self.names), image_shape) + packed.little_endian(self.labels)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with _named_errors(self.path), self.path.open("wb") as file:
+            file.write(start)
+            file.truncate(len(start) + len(self.names) * int(np.prod(image_shape)))
+
+    def save(self) -> None:
+        """Write down how far it is, once the disk has the images."""
+        with self.path.open("rb+") as file:
+            os.fsync(file.fileno())
+        files.write_text(self.note, json.dumps({"done": self.done, "unusable": self.unusable}))
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A picture, and the place of its pixels."""
+
+    name: str
+    digest: bytes
+    path: Path
+    offset: int  # bytes
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What was written."""
+
+    sums: Sums  # of the training part, for the normalization
+    unusable: dict[str, str]  # pictures that could not be decoded, and why
+
+
+def pack(
+    reader: folder.Reader,
+    preparation: Preparation,
+    parts: Mapping[Path, tuple[Sequence[str], Sequence[bytes], npt.NDArray[np.int64]]],
+    training: Path,
+    processes: int,
+) -> Packed:
+    """Decode and write all parts, into folders; a picture that cannot be decoded is left out.
+
+    parts: the folder of each part, and the names, digests and labels of its pictures. training: the folder of the
+    training part. Raises UserError if a picture has changed since it was surveyed, OSError (no permission, a full
+    disk).
+    """
+    identity, used = code_digest(preparation), Counter[str]()
+    shards = {target: list(plan(*content, preparation.shape, identity, used)) for target, content in parts.items()}
+    every = [shard for of_part in shards.values() for shard in of_part]
+    tidy({shard.path.stem for shard in every})
+    for shard in every:
+        shard.begin(preparation.shape)
+    decode(reader, preparation, every, processes)
+    tasks = [
+        Finish(shard.path, shard.kept, shard.labels, sorted(shard.unusable), preparation.shape, target == training)
+        for target in shards
+        for shard in shards[target]
+    ]
+    finished = workers.in_order(_finish, tasks, processes if len(tasks) > FEW_SHARDS else 1, batch=1)
+    sums = np.zeros((3, preparation.shape[0]), dtype=np.int64)
+    for target, of_part in shards.items():
+        rows: list[Row] = []
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        for shard, (row, found) in zip(of_part, finished, strict=False):
+            sums += found
+            if row:
+                _link(shard.kept if shard.unusable else shard.path, target / packed.shard_name(len(rows)))
+                rows.append(row)
+        packed.write_index(target, rows)
+    return Packed(sums, {shard.names[place]: why for shard in every for place, why in shard.unusable.items()})
+
+
+def forget() -> None:
+    """Delete what a killed run would go on from: after the stage has succeeded."""
+    shutil.rmtree(WORK, ignore_errors=True)
+
+
+def tidy(kept: set[str]) -> None:
+    """Delete the files of shards that are not wanted any more."""
+    for path in WORK.glob("*"):
+        if path.stem not in kept:
+            path.unlink()
+
+
+def code_digest(preparation: Preparation) -> bytes:
+    """Of all that decides on the pixels of a picture, besides the picture."""
+    digest = hashlib.sha256(f"{preparation!r} {PIL.__version__} {version('numpy')} {platform.machine()}".encode())
+    for path in CODE:
+        digest.update(path.read_bytes())
+    return digest.digest()
+
+
+def plan(
+    names: Sequence[str],
+    digests: Sequence[bytes],
+    labels: npt.NDArray[np.int64],
+    image_shape: packed.Shape,
+    identity: bytes,
+    used: Counter[str],
+) -> Iterator[Shard]:
+    """The shards of a part. used: how many shards have a name; those of the same pictures need different ones."""
+    start = 0
+    for end in packed.shard_ends(digests, int(np.prod(image_shape))):
+        digest = hashlib.sha256(identity + labels[start:end].tobytes())
+        for content in digests[start:end]:
+            digest.update(content)
+        name = digest.hexdigest()[:32]
+        used[name] += 1
+        path = WORK / f"{name}-{used[name]}.safetensors"
+        yield Shard(path, names[start:end], digests[start:end], labels[start:end])
+        start = end
+
+
+def decode(reader: folder.Reader, preparation: Preparation, shards: Sequence[Shard], processes: int) -> None:
+    """Bring every shard to its end."""
+    size = int(np.prod(preparation.shape))
+
+    def tasks() -> Iterator[Task]:
+        for shard in shards:
+            start = len(packed.header(len(shard.names), preparation.shape)) + 8 * len(shard.names)
+            for place in range(shard.done, len(shard.names)):
+                yield Task(shard.names[place], shard.digests[place], shard.path, start + place * size)
+
+    total, before = (sum(counts) for counts in zip(*((len(shard.names), shard.done) for shard in shards), strict=True))
+    if before:
+        print(f"going on after {before:,} of {total:,} pictures that were decoded before", flush=True)
+    results = workers.in_order(
+        partial(_decode, reader, preparation), tasks(), processes if total - before > FEW_PICTURES else 1
+    )
+    results = workers.progress(results, "decoding", total, before)
+    saved = time.monotonic()
+    for shard in shards:
+        for why in itertools.islice(results, len(shard.names) - shard.done):
+            if why:
+                shard.unusable[shard.done] = why
+            shard.done += 1
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                shard.save()
+                saved = time.monotonic()
+        shard.save()
+
+
+def _decode(reader: folder.Reader, preparation: Preparation, tasks: list[Task]) -> list[str]:
+    """Write each picture to its place; why not, or an empty text, for each. Raises UserError if one has changed."""
+    results = []
+    for task in tasks:
+        try:
+            content = reader.read(task.name)
+            if hashlib.sha256(content).digest() != task.digest:
+                raise survey.changed(task.name)
+            pixels = pictures.decode(content, preparation)
+        except UnusablePicture as error:
+            results.append(error.reason)
+            continue
+        with _named_errors(task.path), task.path.open("rb+") as file:
+            file.seek(task.offset)
+            file.write(pixels.data)
+        results.append("")
+    return results
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """A shard whose pictures are all decoded. unusable: places."""
+
+    path: Path
+    kept: Path
+    labels: npt.NDArray[np.int64]
+    unusable: Sequence[int]
+    image_shape: packed.Shape
+    summed: bool  # whether its sums are wanted
+
+
+def _finish(tasks: list[Finish]) -> list[tuple[Row | None, Sums]]:
+    """The row of a shard in the index, None if it has no image, and its sums.
+
+    Of a shard with unusable pictures, its copy without them is made.
+    """
+    results: list[tuple[Row | None, Sums]] = []
+    for task in tasks:
+        places, shape = len(task.labels), task.image_shape
+        start = len(packed.header(places, shape)) + 8 * places
+        images = np.memmap(task.path, np.uint8, "r", start, (places, *shape)).view(np.ndarray)
+        usable = np.setdiff1d(np.arange(places), task.unusable)
+        runs = np.split(usable, np.flatnonzero(np.diff(usable) > 1) + 1) if len(usable) else []  # of adjacent places
+        blocks = [images[run[0] : run[-1] + 1] for run in runs]
+        if task.unusable and blocks:
+            head = packed.header(len(usable), shape) + packed.little_endian(task.labels[usable])
+            files.write_parts(task.kept, [head, *(block.data for block in blocks)])
+        sums = sum(map(normalization.sums, blocks if task.summed else []), np.zeros((3, shape[0]), dtype=np.int64))
+        path = task.kept if task.unusable else task.path
+        results.append((packed.row(path, len(usable)) if blocks else None, sums))
+    return results
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Have a full disk name the file that it has no room for."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system cannot."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

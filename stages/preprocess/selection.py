@@ -1,0 +1,139 @@
+"""Which pictures are used, and which part each is in: decided by their content, before one is decoded."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from stages.common import paths
+from stages.common.errors import UserError
+from stages.common.params import shown
+from stages.dataset.folder import Listing, Part, Picture
+from stages.preprocess.options import PATH, Preprocess
+from stages.preprocess.split import drawn
+from stages.preprocess.survey import Surveyed
+
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
+REMEDY = {
+    "train": "set smaller fractions",
+    "validation": "set a larger preprocess.validation_fraction",
+    "test": "set a larger preprocess.test_fraction",
+}  # for a part without a picture
+SHOWN = 10  # of what one message lists
+
+
+@dataclass
+class Selection:
+    """The pictures of each part, as positions in the listing, in its order, and why the others are left out."""
+
+    classes: tuple[str, ...]
+    labels: dict[int, int]  # of the listing: of classes
+    parts: dict[Part, list[int]] = field(default_factory=dict)
+    unusable: dict[int, str] = field(default_factory=dict)  # by their headers
+    conflicting: list[int] = field(default_factory=list)
+    of_small_classes: list[int] = field(default_factory=list)
+
+
+def select(listing: Listing, surveyed: Sequence[Surveyed], options: Preprocess) -> Selection:
+    """Choose the pictures. Raises UserError, in one line, where the options do not say what to do.
+
+    surveyed: of each picture of the listing.
+    """
+    unusable = {position: found.reason for position, found in enumerate(surveyed) if found.facts is None}
+    conflicting = conflicts(listing, surveyed, unusable, options.on_conflict)
+    left_out = {*unusable, *conflicting}
+    parts: dict[Part, list[int]] = {part: [] for part in PARTS}
+    published = {picture.part for picture in listing.pictures if picture.part}
+    for position, picture in enumerate(listing.pictures):
+        if position not in left_out:
+            parts[part_of(picture, surveyed[position], published, options)].append(position)
+    small = small_classes(listing, parts, options)
+    of_small = [position for part in PARTS for position in parts[part] if listing.pictures[position].label in small]
+    kept = [label for label in range(len(listing.classes)) if label not in small]
+    if len(kept) < 2:
+        raise UserError(f"{paths.PARAMS}: preprocess.small_classes is drop, and that leaves {len(kept)} classes")
+    for part in PARTS:
+        parts[part] = [position for position in parts[part] if listing.pictures[position].label not in small]
+        if not parts[part] and (part != "validation" or options.validation_fraction):
+            raise UserError(f"no picture is in the {part} part; {REMEDY[part]}, or another preprocess.seed")
+    return Selection(
+        tuple(listing.classes[label] for label in kept),
+        {label: place for place, label in enumerate(kept)},
+        parts,
+        unusable,
+        conflicting,
+        sorted(of_small),
+    )
+
+
+def conflicts(
+    listing: Listing, surveyed: Sequence[Surveyed], unusable: Mapping[int, str], on_conflict: str
+) -> list[int]:
+    """The usable pictures whose content is also that of a picture of another class. Raises UserError."""
+    copies: dict[bytes, list[int]] = defaultdict(list)
+    for position, found in enumerate(surveyed):
+        if position not in unusable:
+            copies[found.digest].append(position)
+    pictures = listing.pictures
+    groups = [group for group in copies.values() if len({pictures[position].label for position in group}) > 1]
+    if groups and on_conflict == "error":
+        examples = "; ".join(
+            " = ".join(shown(pictures[position].name) for position in group) for group in groups[:SHOWN]
+        )
+        more = f" and {len(groups) - SHOWN} more" if len(groups) > SHOWN else ""
+        raise UserError(
+            f"the same picture in several classes: {examples}{more}; remove the wrong ones, or set "
+            f"preprocess.on_conflict: drop, which leaves all of them out"
+        )
+    return sorted(position for group in groups for position in group)
+
+
+def part_of(picture: Picture, found: Surveyed, published: set[Part], options: Preprocess) -> Part:
+    """The part of a picture: the published one; else, and of train where others are not published, drawn.
+
+    published: the parts that there are. Raises UserError if a group is wanted and not known.
+    """
+    if picture.part and picture.part != "train":
+        return picture.part
+    test, validation = (
+        0.0 if picture.part and part in published else fraction
+        for part, fraction in (("test", options.test_fraction), ("validation", options.validation_fraction))
+    )
+    return drawn(key(picture, found.digest, options.group_by), options.seed, test, validation)
+
+
+def key(picture: Picture, digest: bytes, group_by: str) -> bytes:
+    """What decides on the part of a picture: its content, or its group."""
+    if group_by == "none":
+        return digest
+    if group_by == "column":
+        if picture.group is None:
+            raise UserError(f"{shown(picture.name)}: has no group in labels.csv, and preprocess.group_by is column")
+        return b"group " + picture.group.encode()
+    match = re.search(group_by.removeprefix(PATH), picture.name)
+    if not match or (group := match[1] if match.re.groups else match[0]) is None:
+        raise UserError(f"{shown(picture.name)}: preprocess.group_by finds nothing in this path: {group_by}")
+    return b"group " + group.encode()
+
+
+def small_classes(listing: Listing, parts: Mapping[Part, Sequence[int]], options: Preprocess) -> set[int]:
+    """The labels of the classes that are not in every part that has pictures. Raises UserError."""
+    pictures = listing.pictures
+    counts = {part: Counter(pictures[position].label for position in parts[part]) for part in PARTS if parts[part]}
+    lacking = {
+        label: [part for part in counts if not counts[part][label]]
+        for label in range(len(listing.classes))
+        if not all(count[label] for count in counts.values())
+    }
+    if lacking and options.small_classes == "error":
+        rows = [
+            f"{shown(listing.classes[label])} ({sum(count[label] for count in counts.values())} pictures, none in "
+            f"{' and '.join(missing)})"
+            for label, missing in lacking.items()
+        ]
+        more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+        raise UserError(
+            f"classes that are not in every part: {', '.join(rows[:SHOWN])}{more}; add pictures, set larger fractions "
+            "or another preprocess.seed, or preprocess.small_classes: drop"
+        )
+    return set(lacking)

@@ -1,0 +1,91 @@
+"""Work on many pictures with several processes, and show how far it is."""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from stages.common.errors import UserError
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+AHEAD = 4  # batches per process that are under way or wait to be fetched: bounds the memory
+LINE_SECONDS = 10  # between two lines where the output is no terminal
+WATCH_SECONDS = 1  # between two looks of a worker at whether its parent is alive
+
+
+def cores() -> int:
+    """The number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_order(
+    function: Callable[[list[A]], list[B]], items: Iterable[A], processes: int, batch: int = 32
+) -> Iterator[B]:
+    """The results of `function`, which takes up to `batch` items and gives one result for each, in the items' order.
+
+    processes: 1 for none but this one. The function and what it takes and gives must be picklable. At most
+    AHEAD * processes batches are in memory. Raises what the function raises, and UserError if a process dies.
+    """
+    batches = _batches(iter(items), batch)
+    if processes == 1:
+        for each in batches:
+            yield from function(each)
+        return
+    # Not forked: this process has threads, and may have a lock that a copy must not hold.
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(processes, mp_context=context, initializer=_begin_worker, initargs=(os.getpid(),))
+    try:
+        waiting = deque(executor.submit(function, each) for each in itertools.islice(batches, AHEAD * processes))
+        while waiting:
+            results = waiting.popleft().result()
+            waiting.extend(executor.submit(function, each) for each in itertools.islice(batches, 1))
+            yield from results
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed, for lack of memory perhaps; `dvc repro` goes on from here"
+        ) from None
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _batches(items: Iterator[A], size: int) -> Iterator[list[A]]:
+    while batch := list(itertools.islice(items, size)):
+        yield batch
+
+
+def _begin_worker(parent: int) -> None:
+    """Leave Ctrl-C to the parent, and never outlive it: not even after its SIGKILL."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def progress(items: Iterable[A], name: str, total: int, done: int = 0) -> Iterator[A]:
+    """The items, with a bar on a terminal and a line every LINE_SECONDS elsewhere. done: how many were there before."""
+    if sys.stderr.isatty():
+        yield from tqdm(items, name, total, leave=False, unit=" pictures", initial=done)
+        return
+    start = last = time.monotonic()
+    for count, item in enumerate(items, done + 1):
+        yield item
+        if (now := time.monotonic()) - last > LINE_SECONDS:
+            last, rate = now, (count - done) / (now - start)
+            left = (total - count) / rate
+            print(f"{name}: {count:,} of {total:,} pictures, {rate:,.0f} a second, {left:,.0f} s left", flush=True)

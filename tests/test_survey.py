@@ -1,0 +1,147 @@
+"""The first pass over pictures, and the worker processes: order, resuming, and what goes wrong on the way."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stages.common.errors import UserError
+from stages.dataset import folder, pictures
+from stages.dataset.folder import Reader
+from stages.preprocess import survey, workers
+from tests.imports import ROOT
+from tests.test_folder import fill
+from tests.test_pictures import JPEG, PNG
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    contents = {f"{label}/{number}": content for label in "ab" for number, content in enumerate((PNG, JPEG, b"", b"x"))}
+    return fill(tmp_path / "images", contents)
+
+
+def surveyed(root: Path, processes: int = 1) -> list[survey.Surveyed]:
+    return survey.survey(folder.scan(root), Reader(root), processes)
+
+
+def test_digest_and_header_of_every_file(root: Path) -> None:
+    found = surveyed(root)
+    assert [each.digest for each in found[:4]] == [
+        hashlib.sha256(content).digest() for content in (PNG, JPEG, b"", b"x")
+    ]
+    assert [each.facts and each.facts.format for each in found] == ["PNG", "JPEG", None, None] * 2
+    assert [each.reason.split(";")[0] for each in found[:4]] == ["", "", "an empty file", "not a picture"]
+    assert found[0].facts == pictures.facts(PNG)
+
+
+def test_the_number_of_processes_changes_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = surveyed(root)
+    survey.forget()
+    monkeypatch.setattr(survey, "FEW_PICTURES", 0)
+    assert surveyed(root, processes=2) == alone
+
+
+def test_a_survey_goes_on_where_it_was_killed(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = surveyed(root)
+    lines = survey.STATE.read_text(encoding="utf-8").splitlines(keepends=True)
+    survey.STATE.write_text("".join(lines[:5]) + lines[5][:20], encoding="utf-8")  # killed within a line
+    (root / "a/2").write_bytes(JPEG)  # and changed since
+    read: list[str] = []
+    original = Reader.read
+
+    def noted(reader: Reader, name: str) -> bytes:
+        read.append(name)
+        return original(reader, name)
+
+    monkeypatch.setattr(Reader, "read", noted)
+    again = surveyed(root)
+    assert "going on after 2 of 8 pictures" in capsys.readouterr().out
+    assert read == ["a/2", "a/3", "b/0", "b/1", "b/2", "b/3"]
+    assert [*again[:2], *again[3:]] == [*whole[:2], *whole[3:]]
+    assert again[2].digest == hashlib.sha256(JPEG).digest()
+    survey.forget()
+    assert not survey.STATE.exists()
+
+
+def test_a_state_that_is_nonsense_is_read_over(root: Path) -> None:
+    whole = surveyed(root)
+    for content in ("[]\n", "null\n", json.dumps(["a/0", 0, 0, "", None, ""]) + "\n", "\x00"):
+        survey.STATE.write_text(content, encoding="utf-8")
+        assert surveyed(root) == whole
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_stops_it(root: Path) -> None:
+    (root / "a/1").chmod(0)
+    with pytest.raises(PermissionError):
+        surveyed(root)
+
+
+def half(items: list[int]) -> list[float]:
+    return [item / 2 for item in items]
+
+
+def fail(items: list[int]) -> list[int]:
+    raise UserError(f"no {items[0]}")
+
+
+def die(items: list[int]) -> list[int]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return items
+
+
+def test_results_come_in_order_and_errors_through() -> None:
+    for processes in (1, 2):
+        assert list(workers.in_order(half, range(100), processes, batch=7)) == [item / 2 for item in range(100)]
+    assert list(workers.in_order(half, [], 2)) == []
+    with pytest.raises(UserError, match="no 0"):
+        list(workers.in_order(fail, range(10), 2))
+
+
+def test_a_worker_that_is_killed_is_one_line() -> None:
+    with pytest.raises(UserError, match="a worker process was killed"):
+        list(workers.in_order(die, range(10), 2))
+
+
+PARENT = """
+import os, time
+from stages.preprocess import workers
+
+def show(items):
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+    return items
+
+if __name__ == "__main__":
+    list(workers.in_order(show, range(100), 2, batch=1))
+"""
+
+
+def test_no_worker_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(PARENT, encoding="utf-8")
+    command = [sys.executable, str(tmp_path / "parent.py")]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout
+        children = [int(parent.stdout.readline()) for _ in range(2)]
+        parent.kill()
+        assert parent.stdout.read() is not None  # ends when the last of them does, which has it open
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{child}").exists() and alive(child) for child in children):
+        assert time.monotonic() < deadline, "a worker goes on without its parent"
+        time.sleep(0.1)
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -1,0 +1,1 @@
+"""Using the model: predict from a command, and serve on a page."""

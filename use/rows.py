@@ -1,0 +1,78 @@
+"""Predictions as text: a table for people, CSV, JSON, or one JSON document per line."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
+
+from stages.common.errors import printable
+from use.classifier import Ranked
+from use.journal import Row
+from use.prepare import Prepared
+
+Format = Literal["table", "csv", "json", "jsonl"]
+
+
+def predicted(name: str, ranking: list[Ranked], picture: Prepared) -> Row:
+    """The row of a picture: its most probable classes, the first one first, with probabilities of six decimals."""
+    classes = [{"class": rank.name, "probability": round(rank.probability, 6)} for rank in ranking]
+    inversion = {"looks_inverted": picture.looks_inverted, "inverted": picture.inverted}
+    return {"file": name, **inversion, "classes": classes}
+
+
+def unreadable(name: str, reason: str) -> Row:
+    """The row of a picture that could not be read."""
+    return {"file": name, "error": " ".join(printable(reason).split())}
+
+
+def text(rows: Iterable[Row], format: Format, top: int, classes: list[str]) -> Iterator[str]:
+    """Parts of the text, as the rows come. top: how many classes a row has. classes: of the model."""
+    formats: dict[Format, Callable[[Iterable[Row], int, list[str]], Iterator[str]]] = {
+        "table": _table,
+        "csv": _csv,
+        "json": _json,
+        "jsonl": _jsonl,
+    }
+    return formats[format](rows, top, classes)
+
+
+def _table(rows: Iterable[Row], top: int, classes: list[str]) -> Iterator[str]:
+    """The name of the picture last, so that columns stay columns while rows come."""
+    width = max(map(len, classes))
+    for row in rows:
+        if "error" in row:
+            columns = f"error: {row['error']}"
+        else:
+            columns = "  ".join(f"{each['class']:{width}} {each['probability']:7.2%}" for each in row["classes"])
+        remark = "  (inverted)" if row.get("inverted") else ""
+        yield printable(f"{columns}  {row['file']}{remark}".replace("\n", "?")) + "\n"
+
+
+def _csv(rows: Iterable[Row], top: int, classes: list[str]) -> Iterator[str]:
+    """The columns of a row that could not be read are empty, but for its name and the reason."""
+    ranked = [f"{column}_{rank}" for rank in range(1, top + 1) for column in ("class", "probability")]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["file", *ranked, "inverted", "error"])
+    for row in rows:
+        values = [value for each in row.get("classes", []) for value in (each["class"], f"{each['probability']:.6f}")]
+        inverted = str(row["inverted"]).lower() if "inverted" in row else ""
+        writer.writerow([row["file"], *(values or [""] * len(ranked)), inverted, row.get("error", "")])
+        yield buffer.getvalue()
+        buffer.seek(0)
+        buffer.truncate()
+    yield buffer.getvalue()  # the header, if there were no rows
+
+
+def _json(rows: Iterable[Row], top: int, classes: list[str]) -> Iterator[str]:
+    before = "[\n"
+    for row in rows:
+        yield before + json.dumps(row, ensure_ascii=False)
+        before = ",\n"
+    yield "[]\n" if before == "[\n" else "\n]\n"
+
+
+def _jsonl(rows: Iterable[Row], top: int, classes: list[str]) -> Iterator[str]:
+    for row in rows:
+        yield json.dumps(row, ensure_ascii=False) + "\n"
