@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from integrity import git, hidden_code, rebuild, revisions
 from integrity.revisions import Lock
-from stages.common import errors, paths, record
+from stages.common import errors, params, paths, record
 from stages.common.errors import UserError
 from stages.evaluate import predictions
 
@@ -35,6 +35,7 @@ def main() -> int:
         start = time.perf_counter()
         clone = git.clone(root, commit, Path(scratch) / "clone")
         hidden_code.refuse(clone)
+        lend_pictures(root, clone)
         print(f"rebuilding {commit[:12]} from nothing, in {clone}", flush=True)
         made = rebuild_all(clone, Path(scratch), committed)
         seconds = time.perf_counter() - start
@@ -67,6 +68,18 @@ def main() -> int:
             print(f"  {out.path}: {difference(root, clone, commit, out)}")
         print(f"not the same: {', '.join(wrong) or revisions.LOCK}")
         return 1
+
+
+def lend_pictures(root: Path, clone: Path) -> None:
+    """Link the folder or archive of own pictures into a clone, which lacks it: Git has none of them."""
+    section = params.load(clone / paths.PARAMS).get("data") if (clone / paths.PARAMS).is_file() else None
+    name = section.get("images") if isinstance(section, dict) else None
+    place = Path(name) if isinstance(name, str) else None
+    if place is None or place.is_absolute() or ".." in place.parts or (clone / f"{place}.dvc").exists():
+        return
+    if (root / place).exists() and not (clone / place).exists():
+        (clone / place).parent.mkdir(parents=True, exist_ok=True)
+        (clone / place).symlink_to((root / place).resolve())
 
 
 def rebuild_all(clone: Path, scratch: Path, committed: Lock) -> Lock:

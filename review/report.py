@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from integrity import git, revisions
-from review import comparison, pictures, report_page, results
+from review import comparison, own_pictures, pictures, report_page, results
 from review.report_page import Against
 from review.results import Results
 from seeds import record
@@ -48,7 +48,9 @@ def main() -> None:
         notes += revisions.damaged(repo, sides, besides=paths.PREDICTIONS.as_posix())
         if why:
             notes.append(f"no test images: {why}")
-        page = report_page.page(run, against, functools.partial(picture, images), notes, provenance(repo))
+        own, complaints = own_pictures.section(run.revision, Path(repo.root_dir))
+        notes += complaints
+        page = report_page.page(run, against, functools.partial(picture, images), notes, provenance(repo), own)
     files.write_text(out, page)
     print(f"{out}: {report_page.heading(report_page.numbers(run))}, {len(page.encode()) / 1000:,.0f} kB")
     if against:

@@ -7,7 +7,7 @@ not printable become a ?.
 
 import base64
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,17 @@ class Against:
 
 
 def page(
-    run: Results, against: Against | None, picture: Picture, notes: Sequence[str], provenance: Sequence[tuple[str, str]]
+    run: Results,
+    against: Against | None,
+    picture: Picture,
+    notes: Sequence[str],
+    provenance: Sequence[tuple[str, str]],
+    own: Mapping[str, Any] | None = None,
 ) -> str:
-    """The whole document. notes: what the reader must know to trust it, one line each. provenance: names and values."""
+    """The whole document. notes: what the reader must know to trust it, one line each. provenance: names and values.
+
+    own: what the audit says of own pictures (review/own_pictures.py); None: a published data set.
+    """
     metrics = numbers(run)
     return (
         environment()
@@ -57,7 +65,8 @@ def page(
             name=data_and_model(run),
             heading=heading(metrics),
             tiles=tiles(metrics),
-            sections=sections(run, against),
+            sections=sections(run, against, own),
+            own=own,
             change=change(run, against, picture) if against else None,
             training=training(run.curves, against) if run.curves is not None else None,
             pictures={
@@ -98,12 +107,13 @@ def prose(text: str) -> Markup:
     return Markup().join(Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts))
 
 
-def sections(run: Results, against: Against | None) -> dict[str, str]:
+def sections(run: Results, against: Against | None, own: Mapping[str, Any] | None) -> dict[str, str]:
     """The parts that this page has: key, of its address in the page, and title."""
     measured = run.confusion is not None or run.reliability is not None or paths.OVERVIEW.as_posix() in run.pictures
     every = [
         ("changes", f"What changed against {other_name(against)}" if against else "", against is not None),
         ("images", "Images fixed and broken", against is not None and against.document["images"] is not None),
+        ("own", "The pictures", own is not None),
         ("training", "Training", run.curves is not None),
         ("confusion", "Confusion matrix and calibration", measured),
         ("classes", "Precision and recall", run.confusion is not None),

@@ -23,6 +23,7 @@ from stages.common import params, paths
 from stages.common.errors import UserError
 from stages.dataset import data_card, idx, packed, registry
 from stages.dataset.registry import DataSet, PublishedFile
+from stages.download import __main__ as download
 from stages.evaluate import __main__ as evaluate
 from stages.network import device
 from stages.preprocess import __main__ as preprocess
@@ -31,7 +32,7 @@ from stages.preprocess.split import drawn, stratified
 from stages.train import __main__ as train_stage
 from tests.imports import ROOT
 
-ALL = (preprocess, train_stage, evaluate)
+ALL = (download, preprocess, train_stage, evaluate)
 
 
 def picture(seed: int, label: int, size: tuple[int, int] = (20, 24)) -> Image.Image:
@@ -136,6 +137,8 @@ def test_from_pictures_to_the_metrics(own: Own) -> None:
     counts = json.loads(paths.DATA_METRICS.read_text(encoding="utf-8"))
     assert sum(counts["images"].values()) == 60
     assert set(counts["audit"]["left_out"].values()) == {0}
+    raw = (paths.TRAIN_IMAGES, paths.TRAIN_LABELS, paths.TEST_IMAGES, paths.TEST_LABELS)
+    assert {path.read_bytes() for path in raw} == {download.NOTHING}
     assert json.loads(paths.TEST_METRICS.read_text(encoding="utf-8"))["images"] == counts["images"]["test"]
     Image.open(paths.WORST, formats=["PNG"]).verify()
     assert not pack.WORK.exists()

@@ -204,6 +204,39 @@ def test_each_wrong_environment_variable_has_a_line(tmp_path: Path, monkeypatch:
         ({"train.batch_size": 1}, ""),
         ({"models.cnn.pool_sizes": [2, 1, 2, 1, 6], "train.batch_size": 1, "model.name": "mlp"}, ""),
         ({"evaluate.calibration_bins": 1}, "evaluate.calibration_bins is 1; allowed: a whole number, at least 2"),
+        (
+            {"data.images": "photos"},
+            "data.images is 'photos'; allowed: data/no-images, since data.name is mnist",
+        ),
+        (
+            {"data.name": "images"},
+            "data.images is 'data/no-images'; allowed: the folder or archive of your pictures, since data.name is",
+        ),
+        ({"data.name": "images", "data.images": "photos"}, ""),
+        ({"data.name": "images", "data.images": "photos", "preprocess.image_size": 32}, ""),
+        (
+            {"data.name": "images", "data.images": "photos", "preprocess.image_size": [8, 64]},
+            "models.cnn: block 5 leaves nothing of images of 1 x 15; set fewer, smaller or padded blocks",
+        ),
+        (
+            {
+                "data.name": "images",
+                "data.images": "x",
+                "preprocess.test_fraction": 0.5,
+                "preprocess.validation_fraction": 0.5,
+            },
+            "preprocess.validation_fraction is 0.5 and preprocess.test_fraction 0.5; allowed: 0.9 at most together",
+        ),
+        ({"preprocess.test_fraction": 0.5, "preprocess.validation_fraction": 0.5}, ""),
+        (
+            {"preprocess.group_by": "path:("},
+            "preprocess.group_by is 'path:('; allowed: none | column | path:REGULAR_EXPRESSION",
+        ),
+        ({"preprocess.image_size": 0}, "preprocess.image_size is 0; allowed: [height, width] or one number, 1 to 4096"),
+        (
+            {"preprocess.image_size": [9, 0]},
+            "preprocess.image_size.1 is 0; allowed: [height, width] or one number, 1 to 4096 pixels",
+        ),
     ],
     ids=[
         "no-validation",
@@ -220,6 +253,16 @@ def test_each_wrong_environment_variable_has_a_line(tmp_path: Path, monkeypatch:
         "batch-norm-of-more",
         "no-batch-norm",
         "bins",
+        "pictures-of-mnist",
+        "no-pictures",
+        "pictures",
+        "square-pictures",
+        "flat-pictures",
+        "nothing-to-train-on",
+        "fractions-of-mnist",
+        "group-by-no-pattern",
+        "no-size",
+        "no-width",
     ],
 )
 def test_rules_between_sections(

@@ -27,7 +27,7 @@ BANDS = (
     4  # of 16 bits. Hashes are compared that have one in common: all that differ in 3 bits or fewer, most of those …
 )
 NEAR_BITS = 10  # … that differ in so many
-NEAR_PIXELS = 8.0  # mean absolute difference, of 255, up to which two pictures with near hashes are near copies
+NEAR_CORRELATION = 0.95  # of the pixels of two pictures with near hashes, from which they are near copies
 CROWD = 2000  # pictures with the same band, above which only equal hashes are compared
 
 Hashes = npt.NDArray[np.uint64]
@@ -206,6 +206,10 @@ def _looks_the_same(
     one: int,
     other: int,
 ) -> bool:
-    """Whether the pixels of two pictures differ by NEAR_PIXELS at most, in the mean."""
-    first, second = (splits[names[part[each]]].gather([row[each]]).astype(np.int64) for each in (one, other))
-    return bool(np.abs(first - second).mean() <= NEAR_PIXELS)
+    """Whether the pixels of two pictures, neither of them constant, correlate; in whole numbers."""
+    first, second = (splits[names[part[each]]].gather([row[each]]).astype(np.int64).ravel() for each in (one, other))
+    sums, squares = [int(each.sum()) for each in (first, second)], [int(each @ each) for each in (first, second)]
+    count, product = len(first), int(first @ second)
+    covariance = count * product - sums[0] * sums[1]
+    variances = (count * square - total**2 for square, total in zip(squares, sums, strict=True))
+    return covariance > 0 and covariance**2 >= NEAR_CORRELATION**2 * math.prod(variances)

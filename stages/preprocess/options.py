@@ -37,8 +37,11 @@ class Preprocess(Section):
     group_by: Annotated[str, AfterValidator(_grouping), Field(description="none | column | path:REGULAR_EXPRESSION")]
     channels: Literal["auto", "grey", "rgb"]
     image_size: Annotated[
-        list[Side], Field(min_length=2, max_length=2), BeforeValidator(_both_sides)
-    ]  # [height, width]
+        list[Side],
+        Field(min_length=2, max_length=2),
+        BeforeValidator(_both_sides),
+        Field(description=f"[height, width] or one number, 1 to {MAX_SIDE} pixels"),
+    ]
     resize: Literal["crop", "pad", "stretch"]
     background: list[Annotated[int, Field(ge=0, le=255)]] = Field(min_length=3, max_length=3)  # [R, G, B]
     bad_images: Literal["error", "skip"]
