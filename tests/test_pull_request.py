@@ -226,7 +226,7 @@ import json, random
 from pathlib import Path
 skill = json.loads(Path("params.yaml").read_text())["train"]["skill"]
 Path("data/model").mkdir(parents=True, exist_ok=True)
-Path("data/processed/test").mkdir(exist_ok=True)
+Path("data/processed/test").mkdir(parents=True, exist_ok=True)
 labels = [random.Random(f"label {image}").choice("ab") for image in range(400)]
 Path("data/processed/test/labels.json").write_text(json.dumps(labels))
 Path("data/model/model.safetensors").write_text(json.dumps({"skill": skill}))
