@@ -1,6 +1,6 @@
 # GNU make 3.81 or newer (macOS has 3.81). `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help repro predict pull compare report plots verify doctor test soak check audit bench format lock
+.PHONY: help repro seeds predict pull compare report plots verify doctor test soak check audit bench format lock
 
 # Any Python from 3.11 on; only used to make .venv.
 PYTHON ?= python3
@@ -8,6 +8,8 @@ PYTHON ?= python3
 ARGS ?=
 # What the work tree is compared with: a commit, branch, tag or experiment
 REV ?=
+# How many seeds `make seeds` trains the recipe with
+N ?= 5
 # What `make predict` looks at: files, folders, URLs
 FILES ?=
 
@@ -24,6 +26,9 @@ help: ## list the targets
 
 repro: ## run what is not up to date: download, preprocess, train, evaluate (ARGS go to dvc repro)
 	@$(RUNTIME) integrity.params integrity.repair -- dvc repro $(ARGS)
+
+seeds: ## train the recipe with several seeds, whatever is not there yet: make seeds N=5 (ARGS=--force)
+	@$(RUNTIME) integrity.params integrity.repair -- seeds "$(N)" $(ARGS)
 
 predict: ## classes of pictures: make predict FILES="a.png photos/" (ARGS=--format=csv --out=FILE --model=REV, …)
 	@$(RUNTIME) -- use.predict $(ARGS) $(FILES)

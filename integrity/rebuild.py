@@ -21,6 +21,7 @@ from integrity.revisions import Lock, LockedFile
 from stages.common import children, paths
 from stages.common.errors import UserError
 
+PIPELINE = "dvc.yaml"
 RUNNING = re.compile(r"Running stage '([^']+)'")  # DVC prints it for a stage that it neither skips nor finds in a cache
 
 
@@ -88,11 +89,14 @@ def lock(content: bytes | None, name: str) -> Lock:
 
 
 def pipeline(repo: Any) -> dict[str, Any]:
-    """The stages of dvc.yaml that run something, by name, as DVC has them. Raises UserError if it cannot be read."""
+    """The stages of dvc.yaml in the root that run something, by name, as DVC has them.
+
+    Raises UserError if it cannot be read.
+    """
     from dvc.exceptions import DvcException
 
     try:
-        return {stage.addressing: stage for stage in repo.index.stages if stage.cmd}
+        return {stage.addressing: stage for stage in repo.index.stages if stage.cmd and stage.path_in_repo == PIPELINE}
     except DvcException as error:
         raise UserError(f"dvc.yaml: {revisions.one_line(error)}") from None
 
@@ -107,15 +111,18 @@ def idle(names: Sequence[str], stages: dict[str, Any]) -> str:
     return "; ".join(reasons)
 
 
-def environment(scratch: Path) -> dict[str, str]:
-    """The environment of a `dvc` that runs stages: `python` is this one, and what they print is there at once.
-
-    scratch: an empty folder, deleted later. Compiled code lies there, so that what lies beside the sources, and may be
-    of others, is not read.
-    """
+def dvc_environment() -> dict[str, str]:
+    """The environment of a `dvc` that runs stages: `python` is this one, and what they print is there at once."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    compiled = {"PYTHONPYCACHEPREFIX": str(scratch / "pycache")}
-    return {**git.environment(), "PATH": path, "PYTHONUNBUFFERED": "1", **compiled}
+    return {**git.environment(), "PATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def environment(scratch: Path) -> dict[str, str]:
+    """As `dvc_environment`, and compiled code that lies beside the sources, and may be of others, is not read.
+
+    scratch: an empty folder, deleted later, for compiled code.
+    """
+    return {**dvc_environment(), "PYTHONPYCACHEPREFIX": str(scratch / "pycache")}
 
 
 def delete(place: Path) -> None:
@@ -199,6 +206,9 @@ def undeclared(root: Path, commit: str, made: Lock) -> list[str]:
     made: as for `outputs`.
     """
     wrote = [out.path for stage in made.stages.values() for out in stage.outs]
+    seeds = git.file(root, commit, revisions.SEEDS_LOCK)
+    for stage in revisions.parse_lock(seeds, revisions.SEEDS_LOCK).stages.values() if seeds else []:
+        wrote += [out.path for out in stage.outs if md5(git.file(root, commit, out.path) or b"") == out.md5]
     listed = git.run(root, "ls-tree", "-r", "-z", "--name-only", commit, "--", paths.TEST_METRICS.parent.as_posix())
     return [
         path

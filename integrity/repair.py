@@ -19,10 +19,9 @@ from integrity import git
 from stages.common import errors, files, paths
 from stages.common.errors import UserError
 
-LOCK = Path("dvc.lock")
+LOCKS = (Path("dvc.lock"), Path("seeds/dvc.lock"))  # DVC reads both, whatever it runs
 TEMPORARY = Path(".dvc/tmp")
 RWLOCK = TEMPORARY / "rwlock"
-ASIDE = paths.RUNS / "dvc.lock.torn"
 
 
 def main() -> None:
@@ -32,6 +31,7 @@ def main() -> None:
         return
     from dvc.lock import Lock, LockError
 
+    TEMPORARY.mkdir(exist_ok=True)  # a fresh clone has none
     try:  # DVC's own locks, so that nothing that is being written is taken for torn
         with Lock(str(TEMPORARY / "lock")), Lock(str(TEMPORARY / "rwlock.lock")):
             paths.RUNS.mkdir(exist_ok=True)
@@ -42,22 +42,20 @@ def main() -> None:
 
 def damaged() -> bool:
     """Whether there is something to mend."""
-    locks = (LOCK.exists() and torn(LOCK.read_bytes())) or (RWLOCK.exists() and bool(abandoned(RWLOCK)))
-    return locks or bool(unfinished(Path())) or bool(unfinished_entries(run_cache(Path())))
+    locks = any(lock.exists() and torn(lock.read_bytes()) for lock in LOCKS)
+    return (
+        locks
+        or (RWLOCK.exists() and bool(abandoned(RWLOCK)))
+        or bool(unfinished(Path()))
+        or bool(unfinished_entries(run_cache(Path())))
+    )
 
 
 def mend() -> None:
     """Put the torn files away, a line for each."""
-    if LOCK.exists() and torn(LOCK.read_bytes()):
-        good = committed_lock()
-        files.write_bytes(ASIDE, LOCK.read_bytes())
-        if good is None:
-            LOCK.unlink()
-            instead = "HEAD has none: begun anew"
-        else:
-            files.write_bytes(LOCK, good)
-            instead = "that of HEAD takes its place"
-        print(f"{LOCK} was cut off while it was written: set aside as {ASIDE}; {instead}", flush=True)
+    for lock in LOCKS:
+        if lock.exists() and torn(lock.read_bytes()):
+            mend_lock(lock)
     if RWLOCK.exists() and (reason := abandoned(RWLOCK)):
         RWLOCK.unlink()
         print(f"removed {RWLOCK}: {reason}", flush=True)
@@ -70,22 +68,40 @@ def mend() -> None:
             print(f"removed {path}: its stage was killed while it wrote it", flush=True)
 
 
+def mend_lock(lock: Path) -> None:
+    """Set a torn dvc.lock aside, and put that of HEAD in its place."""
+    good = committed_lock(lock)
+    files.write_bytes(aside(lock), lock.read_bytes())
+    if good is None:
+        lock.unlink()
+        instead = "HEAD has none: begun anew"
+    else:
+        files.write_bytes(lock, good)
+        instead = "that of HEAD takes its place"
+    print(f"{lock} was cut off while it was written: set aside as {aside(lock)}; {instead}", flush=True)
+
+
+def aside(lock: Path) -> Path:
+    """Where a torn dvc.lock is kept."""
+    return paths.RUNS / f"{'-'.join(lock.parts)}.torn"
+
+
 def unfinished(root: Path) -> list[Path]:
     """The temporary files of `files.write_bytes` that are there, in a repository."""
     folders = ("data", "metrics", paths.RUNS.as_posix())
     return [path for folder in folders for path in sorted((root / folder).rglob(".*.tmp"))]
 
 
-def committed_lock() -> bytes | None:
-    """dvc.lock of HEAD; None if HEAD is there and has none. Raises UserError if that cannot be told."""
+def committed_lock(lock: Path) -> bytes | None:
+    """A dvc.lock of HEAD; None if HEAD is there and has none. Raises UserError if that cannot be told."""
     try:
-        if not git.run(Path(), "ls-tree", "-z", "HEAD", "--", f"./{LOCK}"):
+        if not git.run(Path(), "ls-tree", "-z", "HEAD", "--", f"./{lock}"):
             return None
-        return git.run(Path(), "show", f"HEAD:./{LOCK}")
+        return git.run(Path(), "show", f"HEAD:./{lock}")
     except UserError as error:
         raise UserError(
-            f"{LOCK} was cut off while it was written, and that of HEAD cannot be read: {error}; nothing was changed. "
-            f"To begin anew: mv {LOCK} {ASIDE}"
+            f"{lock} was cut off while it was written, and that of HEAD cannot be read: {error}; nothing was changed. "
+            f"To begin anew: mv {lock} {aside(lock)}"
         ) from None
 
 
@@ -126,7 +142,7 @@ def torn(content: bytes) -> bool:
     if b"\n<<<<<<< " in content or content.startswith(b"<<<<<<< "):
         return False
     try:
-        COMPILED_LOCKFILE_SCHEMA(parse_yaml(content.decode("utf-8"), LOCK))
+        COMPILED_LOCKFILE_SCHEMA(parse_yaml(content.decode("utf-8"), "dvc.lock"))
     except (ParseError, Invalid, ValueError):  # ValueError: bytes that are no text
         return True
     return False

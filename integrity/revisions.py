@@ -24,6 +24,7 @@ from stages.common.errors import UserError, printable
 
 WORK_TREE = "work tree"
 LOCK = "dvc.lock"
+SEEDS_LOCK = "seeds/dvc.lock"  # of the second pipeline, seeds/dvc.yaml
 CHECK = "check"  # the stage that reads every parameter, and whose output is always the same
 MAX_BYTES = 10_000_000  # of a file that Git keeps and that is parsed here
 EXPERIMENT = re.compile("refs/exps/([0-9a-f]{2})/([0-9a-f]{38,})/(.+)")  # baseline commit, in two parts, and name
@@ -153,7 +154,7 @@ def read(repo: Any, name: str | None, params_path: str, metrics_pattern: str, la
     """
     commit = resolve(repo, name) if name is not None else None
     label = printable(label or (name if name is not None else WORK_TREE))
-    files = _files(repo, commit)
+    files = snapshot(repo, commit)
     paths = files.glob(metrics_pattern)
     contents = files.read(*paths, params_path, LOCK)
     for path, content in contents.items():
@@ -206,7 +207,7 @@ def read(repo: Any, name: str | None, params_path: str, metrics_pattern: str, la
 
 def kept(repo: Any, side: Revision, path: str) -> bytes | None:
     """The bytes of a file that Git keeps, as a revision has it; None if it has none. Raises UserError if it is huge."""
-    content: bytes | None = _files(repo, side.commit).read(path).get(path)
+    content: bytes | None = snapshot(repo, side.commit).read(path).get(path)
     if content is not None and len(content) > MAX_BYTES:
         raise UserError(f"{side.name}: {path}: larger than {MAX_BYTES:,} bytes")
     return content
@@ -408,7 +409,7 @@ def one_line(error: BaseException) -> str:
     return re.sub(r"://[^@/\s]+@", "://***@", text)[:200]
 
 
-def _files(repo: Any, commit: str | None) -> Commit | WorkTree:
+def snapshot(repo: Any, commit: str | None) -> Commit | WorkTree:
     """The files of a commit, or of the work tree (None)."""
     return Commit(Path(repo.root_dir), commit) if commit else WorkTree(Path(repo.root_dir))
 
