@@ -1,6 +1,6 @@
 # GNU make 3.81 or newer (macOS has 3.81). `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help repro predict pull compare report plots verify doctor test soak check audit bench format lock
+.PHONY: help repro seeds predict pull compare report plots verify doctor test soak check audit bench format lock
 
 # Python 3.11 or newer, to make .venv.
 PYTHON ?= python3
@@ -8,6 +8,8 @@ PYTHON ?= python3
 ARGS ?=
 # The revision to compare with: a commit, branch, tag or experiment
 REV ?=
+# The number of seeds that `make seeds` trains
+N ?= 5
 # The pictures for `make predict`: files, folders, URLs
 FILES ?=
 
@@ -24,6 +26,9 @@ help: ## list the targets
 
 repro: ## run the stages that are out of date: download, preprocess, train, evaluate (ARGS go to dvc repro)
 	@$(RUNTIME) integrity.before_repro -- dvc repro $(ARGS)
+
+seeds: ## train the recipe with several seeds, if they are missing or stale: make seeds N=5 (ARGS=--force)
+	@$(RUNTIME) integrity.before_repro -- seeds "$(N)" $(ARGS)
 
 predict: ## predict the classes of pictures: make predict FILES="a.png photos/" (ARGS=--format=csv --out=FILE --model=REV, …)
 	@$(RUNTIME) -- use.predict $(ARGS) $(FILES)

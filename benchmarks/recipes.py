@@ -11,7 +11,6 @@ process seconds the whole train stage, imports and writing included.
 import argparse
 import json
 import shlex
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from torch.optim.lr_scheduler import StepLR
 
 from benchmarks import plain
+from benchmarks.scratch import Scratch
 from benchmarks.summary import spread
 
 GOAL = 0.99
@@ -30,11 +30,7 @@ FAST = Path("recipes/fast.txt")
 def recipe(overrides: list[str]) -> dict[str, float]:
     """Train a recipe once, without the test set; returns its loop_seconds and process_seconds."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "study.json"
-        command = [sys.executable, "-m", "review.study", *overrides, "--seeds", "1", "--out", str(out)]
-        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-        run: dict[str, float] = json.loads(out.read_text(encoding="utf-8"))["runs"][0]
-        return run
+        return Scratch(Path(folder) / "recipe", overrides).train(seed=0)
 
 
 def to_the_goal(root: Path, seed: int, most_epochs: int) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, ValidationError
 from stages.common.errors import UserError, one_line
 
 LOCK = "dvc.lock"
+SEEDS_LOCK = "seeds/dvc.lock"  # of the second pipeline, seeds/dvc.yaml
 
 
 class LockedFile(BaseModel):

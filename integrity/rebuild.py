@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from integrity import git, revisions
-from integrity.dvc_lock import LOCK, Lock, LockedFile, parse_lock
+from integrity.dvc_lock import LOCK, SEEDS_LOCK, Lock, LockedFile, parse_lock
 from stages.common import children, paths
 from stages.common.digests import md5, path_md5
 from stages.common.errors import UserError, one_line
 
+PIPELINE = "dvc.yaml"
 RUNNING = re.compile(r"Running stage '([^']+)'")  # printed unless DVC skips the stage or finds it in its cache
 
 
@@ -82,11 +83,11 @@ def lock(content: bytes | None, name: str) -> Lock:
 
 
 def pipeline(repo: Any) -> dict[str, Any]:
-    """The stages of dvc.yaml with a command, by name, as DVC objects. Raises UserError if it cannot be read."""
+    """The stages of the root's dvc.yaml with a command, by name, as DVC objects. Raises UserError."""
     from dvc.exceptions import DvcException
 
     try:
-        return {stage.addressing: stage for stage in repo.index.stages if stage.cmd}
+        return {stage.addressing: stage for stage in repo.index.stages if stage.cmd and stage.path_in_repo == PIPELINE}
     except DvcException as error:
         raise UserError(f"dvc.yaml: {one_line(error)}") from None
 
@@ -101,15 +102,18 @@ def idle(names: Sequence[str], stages: dict[str, Any]) -> str:
     return "; ".join(reasons)
 
 
-def environment(scratch: Path) -> dict[str, str]:
-    """The environment for a `dvc` that runs stages: this Python, with unbuffered output.
-
-    scratch: an empty folder, deleted later. Python keeps its compiled code there, and so ignores any __pycache__ beside
-    the sources, which may be forged.
-    """
+def dvc_environment() -> dict[str, str]:
+    """The environment for a `dvc` that runs stages: this Python, with unbuffered output."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    compiled = {"PYTHONPYCACHEPREFIX": str(scratch / "pycache")}
-    return {**git.environment(), "PATH": path, "PYTHONUNBUFFERED": "1", **compiled}
+    return {**git.environment(), "PATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def environment(scratch: Path) -> dict[str, str]:
+    """As `dvc_environment`, and Python ignores any __pycache__ beside the sources, which may be forged.
+
+    scratch: an empty folder, deleted later, for compiled code.
+    """
+    return {**dvc_environment(), "PYTHONPYCACHEPREFIX": str(scratch / "pycache")}
 
 
 def delete(place: Path) -> None:
@@ -171,11 +175,15 @@ def outputs(root: Path, commit: str, committed: Lock, made: Lock, folder: Path, 
 
 def undeclared(root: Path, commit: str, made: Lock) -> list[str]:
     """The files of metrics/ in Git that no stage writes: they would be read as results. made: as for `outputs`."""
+    wrote = [*made.writers]
+    seeds = git.file(root, commit, SEEDS_LOCK)
+    for out in parse_lock(seeds, SEEDS_LOCK).outs.values() if seeds else []:
+        wrote += [out.path] * (md5(git.file(root, commit, out.path) or b"") == out.md5)
     listed = git.run(root, "ls-tree", "-r", "-z", "--name-only", commit, "--", paths.TEST_METRICS.parent.as_posix())
     return [
         path
         for path in os.fsdecode(listed).split("\0")[:-1]
-        if not any(path == out or path.startswith(f"{out}/") for out in [*made.writers, paths.ENVIRONMENT.as_posix()])
+        if not any(path == out or path.startswith(f"{out}/") for out in [*wrote, paths.ENVIRONMENT.as_posix()])
         and Path(path).name != ".gitignore"  # DVC's own
     ]
 

@@ -22,10 +22,9 @@ from integrity import git
 from stages.common import errors, files, paths
 from stages.common.errors import UserError, one_line
 
-LOCK = Path("dvc.lock")
+LOCKS = (Path("dvc.lock"), Path("seeds/dvc.lock"))  # DVC reads both for any command
 TEMPORARY = Path(".dvc/tmp")
 RWLOCK = TEMPORARY / "rwlock"
-ASIDE = paths.RUNS / "dvc.lock.torn"
 COMPLETE = re.compile(rb"\n +(size|nfiles): \d+\n\Z")  # the last line of a dvc.lock, and of any entry in it
 
 
@@ -36,6 +35,7 @@ def main() -> None:
         return
     from dvc.lock import Lock, LockError
 
+    TEMPORARY.mkdir(exist_ok=True)  # missing in a fresh clone
     try:  # DVC's own locks, so that a file that is just being written does not count as truncated
         with Lock(str(TEMPORARY / "lock")), Lock(str(TEMPORARY / "rwlock.lock")):
             paths.RUNS.mkdir(exist_ok=True)
@@ -46,21 +46,19 @@ def main() -> None:
 
 def needs_repair() -> bool:
     """Whether there is something to repair."""
-    locks = (LOCK.exists() and truncated(LOCK.read_bytes())) or (RWLOCK.exists() and bool(stale_reason(RWLOCK)))
-    return locks or bool(unfinished(Path())) or bool(unfinished_entries(run_cache(Path())))
+    return (
+        any(lock.exists() and truncated(lock.read_bytes()) for lock in LOCKS)
+        or (RWLOCK.exists() and bool(stale_reason(RWLOCK)))
+        or bool(unfinished(Path()))
+        or bool(unfinished_entries(run_cache(Path())))
+    )
 
 
 def repair() -> None:
     """Repair everything, and print one line per repair."""
-    if LOCK.exists() and truncated(LOCK.read_bytes()):
-        committed = committed_lock()
-        files.write_bytes(ASIDE, LOCK.read_bytes())
-        if committed is None:
-            LOCK.unlink()
-        else:
-            files.write_bytes(LOCK, committed)
-        action = "deleted, since HEAD has none" if committed is None else "replaced by HEAD's"
-        print(f"{LOCK} was truncated by a kill: moved to {ASIDE}, and {action}", flush=True)
+    for lock in LOCKS:
+        if lock.exists() and truncated(lock.read_bytes()):
+            repair_lock(lock)
     if RWLOCK.exists() and (reason := stale_reason(RWLOCK)):
         RWLOCK.unlink()
         print(f"removed {RWLOCK}: {reason}", flush=True)
@@ -73,21 +71,38 @@ def repair() -> None:
             print(f"removed {path}: unfinished, its stage was killed", flush=True)
 
 
+def repair_lock(lock: Path) -> None:
+    """Set a truncated dvc.lock aside, and replace it by HEAD's."""
+    committed = committed_lock(lock)
+    files.write_bytes(aside(lock), lock.read_bytes())
+    if committed is None:
+        lock.unlink()
+    else:
+        files.write_bytes(lock, committed)
+    action = "deleted, since HEAD has none" if committed is None else "replaced by HEAD's"
+    print(f"{lock} was truncated by a kill: moved to {aside(lock)}, and {action}", flush=True)
+
+
+def aside(lock: Path) -> Path:
+    """The path to keep a truncated dvc.lock at."""
+    return paths.RUNS / f"{'-'.join(lock.parts)}.torn"
+
+
 def unfinished(root: Path) -> list[Path]:
     """The temporary files of `files.write_bytes` in a repository."""
     folders = ("data", "metrics", paths.RUNS.as_posix())
     return [path for folder in folders for path in sorted((root / folder).rglob(".*.tmp"))]
 
 
-def committed_lock() -> bytes | None:
-    """dvc.lock of HEAD; None if HEAD has none. Raises UserError if HEAD cannot be read."""
+def committed_lock(lock: Path) -> bytes | None:
+    """A dvc.lock of HEAD; None if HEAD has none. Raises UserError if HEAD cannot be read."""
     try:
         git.run(Path(), "rev-parse", "--verify", "HEAD")
-        return git.file(Path(), "HEAD", str(LOCK))
+        return git.file(Path(), "HEAD", str(lock))
     except UserError as error:
         raise UserError(
-            f"{LOCK} was truncated by a kill, and HEAD's cannot be read: {error}; nothing was changed. "
-            f"To start without it: mv {LOCK} {ASIDE}"
+            f"{lock} was truncated by a kill, and HEAD's cannot be read: {error}; nothing was changed. "
+            f"To start without it: mv {lock} {aside(lock)}"
         ) from None
 
 
@@ -131,7 +146,7 @@ def truncated(content: bytes) -> bool:
     if b"\n<<<<<<< " in content or content.startswith(b"<<<<<<< "):
         return False
     try:
-        COMPILED_LOCKFILE_SCHEMA(parse_yaml(content.decode("utf-8"), LOCK))
+        COMPILED_LOCKFILE_SCHEMA(parse_yaml(content.decode("utf-8"), "dvc.lock"))
     except (ParseError, Invalid, ValueError):  # ValueError: not UTF-8
         return True
     return False

@@ -125,7 +125,7 @@ def read(repo: Any, name: str | None, params_path: str, metrics_pattern: str, la
     """
     commit = resolve(repo, name) if name is not None else None
     label = printable(label or (name if name is not None else WORK_TREE))
-    files = _files(repo, commit)
+    files = snapshot(repo, commit)
     paths = files.glob(metrics_pattern)
     contents = files.read(*paths, params_path, LOCK)
     for path, content in contents.items():
@@ -180,7 +180,7 @@ def read(repo: Any, name: str | None, params_path: str, metrics_pattern: str, la
 
 def kept(repo: Any, side: Revision, path: str) -> bytes | None:
     """The bytes of a file in Git at a revision; None if it is missing. Raises UserError if it is too large."""
-    content: bytes | None = _files(repo, side.commit).read(path).get(path)
+    content: bytes | None = snapshot(repo, side.commit).read(path).get(path)
     if content is not None and len(content) > MAX_BYTES:
         raise UserError(f"{side.name}: {path}: larger than {MAX_BYTES:,} bytes")
     return content
@@ -344,7 +344,7 @@ def flatten(values: dict[str, Any], name: str) -> dict[str, Any]:
     return flat
 
 
-def _files(repo: Any, commit: str | None) -> Commit | WorkTree:
+def snapshot(repo: Any, commit: str | None) -> Commit | WorkTree:
     """The files of a commit, or of the work tree (None)."""
     return Commit(Path(repo.root_dir), commit) if commit else WorkTree(Path(repo.root_dir))
 

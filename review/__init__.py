@@ -1,3 +1,3 @@
-"""Judging results: compare, report, sweep, study, pull_request."""
+"""Judging results: compare, report, sweep, pull_request."""
 
 import stages as stages  # first: it says in one line if the pinned packages are missing

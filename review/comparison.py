@@ -1,39 +1,73 @@
-"""Two revisions, or two seed studies, side by side: a document of plain values that becomes a table, Markdown or JSON.
+"""Two revisions side by side: a document of plain values that becomes a table, Markdown or JSON.
 
 A is what is compared with, B what is judged. A document has:
   a, b         name and commit (None: the work tree) of each side
   level        the share of false alarms that the verdict accepts
-  verdict      word: better | worse | within noise | not comparable; text: a sentence; and of the test: method,
-               difference (of accuracy, B - A), low, high (its interval), p. The last four are None if not comparable.
+  verdict      what decides. word: better | worse | within noise | not comparable, and of a test that looked several
+               times (review/sequential.py) also equivalent | undecided; text: a sentence; basis: seeds | one model; and
+               of the test: method, difference (of accuracy, B - A), low, high (its interval), p. The last four are None
+               if not comparable, p also where there were several looks.
+  one_model    the same for the two trained models alone, which is the verdict where no seeds are compared
+  seeds        what each seed measured, or None: sides (name, seeds, mean, standard deviation, low, high: the extremes),
+               paired (difference, low, high, p of pairs with the same seed; None if the seeds are not the same on both
+               sides), needed (how many per side would show a difference of the size observed, in 80 % of comparisons;
+               None: unknown)
+  without_seeds why the seeds are not compared, a line each
   evidence     what the numbers rest on, a sentence
   notes        what the user must know to trust the rest, a line each
-and of revisions:
   parameters   those that differ: key, a, b (left out where a side has none), read_by: stages that read it on each side
   metrics      each number: file, metric, a, b (None where a side has none), difference
   images       how many test images were fixed, broken, …, and some of them; None without both sides' predictions
-or of studies:
-  part         test | validation: what was measured
-  studies      of each side: name, seeds, mean, deviation (standard, over seeds), low, high (the extremes)
-  seeds_needed how many per side would show a difference of the size observed, in 80 % of studies; None: unknown
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from integrity import revisions as git_revisions
 from integrity.revisions import Revision, flatten
-from review import significance
+from review import predictions, significance
 from review.predictions import Found
-from review.study_file import Part, Study
-from stages.common.errors import UserError
-from stages.evaluate.scores import Floats
+from seeds import record
+from seeds.record import Record
+from stages.common import paths
 
 NOT_COMPARABLE = "not comparable"
 RECORDED = "recorded by dvc.lock, not rerun here; `make verify` reruns"
 EXAMPLES = 10  # images of each kind that are listed
-POWER = 0.8  # the share of studies that should find a difference, in the number of seeds needed
+POWER = 0.8  # the share of comparisons that should find a difference, in the number of seeds needed
+SEEDS, ONE_MODEL = "seeds", "one model"  # what a verdict is based on
+REMEDY = "`make seeds` on both sides and commit, or --seeds auto trains them, or --single judges the two models"
+PRECISION = 100_000  # mean accuracies are shown as finely as those of so many images
+
+
+def read(
+    a: str, b: str | None, level: float, records: tuple[Record, Record] | Literal["recorded"] | None = "recorded"
+) -> dict[str, Any]:
+    """The document of two revisions, or of one and the work tree (b: None). Raises UserError.
+
+    records: the seeds of both, if not those that are recorded; None: the two trained models decide.
+    """
+    metrics = f"{paths.TEST_METRICS.parent.as_posix()}/*.json"
+    with git_revisions.repository() as repo:
+        sides = [git_revisions.read(repo, name, paths.PARAMS.as_posix(), metrics) for name in (a, b)]
+        found = [predictions.load(repo, side, paths.PREDICTIONS.as_posix()) for side in sides]
+        if records == "recorded":
+            records = record.read(repo, sides[0]), record.read(repo, sides[1])
+        damaged = git_revisions.damaged(repo, sides, besides=paths.PREDICTIONS.as_posix())
+    document = revisions(
+        sides[0],
+        sides[1],
+        (found[0], found[1]),
+        paths.TEST_METRICS.as_posix(),
+        paths.TEST.as_posix(),
+        level,
+        records,
+    )
+    document["notes"] += damaged
+    return document
 
 
 def revisions(
@@ -43,11 +77,13 @@ def revisions(
     test_metrics: str,
     test_set: str,
     level: float,
+    records: tuple[Record, Record] | None,
 ) -> dict[str, Any]:
     """Compare two revisions.
 
     found: the predictions of both, as `review.predictions.load` gives them.
     test_metrics: the file of metrics with the counts `errors` and `images`. test_set: the output with the test set.
+    records: the seeds of both, as `seeds.record.read` gives them; None: the two trained models decide.
     """
     notes = [*a.notes, *b.notes]
     table_a, table_b = found[0].table, found[1].table
@@ -62,8 +98,6 @@ def revisions(
             notes.append(f"{test_set} is not the same on both sides; the labels are, image by image")
         notes += errors_elsewhere(a, tables[0], test_metrics) + errors_elsewhere(b, tables[1], test_metrics)
         images, verdict = paired(*tables, level)
-        if verdict["word"] != significance.NOISE:
-            notes.append("this compares two trained models only; use several seeds to judge the change")
     elif (why := other_test_set(a, b, test_metrics, test_set)) is not None:
         notes.append(f"{why}: metrics stand side by side, but their differences do not judge the models")
         verdict = not_comparable(why)
@@ -73,11 +107,19 @@ def revisions(
         notes += [f"{side.name}: {note}" for note in theirs.notes]
         if theirs.table is None:
             notes.append(f"{side.name}: no predictions, so no comparison image by image: {theirs.why}")
+    one_model = {**verdict, "basis": ONE_MODEL}
+    over_seeds = None
+    obstacles = not_by_seeds((a.name, b.name), records) if records else []
+    if records and not obstacles:
+        over_seeds, verdict = by_seeds((a.name, b.name), records, level)
     return {
         "a": {"name": a.name, "commit": a.commit},
         "b": {"name": b.name, "commit": b.commit},
         "level": level,
-        "verdict": verdict,
+        "verdict": {**verdict, "basis": SEEDS if over_seeds else ONE_MODEL},
+        "one_model": one_model,
+        "seeds": over_seeds,
+        "without_seeds": obstacles,
         "evidence": RECORDED,
         "notes": notes,
         "parameters": parameter_rows(a, b),
@@ -158,7 +200,7 @@ def paired(a: pd.DataFrame, b: pd.DataFrame, level: float) -> tuple[dict[str, An
     }
     text = (
         f"accuracy {_share(right_a / total, total)} -> {_share((right_a + fixed - broken) / total, total)}, "
-        f"{_points(difference, low, high, total, level)}; {fixed:,} images fixed, {broken:,} broken; "
+        f"{points_text(difference, low, high, total, level)}; {fixed:,} images fixed, {broken:,} broken; "
         f"McNemar's exact test {_p(p)}, level {level:g}"
     )
     verdict = _verdict(word, text, "McNemar's exact test (1947); interval: percentile bootstrap over images", p)
@@ -180,7 +222,7 @@ def unpaired(a: Revision, b: Revision, test_metrics: str, level: float) -> dict[
     low, high = significance.newcombe(errors_a, images_a, errors_b, images_b, level)
     text = (
         f"accuracy {_share(1 - errors_a / images_a, images_a)} -> {_share(1 - errors_b / images_b, images_b)}, "
-        f"{_points(difference, low, high, images_b, level)}; Fisher's exact test of {errors_a:,} and "
+        f"{points_text(difference, low, high, images_b, level)}; Fisher's exact test of {errors_a:,} and "
         f"{errors_b:,} errors {_p(p)}, level {level:g}: weaker than a comparison image by image"
     )
     method = "Fisher's exact test (1922) of unpaired shares, the weaker one; interval: Newcombe's (1998)"
@@ -218,106 +260,69 @@ def errors_elsewhere(side: Revision, table: pd.DataFrame, test_metrics: str) -> 
     ]
 
 
-def studies(a: Study, b: Study, level: float) -> dict[str, Any]:
-    """Compare two seed studies by the mean of their test accuracies, or else of their validation accuracies.
+def not_by_seeds(names: tuple[str, str], records: tuple[Record, Record]) -> list[str]:
+    """Why the seeds of two sides cannot be compared, a line each; empty if they can be."""
+    reasons: dict[str, list[str]] = {}
+    for name, side in zip(names, records, strict=True):
+        if len(side.rows) < 2:
+            why = "one seed has no spread; `make seeds N=5` there" if side.rows else side.why
+            reasons.setdefault(why, []).append(name)
+    obstacles = [f"{' and '.join(dict.fromkeys(sides))}: {why}" for why, sides in reasons.items()]
+    a, b = records
+    if not obstacles and (a.test_set is None or a.test_set != b.test_set):
+        obstacles.append(
+            f"they were measured on other test sets: not the same {paths.TEST} in {names[0]} and {names[1]}"
+        )
+    return obstacles
 
-    There is no verdict if they tell that they measured other images. Raises UserError if
-    not all seeds were measured on the same part.
-    """
-    part, values = measured(a, b)
-    found = significance.welch(values[0], values[1], level)
-    means = [float(each.mean()) for each in values]
-    deviations = [float(each.std(ddof=1)) if np.ptp(each) else 0.0 for each in values]
-    notes = [f"{study.name}: {study.seeds_missing} seeds did not finish" for study in (a, b) if study.seeds_missing]
-    if part == "validation":
-        notes.append("validation accuracies are compared: not all seeds were measured on the test set")
-    notes += [f"{study.name}: which data it measured is not recorded" for study in (a, b) if study.data is None]
-    text = (
-        f"mean {part} accuracy {_share(means[0], 100_000)} ({len(a.runs)} seeds) -> "
-        f"{_share(means[1], 100_000)} ({len(b.runs)} seeds)"
-    )
-    needed = None
-    if (why := other_data(a, b, part)) is not None:
-        verdict = not_comparable(why)
-    elif found is None:
-        verdict = not_comparable(
+
+def by_seeds(
+    names: tuple[str, str], records: tuple[Record, Record], level: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`seeds` and `verdict` of a document, from seeds that `not_by_seeds` has no objection to."""
+    a, b = (side.accuracies for side in records)
+    table: dict[str, Any] = {
+        "sides": [
+            {
+                "name": name,
+                "seeds": len(values),
+                "mean": float(values.mean()),
+                "deviation": float(values.std(ddof=1)) if np.ptp(values) else 0.0,
+                "low": float(values.min()),
+                "high": float(values.max()),
+            }
+            for name, values in zip(names, (a, b), strict=True)
+        ],
+        "paired": None,
+        "needed": None,
+    }
+    text = seed_means(table)
+    found = significance.welch(a, b, level)
+    if found is None:
+        return table, not_comparable(
             f"{text}; on each side all seeds have the same accuracy, so there is no variation to judge the difference "
             "by; use more seeds, or more images"
         )
-    else:
-        difference, p = found["difference"], found["p"]
-        text += f", {_points(difference, found['low'], found['high'], 100_000, level)}; "
-        text += f"Welch's t test {_p(p)}, level {level:g}"
-        if difference:
-            needed = significance.seeds_needed(difference, deviations[0], deviations[1], level, POWER)
-            seeds = f"{needed:,}" if needed else f"more than {significance.MOST_SEEDS:,}"
-            text += f"; {seeds} seeds per side would show a difference of this size in {100 * POWER:g} % of studies"
-        method = "Welch's t test and interval (1947); seeds needed: noncentral t (Cohen 1988)"
-        verdict = _verdict(significance.verdict(difference, p, level), text, method, p)
-        verdict |= {name: found[name] for name in ("difference", "low", "high")}
-    return {
-        "a": {"name": a.name, "commit": None},
-        "b": {"name": b.name, "commit": None},
-        "level": level,
-        "verdict": verdict,
-        "evidence": "recorded by each study, not rerun here",
-        "notes": notes,
-        "part": part,
-        "studies": [
-            {
-                "name": study.name,
-                "seeds": len(study.runs),
-                "mean": mean,
-                "deviation": deviation,
-                "low": float(each.min()),
-                "high": float(each.max()),
-            }
-            for study, each, mean, deviation in zip((a, b), values, means, deviations, strict=True)
-        ],
-        "seeds_needed": needed,
-    }
-
-
-def other_data(a: Study, b: Study, part: Part) -> str | None:
-    """Why two studies did not measure the same images of a part, as far as they tell; None if they seem to."""
-    name = "test sets" if part == "test" else "validation parts"
-    if a.data and b.data:
-        if a.data.name != b.data.name:
-            return f"the data sets differ: {a.data.name} in {a.name}, {b.data.name} in {b.name}"
-        if getattr(a.data, part) != getattr(b.data, part):
-            return f"the {name} of {a.data.name} differ: not the same MD5 in {a.name} and {b.name}"
-        return None
-    chosen = a.chosen_data(part), b.chosen_data(part)
-    for key in dict.fromkeys([*chosen[0], *chosen[1]]):
-        values = [side.get(key, "not set") for side in chosen]
-        if values[0] != values[1]:
-            return f"the {name} differ: {key} is {values[0]} in {a.name}, {values[1]} in {b.name}"
-    images = a.images(part), b.images(part)
-    if images[0] is not None and images[1] is not None and images[0] != images[1]:
-        return f"the {name} differ: {images[0]:,} images in {a.name}, {images[1]:,} in {b.name}"
-    return None
-
-
-def measured(a: Study, b: Study) -> tuple[Part, list[Floats]]:
-    """The part that all seeds of both studies were measured on, the test set if it is both, and their accuracies."""
-    parts: tuple[Part, ...] = ("test", "validation")
-    for part in parts:
-        sides = [accuracies(study, part) for study in (a, b)]
-        values = [side for side in sides if side is not None]
-        if len(values) == len(sides):
-            return part, values
-    raise UserError(
-        f"{a.name} and {b.name} were not measured on the same part; `python -m review.study --test` measures on both"
+    if records[0].seeds == records[1].seeds and (pairs := significance.paired_by_seed(a, b, level)):
+        table["paired"] = pairs._asdict()
+    text += f", {points_text(found.difference, found.low, found.high, PRECISION, level)}; "
+    text += f"Welch's t test {_p(found.p)}, level {level:g}"
+    if found.difference:
+        deviations = [side["deviation"] for side in table["sides"]]
+        table["needed"] = significance.seeds_needed(found.difference, deviations[0], deviations[1], level, POWER)
+    verdict = _verdict(
+        significance.verdict(found.difference, found.p, level),
+        text,
+        "Welch's t test and interval (1947) with the degrees of freedom of the smaller side (Mickey and Brown 1966)",
+        found.p,
     )
+    return table, {**verdict, "difference": found.difference, "low": found.low, "high": found.high}
 
 
-def accuracies(study: Study, part: Part) -> Floats | None:
-    """Accuracy of each seed, float64 (runs,), from the counts where they are known; None unless each seed has one."""
-    errors, images = study.errors(part), study.images(part)
-    if errors is not None and images is not None:
-        return 1 - errors / images
-    found = [run.accuracy if part == "test" else run.validation_accuracy for run in study.runs]
-    return None if None in found else np.array(found, dtype=np.float64)
+def seed_means(table: dict[str, Any]) -> str:
+    """The mean accuracies of both sides, as the beginning of a sentence. table: `seeds` of a document."""
+    shown = [f"{_share(side['mean'], PRECISION)} ({side['seeds']} seeds)" for side in table["sides"]]
+    return f"mean test accuracy {shown[0]} -> {shown[1]}"
 
 
 def not_comparable(why: str) -> dict[str, Any]:
@@ -363,7 +368,7 @@ def _share(value: float, images: int) -> str:
     return f"{100 * value:.{_digits(images)}f} %"
 
 
-def _points(difference: float, low: float, high: float, images: int, level: float) -> str:
+def points_text(difference: float, low: float, high: float, images: int, level: float) -> str:
     digits = _digits(images)
     rounded = [round(100 * value, digits) + 0.0 for value in (difference, low, high)]  # + 0.0: without the sign of -0.0
     d, low_text, high_text = (f"{value:+.{digits}f}" for value in rounded)

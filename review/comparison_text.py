@@ -11,7 +11,7 @@ import pandas as pd
 from stages.common.errors import printable
 
 MISSING = "-"
-LEFT = ("key", "metric", "study", "read by", "")  # columns of words, aligned left; numbers are aligned right
+LEFT = ("key", "metric", "read by", "")  # columns of words, aligned left; numbers are aligned right
 WIDTH = 100  # of wrapped lines on a terminal
 
 Quote = Callable[[str], str]  # writes names and values that come from users
@@ -25,8 +25,12 @@ def table(document: dict[str, Any]) -> str:
         blocks.append("\n".join([title, *(f"  {line}" for line in [*_rows(frame), *lines])]))
     if document["notes"]:
         blocks.append("\n".join(f"note: {note}" for note in document["notes"]))
-    verdict = f"{heading(document, str)}: {document['verdict']['text']}"
-    blocks.append("\n".join(textwrap.fill(line, WIDTH) for line in (f"Results: {document['evidence']}.", verdict)))
+    lines = [f"Results: {document['evidence']}."]
+    lines += [f"Seeds not compared: {why}" for why in document["without_seeds"]]
+    if aside := one_model(document):
+        lines.append(aside)
+    lines.append(f"{heading(document, str)}: {document['verdict']['text']}")
+    blocks.append("\n".join(textwrap.fill(line, WIDTH) for line in lines))
     return "\n\n".join(printable(block) for block in blocks) + "\n"
 
 
@@ -46,6 +50,9 @@ def markdown(document: dict[str, Any]) -> str:
     verdict = document["verdict"]
     text = verdict["text"]
     blocks = [f"### {heading(document, _code)}", f"{_text(text[:1].upper() + text[1:])}."]
+    if aside := one_model(document):
+        blocks.append(f"{_text(aside)}.")
+    blocks += [f"> Seeds not compared: {_text(why)}" for why in document["without_seeds"]]
     blocks += [f"> {_text(note)}" for note in document["notes"]]
     for title, frame, lines in _tables(document, _code):
         sides = ["left" if name in LEFT else "right" for name in frame]
@@ -59,13 +66,25 @@ def markdown(document: dict[str, Any]) -> str:
 
 def heading(document: dict[str, Any], quote: Quote) -> str:
     """The verdict in a few words."""
-    a, b, word = quote(document["a"]["name"]), quote(document["b"]["name"]), document["verdict"]["word"]
-    return f"{b} is {word} than {a}" if word in ("better", "worse") else f"{b} against {a}: {word}"
+    a, b, verdict = quote(document["a"]["name"]), quote(document["b"]["name"]), document["verdict"]
+    if verdict["basis"] == "one model" and verdict["word"] != "not comparable":
+        return f"{b} against {a}, one model against another; seeds not compared: {verdict['word']}"
+    return (
+        f"{b} is {verdict['word']} than {a}"
+        if verdict["word"] in ("better", "worse")
+        else f"{b} against {a}: {verdict['word']}"
+    )
+
+
+def one_model(document: dict[str, Any]) -> str:
+    """What the two trained models alone say, where seeds decide; else empty."""
+    if document["verdict"]["basis"] == "one model":
+        return ""
+    alone = document["one_model"]
+    return f"One model against another, which does not decide: {alone['word']}: {alone['text']}"
 
 
 def _tables(document: dict[str, Any], quote: Quote) -> list[Titled]:
-    if "studies" in document:
-        return [_studies(document["studies"], document["part"], quote)]
     differing = [row for row in document["metrics"] if row["difference"] != 0]
     same = len(document["metrics"]) - len(differing)
     rest = [f"({same} more are the same on both sides)"] if same else []
@@ -73,7 +92,11 @@ def _tables(document: dict[str, Any], quote: Quote) -> list[Titled]:
         ("Parameters that differ", parameters(document["parameters"], quote), []),
         ("Metrics that differ", metrics(differing, quote), rest),
     ]
-    return [*tables, _images(document["images"])] if document["images"] else tables
+    if document["images"]:
+        tables.append(_images(document["images"]))
+    if document["seeds"]:
+        tables.append(_seeds(document["seeds"], quote))
+    return tables
 
 
 def parameters(rows: list[dict[str, Any]], quote: Quote) -> pd.DataFrame:
@@ -113,17 +136,24 @@ def _images(images: dict[str, Any]) -> Titled:
     return "Test images", pd.DataFrame(columns), lines
 
 
-def _studies(rows: list[dict[str, Any]], part: str, quote: Quote) -> Titled:
+def _seeds(table: dict[str, Any], quote: Quote) -> Titled:
+    """Mean and spread over the seeds of each side (`seeds` of a document)."""
     columns = {
-        "": ["A", "B"],
-        "study": [quote(row["name"]) for row in rows],
-        "seeds": [f"{row['seeds']:,}" for row in rows],
-        "mean": [f"{100 * row['mean']:.3f} %" for row in rows],
-        "deviation": [f"{100 * row['deviation']:.3f}" for row in rows],
-        "lowest": [f"{100 * row['low']:.2f} %" for row in rows],
-        "highest": [f"{100 * row['high']:.2f} %" for row in rows],
+        "": [f"{letter} {quote(row['name'])}" for letter, row in zip("AB", table["sides"], strict=True)],
+        "seeds": [f"{row['seeds']:,}" for row in table["sides"]],
+        "mean": [f"{100 * row['mean']:.3f} %" for row in table["sides"]],
+        "deviation": [f"{100 * row['deviation']:.3f}" for row in table["sides"]],
+        "lowest": [f"{100 * row['low']:.2f} %" for row in table["sides"]],
+        "highest": [f"{100 * row['high']:.2f} %" for row in table["sides"]],
     }
-    return f"{part.capitalize()} accuracy over seeds", pd.DataFrame(columns), []
+    lines = []
+    if pairs := table["paired"]:
+        low, difference, high = (100 * pairs[key] for key in ("low", "difference", "high"))
+        interval = f"{difference:+.3f} points ({low:+.3f} to {high:+.3f})"
+        lines.append(f"paired by seed, which does not decide: {interval}, p = {pairs['p']:.2g}")
+    if table["needed"]:
+        lines.append(f"{table['needed']:,} seeds per side would show a difference of this size in 80 % of comparisons")
+    return "Test accuracy over seeds", pd.DataFrame(columns), lines
 
 
 def side(document: dict[str, Any]) -> str:

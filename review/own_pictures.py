@@ -21,7 +21,8 @@ from stages.dataset.pictures import UnusablePicture, decode
 MOST_SHOWN = 12  # groups of pictures of each kind
 MOST_LISTED = 100  # rows of a table
 MOST_IN_GROUP = 4
-THUMBNAIL = Preparation(channels="rgb", image_size=[64, 64], resize="pad", background=[255, 255, 255])
+# On grey, so that white drawings on a transparent ground can be seen.
+THUMBNAIL = Preparation(channels="rgb", image_size=[64, 64], resize="pad", background=[200, 200, 200])
 
 Thumbnail = Callable[[str], str | None]  # the data: URI of a picture by its name; None: it cannot be read
 
@@ -90,7 +91,10 @@ def section(run: Revision, root: Path) -> tuple[dict[str, Any] | None, list[str]
         "layout": audit.layout,
         "numbers": _numbers(audit, document.get("images", {})),
         "sizes": _sizes(audit),
-        "kinds": [(f"{number:,}", name) for name, number in [*audit.formats.items(), *audit.modes.items()]],
+        "kinds": [
+            ", ".join(f"{name} ({number:,})" for name, number in counts.items())
+            for counts in (audit.formats, audit.modes)
+        ],
         "classes": _classes(document.get("classes", [])),
         "unusable": [(each.file, each.reason) for each in audit.unusable[:MOST_LISTED]],
         "galleries": [gallery for gallery in galleries if gallery["groups"]],
@@ -107,8 +111,8 @@ def _numbers(audit: Audit, parts: Any) -> list[tuple[str, str]]:
     }
     rows += [(words.get(reason, f"left out: {reason}"), count) for reason, count in audit.left_out.items()]
     rows += [
-        ("exact copies, the first of each included", audit.exact_copies.get("pictures", 0)),
-        ("files with copies in two parts", audit.exact_copies.get("contents_in_two_parts", 0)),
+        ("files that are there twice or more", audit.exact_copies.get("pictures", 0)),
+        ("the same file in two parts", audit.exact_copies.get("contents_in_two_parts", 0)),
         ("near copies in two parts", audit.near_copies_in_two_parts),
         ("of one colour all over", audit.constant_pictures),
         ("turned, as EXIF says", audit.turned_by_exif),

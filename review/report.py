@@ -21,6 +21,7 @@ from integrity.dvc_lock import LOCK, LockedFile
 from review import comparison, own_pictures, pictures, report_page, results
 from review.report_page import Against
 from review.results import Results
+from seeds import record
 from stages.common import errors, files, paths
 from stages.common.errors import UserError
 from stages.dataset import data_card, packed
@@ -78,6 +79,7 @@ def compared(repo: Any, name: str, run: Results) -> Against:
         paths.TEST_METRICS.as_posix(),
         paths.TEST.as_posix(),
         LEVEL,
+        (record.read(repo, other.revision), record.read(repo, run.revision)),
     )
     return Against(other, document)
 

@@ -4,7 +4,7 @@ A is what is compared with, B what is judged; a difference is B - A, so above 0 
 The tests and intervals are scipy's. level: the share of false alarms that is accepted, 0.05 unless told otherwise.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -88,44 +88,72 @@ def newcombe(errors_a: int, images_a: int, errors_b: int, images_b: int, level: 
     return float(low), float(high)
 
 
-def welch(a: Floats, b: Floats, level: float) -> dict[str, float] | None:
-    """Difference of the means of two samples of accuracies (one per seed), interval and p-value (Welch 1947).
+class Difference(NamedTuple):
+    """A difference of means, B - A, its interval, and the p-value of its test."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def welch(a: Floats, b: Floats, level: float) -> Difference | None:
+    """Difference of the means of two samples of accuracies, one per seed, (seeds,), by Welch's t (1947).
+
+    The spread of the two sides may differ. The degrees of freedom are those of the side with fewer seeds, one less than
+    it has: with these, no ratio of the spreads makes false alarms more frequent than the level (Mickey and Brown 1966).
+    Welch's own estimate of them gives 12 % false alarms at level 0.05 for 2 seeds against 20, and 6 % for 3 against 3.
 
     None: the means differ and neither side varies between its seeds. Then there is no measure of chance to compare the
     difference with. Raises ValueError with fewer than two accuracies per side.
     """
     if min(len(a), len(b)) < 2:
         raise ValueError("a spread needs two numbers or more")
-    # As whole numbers, floats add up exactly: equal means are equal, and a sample that does not vary has no variance.
-    a, b = (np.rint(side * 10**DECIMALS) for side in (a, b))
-    difference = float(b.mean() - a.mean())
-    variances = np.array([side.var(ddof=1) / len(side) for side in (a, b)])  # of the means
-    half, p = 0.0, 1.0
-    if variances.any():
-        error = np.sqrt(variances.sum())
-        freedom = variances.sum() ** 2 / (variances**2 / [len(a) - 1, len(b) - 1]).sum()
-        half, p = (
-            float(stats.t.isf(level / 2, freedom) * error),
-            float(2 * stats.t.sf(abs(difference) / error, freedom)),
-        )
-    elif difference:
-        return None
-    scaled = {"difference": difference, "low": difference - half, "high": difference + half}
-    return {**{name: value / 10**DECIMALS for name, value in scaled.items()}, "p": p}
+    a, b = _whole(a), _whole(b)
+    error = float(np.sqrt(a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b)))
+    return _student(float(b.mean() - a.mean()), error, min(len(a), len(b)) - 1, level)
+
+
+def paired_by_seed(a: Floats, b: Floats, level: float) -> Difference | None:
+    """The same difference from pairs: a[i] and b[i] have the same seed. Student's t of the differences, (seeds,).
+
+    Narrower than `welch` only if a seed that is lucky on one side is lucky on the other. None, raises: as `welch`.
+    """
+    if len(a) != len(b) or len(a) < 2:
+        raise ValueError("pairs need as many numbers on both sides, two or more")
+    differences = _whole(b) - _whole(a)
+    error = float(np.sqrt(differences.var(ddof=1) / len(a)))
+    return _student(float(differences.mean()), error, len(a) - 1, level)
+
+
+def _whole(accuracies: Floats) -> Floats:
+    """As whole numbers, floats add up exactly: equal means are equal, and a sample that does not vary has no spread."""
+    whole: Floats = np.rint(accuracies * 10**DECIMALS)
+    return whole
+
+
+def _student(difference: float, error: float, freedom: int, level: float) -> Difference | None:
+    """Interval and p-value of a difference with this standard error; both in units of 10**-DECIMALS."""
+    if not error:
+        return None if difference else Difference(0.0, 0.0, 0.0, 1.0)
+    half = float(stats.t.isf(level / 2, freedom)) * error
+    p = float(2 * stats.t.sf(abs(difference) / error, freedom))
+    low, middle, high = (value / 10**DECIMALS for value in (difference - half, difference, difference + half))
+    return Difference(middle, low, high, p)
 
 
 def seeds_needed(difference: float, deviation_a: float, deviation_b: float, level: float, power: float) -> int | None:
-    """How many seeds a side Welch's test needs to find a difference of this size in `power` of the studies.
+    """How many seeds per side `welch` needs to find a difference of this size in `power` of the comparisons.
 
     difference, and the standard deviations over seeds, in the same unit. The power is that of the noncentral t
-    distribution (Cohen 1988) with Welch's degrees of freedom. At least 2. None: more than MOST_SEEDS, or there is no
-    difference or no deviation to compute it from.
+    distribution (Cohen 1988). At least 2. None: more than MOST_SEEDS, or there is no difference or no deviation to
+    compute it from.
     """
     variance = deviation_a**2 + deviation_b**2
     if difference == 0 or variance == 0:
         return None
     n = np.arange(2, MOST_SEEDS + 1)
-    freedom = (n - 1) * variance**2 / (deviation_a**4 + deviation_b**4)
+    freedom = n - 1
     critical = stats.t.isf(level / 2, freedom)
     noncentrality = abs(difference) / np.sqrt(variance / n)
     # The other tail, a significant difference the wrong way, is no success and less than 1 % of the power looked for.

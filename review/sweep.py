@@ -20,7 +20,7 @@ from scipy import stats
 
 from integrity import revisions
 from integrity.revisions import Revision
-from review import compare, comparison_text
+from review import comparison_text, options
 from stages.common import errors, files, params, paths
 from stages.common.errors import UserError, printable
 
@@ -58,7 +58,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rev", default="HEAD", help="the commit that the experiments began at (default: HEAD)")
     parser.add_argument("--metric", choices=HIGHER_IS_BETTER, default="validation_accuracy")
     parser.add_argument(
-        "--level", type=compare.level, default=0.05, help="share of false alarms accepted (default: 0.05)"
+        "--level", type=options.level, default=0.05, help="share of false alarms accepted (default: 0.05)"
     )
     parser.add_argument("--format", choices=FORMATS, default="table")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it, too")

@@ -1,9 +1,10 @@
-"""Programs of the system that a test needs: servers and a browser, from Debian's packages."""
+"""Programs and data of the system that a test needs, from Debian's packages."""
 
 import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,22 @@ def need(package: str, program: str) -> str:
 
     Without that, the test is skipped and says what to install; in CI it fails, since a test nobody runs proves nothing.
     """
+    return _needed(package, program, lambda: find(program))
+
+
+def need_folder(package: str, folder: str) -> Path:
+    """As `need`, for a folder of data."""
+    return Path(_needed(package, folder, lambda: folder if Path(folder).is_dir() else None))
+
+
+def _needed(package: str, name: str, found: Callable[[], str | None]) -> str:
     lock = Path(tempfile.gettempdir()) / f"tests-apt-{os.getuid()}.lock"
-    with FileLock(lock):  # two tests, or two runs of the suite, may want a program at once
-        if not find(program) and os.getuid() == 0 and shutil.which("apt-get"):
+    with FileLock(lock):  # two tests, or two runs of the suite, may want it at once
+        if not found() and os.getuid() == 0 and shutil.which("apt-get"):
             install(package)
-    if path := find(program):
+    if path := found():
         return path
-    message = f"needs {program}: install the package {package}"
+    message = f"needs {name}: install the package {package}"
     if os.environ.get("CI"):
         pytest.fail(message)
     pytest.skip(message)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import studies
+from benchmarks import power, studies
 from benchmarks.summary import spread
 from tests.imports import ROOT
 
@@ -28,6 +28,10 @@ def test_a_study_adds_up(name: str) -> None:
     accuracies = [run["accuracy"] for run in study["runs"]]
     assert study["accuracy"]["mean"] == pytest.approx(sum(accuracies) / len(accuracies), abs=1e-6)
     assert [run["seed"] for run in study["runs"]] == list(range(len(accuracies)))
+
+
+def test_the_page_has_the_table_of_what_seeds_find() -> None:
+    assert power.table() in (ROOT / "docs/review.md").read_text(encoding="utf-8")
 
 
 def test_spread() -> None:

@@ -125,20 +125,25 @@ def test_another_mirror_fetches_again_and_changes_nothing_else(clone: Clone, tmp
 
 
 @pytest.mark.soak
-def test_a_seed_study_touches_nothing_that_is_tracked(clone: Clone) -> None:
-    clone.environment["PYTHONPATH"] = str(clone.path)
-    options = ["-S", "models.mlp.hidden=32", "--seeds", "2", "--jobs", "2", "--test", "--out", "../study.json"]
-    told = clone.run(sys.executable, "-m", "review.study", *options)
-    assert re.search(r"seed 1, validation 9\d\.\d\d%, test 9\d\.\d\d%", told)
-    study = json.loads((clone.path.parent / "study.json").read_text(encoding="utf-8"))
-    assert [run["seed"] for run in study["runs"]] == [0, 1]
-    assert study["runs"][0]["accuracy"] != study["runs"][1]["accuracy"]
-    assert 0.9 < study["accuracy"]["low"] < study["accuracy"]["mean"] < 0.99
-    assert study["overrides"] == ["models.mlp.hidden=32"]
-    assert clone.run("git", "status", "--short") == ""
-    assert clone.repro() == []
-    failed = clone.run(sys.executable, "-m", "review.study", "-S", "train.epochs=0", check=False)
-    assert failed.splitlines()[-1].startswith("error: params.yaml: train.epochs is 0; allowed")
+def test_each_seed_gives_the_bytes_of_a_run_with_it(clone: Clone) -> None:
+    clone.run(sys.executable, "-m", "seeds", "2")
+    places = [clone.path / f"data/seeds/predictions/{seed}.csv" for seed in (0, 1)]
+    assert places[0].read_bytes() == (clone.path / "data/predictions.csv").read_bytes()
+    assert clone.repro() == []  # a plain repro knows no seeds
+    rows = clone.metrics("seeds")["seeds"]
+    clone.set("train.seed", "1")
+    assert clone.repro() == ["train", "evaluate"]
+    assert places[1].read_bytes() == (clone.path / "data/predictions.csv").read_bytes()
+    assert [row["accuracy"] for row in rows][1] == clone.metrics("evaluate")["accuracy"]
+    assert rows[1]["validation_accuracy"] == clone.metrics("train")["validation_accuracy"]
+    again = clone.run(sys.executable, "-m", "seeds", "2")
+    assert "Running stage 'seeds/dvc.yaml:seed" not in again
+    options = ["-S", "models.mlp.hidden=32", "-S", "seeds/seeds.yaml:seeds=[0, 1]", "seeds/dvc.yaml"]
+    clone.run("git", "add", "--all")
+    clone.run("git", "commit", "-qm", "seeds")
+    clone.dvc("exp", "run", "--temp", "-n", "narrow", *options)
+    told = " ".join(clone.run(sys.executable, "-m", "review.compare", "main", "narrow").split())
+    assert "narrow is worse than main: mean test accuracy" in told or "narrow against main: within noise: mean" in told
 
 
 @pytest.mark.skipif(not FASHION.is_dir(), reason="needs Fashion-MNIST: Debian's package dataset-fashion-mnist")

@@ -95,7 +95,7 @@ def test_noise_passes_and_evaluate_alone_runs(author: Project, tmp_path: Path) -
     status, told = judge(ci, base)
     assert status == 0, told
     assert re.findall(r"Running stage '(\w+)'", told) == ["evaluate"]
-    assert report(ci).startswith(f"### `work tree` against `{base.replace('`', chr(39))}`: within noise\n")
+    assert report(ci).startswith(f"### `work tree` against `{base.replace('`', chr(39))}`, one model against another; ")
     assert "McNemar's exact test" in report(ci)
     assert "> ran here: evaluate\n" in report(ci)
     assert "> what ran here gave the bytes that HEAD has on record: evaluate\n" in report(ci)
@@ -106,7 +106,7 @@ def test_noise_passes_and_evaluate_alone_runs(author: Project, tmp_path: Path) -
 
 def test_a_lock_that_was_not_renewed_is_told_and_the_truth_compared(author: Project, tmp_path: Path) -> None:
     ci = checkout(author, tmp_path / "ci", "stale")
-    status, told = judge(ci, "origin/main")
+    status, told = judge(ci, "origin/main", "--seeds", "0")
     assert "Running stage 'evaluate'" in told
     line = (
         "stale: dvc.lock of HEAD was made from other inputs than HEAD's (params.yaml: train.skill): "
@@ -116,7 +116,9 @@ def test_a_lock_that_was_not_renewed_is_told_and_the_truth_compared(author: Proj
     assert f"> {line}\n" in report(ci).replace("\\", "")
     assert status == 1  # by what the branch gives, not by the metrics it came with
     assert told.splitlines()[-1].startswith("failed: the branch is worse: accuracy ")
-    assert report(ci).startswith("### `work tree` is worse than `origin/main`\n")
+    assert report(ci).startswith(
+        "### `work tree` against `origin/main`, one model against another; seeds not compared: worse\n"
+    )
 
 
 @pytest.mark.parametrize("url", ["../../nowhere", "ssh://127.0.0.1:{free}/x"])
@@ -141,7 +143,9 @@ def test_a_base_that_went_on_and_metrics_of_another_lock(author: Project, tmp_pa
     ci.run("git", "branch", "base", ci.run("git", "commit-tree", f"{main}^{{tree}}", "-p", main, "-m", "on").strip())
     status, told = judge(ci, "base")
     assert status == 2
-    assert report(ci).startswith(f"### `work tree` against `{main[:12]}`: within noise\n")  # where the branch left it
+    assert report(ci).startswith(
+        f"### `work tree` against `{main[:12]}`, one model against another; seeds not compared: within noise\n"
+    )  # where the branch left it
     assert "note: not reproduced: metrics/evaluate.json of HEAD: committed file differs from dvc.lock\n" in told
     assert told.splitlines()[-1].startswith(
         "error: the committed results are not what the stages give: metrics/evaluate.json; commit dvc.lock and metrics/"
@@ -223,7 +227,7 @@ import json, random
 from pathlib import Path
 skill = json.loads(Path("params.yaml").read_text())["train"]["skill"]
 Path("data/model").mkdir(parents=True, exist_ok=True)
-Path("data/processed/test").mkdir(exist_ok=True)
+Path("data/processed/test").mkdir(parents=True, exist_ok=True)
 labels = [random.Random(f"label {image}").choice("ab") for image in range(400)]
 Path("data/processed/test/labels.json").write_text(json.dumps(labels))
 Path("data/model/model.safetensors").write_text(json.dumps({"skill": skill}))
@@ -292,7 +296,7 @@ Gate = Callable[..., tuple[int | str, list[str], str]]
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Gate:
-    """A function that judges a branch against main: status, or the error; the notes of the report; all it printed."""
+    """A function that judges the model of a branch against main's: status, or the error; notes; all it printed."""
 
     def pull(root: Path, environment: dict[str, str]) -> list[str]:
         assert in_process.command(root, ["pull", "-q", "--run-cache", "--allow-missing"], environment) == 0
@@ -304,7 +308,7 @@ def gate(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         for name, value in project.environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.chdir(project.path)
-        monkeypatch.setattr(sys, "argv", ["pull_request", "--out", "report.md", *options, "main"])
+        monkeypatch.setattr(sys, "argv", ["pull_request", "--out", "report.md", "--seeds", "0", *options, "main"])
         status: int | str
         try:
             status = pull_request.main(pull_request.arguments())
@@ -394,7 +398,9 @@ def test_forged_predictions_and_metrics(branch: Project, gate: Gate) -> None:
     assert f"not reproduced: {PREDICTIONS} of HEAD: rebuilt differs" in notes
     assert f"not reproduced: {METRICS} of HEAD: rebuilt differs" in notes
     assert TRUST in notes
-    assert "work tree against main: within noise" in told  # the verdict is of what ran here
+    assert "work tree against main, one model against another; seeds not compared: within noise" in " ".join(
+        told.split()
+    )  # the verdict is of what ran here
     assert "what `dvc repro` gives" not in told
 
 
@@ -436,12 +442,12 @@ def test_a_forged_model(branch: Project, gate: Gate) -> None:
     branch.run("git", "commit", "-qam", "evaluated")
     status, notes, told = gate(branch)
     assert status == 0
-    assert "work tree is better than main" in told
+    assert "seeds not compared: better: " in " ".join(told.split())
     assert TRUST in notes
     status, notes, told = gate(branch, "--rebuild", "train")
     assert status == refused(MODEL, PREDICTIONS, METRICS)
     assert f"not reproduced: {MODEL} of HEAD: rebuilt differs" in notes
-    assert "work tree against main: within noise" in told
+    assert "seeds not compared: within noise: " in " ".join(told.split())
     assert TRUST not in notes
 
 

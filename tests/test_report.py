@@ -23,7 +23,7 @@ from selenium import webdriver
 
 from integrity import revisions
 from integrity.revisions import Revision
-from review import compare, comparison, pictures, report, report_page, results
+from review import comparison, pictures, report, report_page, results
 from review.predictions import Found
 from review.report_page import Against
 from review.results import Confusion, Results
@@ -219,7 +219,7 @@ def test_it_says_what_the_files_say(compared: Clone) -> None:
 def test_it_says_what_changed(compared: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
     page = harmless((compared.path / "against.html").read_text(encoding="utf-8"))
     monkeypatch.chdir(compared.path)
-    told = compare.two_revisions(EVIL, None, 0.05)
+    told = comparison.read(EVIL, None, 0.05)
     assert told["verdict"]["word"] == "better"
     text = told["verdict"]["text"].replace(" -> ", " → ")
     assert f"{text[:1].upper()}{text[1:]}." in page.text
@@ -359,7 +359,7 @@ def page_of(one: Results, other: Results | None = None, channels: int = 1, side:
     against = None
     if other is not None:
         found = (other.predictions, one.predictions)
-        document = comparison.revisions(other.revision, one.revision, found, "metrics/evaluate.json", "", 0.05)
+        document = comparison.revisions(other.revision, one.revision, found, "metrics/evaluate.json", "", 0.05, None)
         against = Against(other, document)
     notes = [*one.revision.notes, *one.missing]
     where = [("commit", "0" * 40), ("branch", EVIL), (EVIL, "missing")]

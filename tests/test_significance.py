@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from review import significance
-from review.significance import BETTER, NOISE, WORSE
+from review.significance import BETTER, NOISE, WORSE, Difference
 from stages.evaluate.scores import Floats
 
 
@@ -76,25 +76,42 @@ def test_a_paired_comparison_sees_what_an_unpaired_one_cannot() -> None:
     assert significance.fisher(100, 10_000, 80, 10_000) > 0.1  # the same 20 errors fewer
 
 
-def welch(a: Floats, b: Floats) -> dict[str, float]:
+def welch(a: Floats, b: Floats) -> Difference:
     found = significance.welch(a, b, 0.05)
     assert found is not None
     return found
 
 
-def test_welchs_interval_is_that_of_r_on_the_sleep_data() -> None:
-    # t.test(extra ~ group, data = sleep) in R, from Student (1908): t = -1.8608, df = 17.776
-    drug_1 = np.array([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0])
-    drug_2 = np.array([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4])
-    found = welch(drug_1, drug_2)
-    assert found["p"] == pytest.approx(0.07939, abs=5e-6)
-    assert (found["low"], found["high"]) == pytest.approx((-0.2054832, 3.3654832), abs=5e-8)
-    assert found["difference"] == pytest.approx(1.58)
+# Student (1908), "sleep" in R: t.test(extra ~ group) has t = -1.8608; with paired = TRUE t = -4.0621, df = 9
+DRUG_1 = np.array([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0])
+DRUG_2 = np.array([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4])
+
+
+def test_welchs_t_is_that_of_r_and_its_degrees_of_freedom_are_the_smaller_sides() -> None:
+    found = welch(DRUG_1, DRUG_2)
+    assert found.p == pytest.approx(2 * stats.t.sf(1.8608, 9), abs=5e-6)
+    assert found.difference == pytest.approx(1.58)
+    assert (found.low, found.high) == pytest.approx(
+        1.58 + np.array([-1, 1]) * stats.t.isf(0.025, 9) * 1.58 / 1.8608, abs=1e-4
+    )
+    fewer = welch(DRUG_1[:3], DRUG_2)
+    t = stats.ttest_ind(DRUG_2, DRUG_1[:3], equal_var=False).statistic
+    assert fewer.p == pytest.approx(2 * stats.t.sf(abs(t), 2))
+
+
+def test_pairs_are_those_of_r() -> None:
+    found = significance.paired_by_seed(DRUG_1, DRUG_2, 0.05)
+    assert found is not None
+    assert found.p == pytest.approx(0.002833, abs=5e-7)
+    assert (found.low, found.difference, found.high) == pytest.approx((0.7001142, 1.58, 2.4598858), abs=5e-8)
+    assert significance.paired_by_seed(DRUG_1, DRUG_1 + 0.25, 0.05) is None
+    with pytest.raises(ValueError, match="as many numbers on both sides"):
+        significance.paired_by_seed(DRUG_1[:4], DRUG_2, 0.05)
 
 
 def test_seeds_that_all_agree() -> None:
     same = np.full(3, 0.99)
-    assert welch(same, same) == {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+    assert welch(same, same) == Difference(0.0, 0.0, 0.0, 1.0)
     assert significance.welch(same, same - 0.25, 0.05) is None  # a difference, and no chance to compare it with
     assert significance.seeds_needed(0.0, 0.0, 0.0, 0.05, 0.8) is None
     assert significance.seeds_needed(0.1, 0.0, 0.0, 0.05, 0.8) is None
@@ -108,7 +125,7 @@ def accuracies(errors: list[int], images: int) -> Floats:
 
 def word(a: Floats, b: Floats) -> str | None:
     found = significance.welch(a, b, 0.05)
-    return significance.verdict(found["difference"], found["p"], 0.05) if found else None
+    return significance.verdict(found.difference, found.p, 0.05) if found else None
 
 
 def test_seeds_without_a_spread_have_no_verdict() -> None:
@@ -141,9 +158,10 @@ def test_the_verdict_has_the_sign_of_the_exact_difference(images: int) -> None:
     [(0.2, 0.05, 0.8, 394), (0.5, 0.05, 0.8, 64), (0.8, 0.05, 0.8, 26), (0.8, 0.01, 0.8, 38), (0.5, 0.05, 0.9, 85)],
 )
 def test_the_seeds_needed_are_cohens(effect: float, level: float, power: float, seeds: int) -> None:
-    # Cohen used an approximation; exact tables (and R's power.t.test) agree but for one at times.
-    assert significance.seeds_needed(effect, 1.0, 1.0, level, power) == pytest.approx(seeds, abs=1)
-    assert significance.seeds_needed(-effect * 0.003, 0.003, 0.003, level, power) == pytest.approx(seeds, abs=1)
+    # Cohen used an approximation, one off at times, and the degrees of freedom of both sides, where `welch` has half.
+    found = significance.seeds_needed(effect, 1.0, 1.0, level, power)
+    assert found in range(seeds - 1, seeds + 3)
+    assert significance.seeds_needed(-effect * 0.003, 0.003, 0.003, level, power) == found
 
 
 def test_a_difference_that_nobody_can_see() -> None:
@@ -197,19 +215,44 @@ def test_two_unpaired_samples_of_one_classifier_are_told_apart_no_oftener_than_t
     assert within(sum(low <= 0 <= high for low, high in covered), len(covered), 0.94, 0.96)
 
 
-def test_seeds_of_one_recipe_are_told_apart_no_oftener_than_the_level_says() -> None:
+# Accuracies over seeds, as many trials at once as numpy can hold. Spreads: B's over A's.
+
+SPREADS = (1.0, 2.0, 5.0, 20.0)
+SIZES = ((2, 2), (2, 5), (5, 2), (2, 20), (20, 2), (3, 3), (3, 5), (5, 3), (3, 20), (20, 3), (5, 5), (5, 20), (20, 20))
+
+
+def alarms(a: Floats, b: Floats, level: float) -> int:
+    """How many trials `welch` tells apart; a, b: (trials, seeds). Its formula, over all trials at once."""
+    error = np.sqrt(a.var(1, ddof=1) / a.shape[1] + b.var(1, ddof=1) / b.shape[1])
+    p = 2 * stats.t.sf(np.abs(b.mean(1) - a.mean(1)) / error, min(a.shape[1], b.shape[1]) - 1)
+    for trial in range(5):  # that it is the same formula
+        assert welch(a[trial], b[trial]).p == pytest.approx(p[trial], abs=1e-4)
+    return int((p < level).sum())
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_seeds_of_one_recipe_are_told_apart_no_oftener_than_the_level_says(
+    sizes: tuple[int, int], spread: float
+) -> None:
     random = np.random.default_rng(3)
-    a, b = random.normal(0.99, 0.001, (1_500, 5)), random.normal(0.99, 0.003, (1_500, 4))
-    alarms = sum(welch(x, y)["p"] < 0.05 for x, y in zip(a, b, strict=True))
-    assert within(alarms, len(a), 0.04, 0.06)
+    a, b = (
+        random.normal(0.99, 0.001 * deviation, (20_000, n)) for n, deviation in zip(sizes, (1, spread), strict=True)
+    )
+    assert within(alarms(a, b, 0.05), len(a), 0.0, 0.05)
+
+
+def test_welchs_own_degrees_of_freedom_would_not_keep_the_level() -> None:
+    random = np.random.default_rng(3)
+    a, b = random.normal(0.99, 0.001, (20_000, 2)), random.normal(0.99, 0.001, (20_000, 20))
+    own = int((stats.ttest_ind(b, a, axis=1, equal_var=False).pvalue < 0.05).sum())
+    assert not within(own, len(a), 0.0, 0.1)
 
 
 def test_so_many_seeds_as_are_said_to_be_needed_find_the_difference() -> None:
     seeds = significance.seeds_needed(0.002, 0.001, 0.002, 0.05, 0.8)
     assert seeds is not None
     random = np.random.default_rng(4)
-    a, b = random.normal(0.990, 0.001, (4_000, seeds)), random.normal(0.992, 0.002, (4_000, seeds))
-    found = int((stats.ttest_ind(b, a, axis=1, equal_var=False).pvalue < 0.05).sum())
-    assert within(found, 4_000, 0.79, 0.86)  # one seed more than needed adds up to 0.05
-    fewer = int((stats.ttest_ind(b[:, :-1], a[:, :-1], axis=1, equal_var=False).pvalue < 0.05).sum())
-    assert fewer < 0.81 * 4_000
+    a, b = random.normal(0.990, 0.001, (20_000, seeds)), random.normal(0.992, 0.002, (20_000, seeds))
+    assert within(alarms(a, b, 0.05), len(a), 0.79, 0.86)  # one seed more than needed adds up to 0.05
+    assert alarms(a[:, :-1], b[:, :-1], 0.05) < 0.81 * len(a)

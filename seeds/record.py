@@ -1,0 +1,129 @@
+"""What a revision recorded of its seeds, and whether it is up to date. Nothing is checked out, pulled or trained.
+
+metrics/seeds.json, seeds/seeds.yaml and seeds/dvc.lock are in Git. The rows must be those that seeds/dvc.lock names,
+for all seeds of seeds/seeds.yaml, trained with the code, parameters and data of the revision.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from integrity import revisions
+from integrity.dvc_lock import Lock, LockedStage, parse_lock
+from integrity.revisions import Revision
+from seeds.paths import CHOSEN, COLLECTED, LOCK, ROWS
+from seeds.run import text
+from stages.common import params, paths
+from stages.common.digests import md5
+from stages.common.errors import UserError
+from stages.evaluate.scores import Floats
+
+STAGE = re.compile("seed@([0-9]{1,9})")
+
+
+class Row(BaseModel):
+    """What one seed measured; other numbers may be there as well."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    seed: Annotated[int, Field(ge=0)]
+    errors: Annotated[int, Field(ge=0)]  # on the test set
+    images: Annotated[int, Field(gt=0)]
+
+
+class Record(NamedTuple):
+    """The seeds of a revision. rows: in the order of the seeds; empty if they are missing or stale, as `why` says."""
+
+    rows: list[Row]
+    why: str = ""
+    test_set: str | None = None  # MD5
+
+    @property
+    def accuracies(self) -> Floats:
+        """Test accuracy of each seed, float64 (seeds,); of counts, so that equal ones are equal."""
+        return np.array([1 - row.errors / row.images for row in self.rows])
+
+    def first(self, seeds: int) -> "Record":
+        """The same with its first seeds alone."""
+        return self._replace(rows=self.rows[:seeds])
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds, in order."""
+        return [row.seed for row in self.rows]
+
+
+def read(repo: Any, side: Revision) -> Record:
+    """The seeds of a revision; without rows, and with the reason, if it has none or these are not up to date."""
+    try:
+        return _read(repo, side)
+    except UserError as error:
+        return Record([], str(error))
+
+
+def _read(repo: Any, side: Revision) -> Record:
+    """As `read`. Raises UserError with the reason."""
+    content = {path: revisions.kept(repo, side, path.as_posix()) for path in (CHOSEN, LOCK, COLLECTED)}
+    if not content[LOCK] or not content[CHOSEN]:
+        raise UserError("no seeds; `make seeds` there trains them")
+    chosen = _chosen(content[CHOSEN] or b"")
+    again = f"`make seeds N={len(chosen)}` there"
+    lock = parse_lock(content[LOCK] or b"", str(LOCK))
+    trained = {int(match[1]): stage for name, stage in lock.stages.items() if (match := STAGE.fullmatch(name))}
+    done = [seed for seed in chosen if seed in trained]
+    if len(done) < len(chosen):
+        raise UserError(f"{len(done)} of {len(chosen)} seeds are trained; {again} goes on")
+    if changed := _changed(repo, side, [trained[seed] for seed in chosen]):
+        raise UserError(f"its seeds are stale: trained before {revisions.shortened(changed)} changed; {again}")
+
+    given: Any = revisions.parse_json(content[COLLECTED] or b"{}", str(COLLECTED)).get("seeds")
+    rows = _rows(given)
+    if [row.seed for row in rows] != chosen:
+        raise UserError(f"{COLLECTED} has not the seeds of {CHOSEN}; {again}")
+    for row, values in zip(rows, given, strict=True):
+        outs = {out.path: out.md5 for out in trained[row.seed].outs}
+        if outs.get((ROWS / f"{row.seed}.json").as_posix()) != md5(text(values).encode()):
+            raise UserError(f"{COLLECTED}: seed {row.seed} is not the one that {LOCK} names; {again}")
+    if len({row.images for row in rows}) > 1 or any(row.errors > row.images for row in rows):
+        raise UserError(f"{COLLECTED}: errors and images contradict each other; {again}")
+    tests = {dep.md5 for seed in chosen for dep in trained[seed].deps if dep.path == paths.TEST.as_posix()}
+    return Record(rows, test_set=tests.pop() if len(tests) == 1 else None)
+
+
+def _chosen(content: bytes) -> list[int]:
+    """The seeds of seeds/seeds.yaml, ascending. Raises UserError."""
+    seeds = params.parse_mapping(content, str(CHOSEN)).get("seeds")
+    if not isinstance(seeds, list) or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise UserError(f"{CHOSEN}: seeds is no list of whole numbers; `make seeds N=5` writes it")
+    if not seeds:
+        raise UserError("no seeds; `make seeds` there trains them")
+    return sorted(set(seeds))
+
+
+def _rows(given: Any) -> list[Row]:
+    """The rows of metrics/seeds.json, checked. Raises UserError."""
+    try:
+        return [Row.model_validate(row) for row in (given if isinstance(given, list) else [])]
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{COLLECTED}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _changed(repo: Any, side: Revision, stages: list[LockedStage]) -> list[str]:
+    """The code, parameters and data that are not those which these seeds were trained with."""
+    names = []
+    for stage in stages:
+        read = revisions.flatten(stage.params.get(paths.PARAMS.as_posix(), {}), str(LOCK))
+        values = side.params or {}
+        names += [key for key, value in read.items() if key not in values or values[key] != value]
+        names += [dep.path for dep in stage.deps if dep.path in side.outs and side.outs[dep.path].md5 != dep.md5]
+    outside = {
+        str(number): LockedStage(deps=[dep for dep in stage.deps if dep.path not in side.outs])
+        for number, stage in enumerate(stages)
+    }
+    root = Path(repo.root_dir)
+    names += revisions.stale(root, revisions.snapshot(repo, side.commit), Lock(stages=outside))
+    return list(dict.fromkeys(names))

@@ -1,0 +1,73 @@
+"""Train and evaluate with another seed, a stage of seeds/dvc.yaml: `python -m seeds.run SEED`.
+
+The stages run as they are, in runs/seeds/SEED, with a params.yaml in which train.seed alone differs: they write the
+bytes that `dvc repro` would write with that seed. A killed run leaves its checkpoint there, and the next goes on.
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from seeds.paths import PREDICTIONS, ROWS
+from stages.common import children, errors, files, params, paths
+from stages.common.errors import UserError
+
+CODE = Path(__file__).parents[1]
+STAGES = ("train", "evaluate")
+VALIDATED = ("epochs_run", "best_epoch", "validation_accuracy", "validation_loss")  # of metrics/train.json
+TESTED = ("accuracy", "errors", "images", "loss", "calibration_error")  # of metrics/evaluate.json
+
+
+def main() -> None:
+    """data/processed, params.yaml -> data/seeds/metrics/SEED.json, data/seeds/predictions/SEED.csv."""
+    if len(sys.argv) != 2 or not sys.argv[1].isdecimal():
+        raise UserError(f"usage: python -m seeds.run SEED; given: {' '.join(sys.argv[1:])[:80]!r}")
+    seed = int(sys.argv[1])
+    with errors.one_stage_at_a_time():
+        folder = prepare(params.load(paths.PARAMS), seed)
+        for stage in STAGES:
+            run(stage, seed, folder)
+        files.write_bytes(PREDICTIONS / f"{seed}.csv", (folder / paths.PREDICTIONS).read_bytes())
+        files.write_text(ROWS / f"{seed}.json", text(row(folder, seed)))
+        shutil.rmtree(folder)
+
+
+def prepare(values: dict[str, Any], seed: int) -> Path:
+    """Make the folder that the stages run in: the parameters with this seed, and a link to the data; returns it."""
+    folder = paths.RUNS / "seeds" / str(seed)
+    changed = {**values, "train": {**values["train"], "seed": seed}}
+    files.write_text(folder / paths.PARAMS, yaml.safe_dump(changed, sort_keys=False))
+    data = folder / paths.PROCESSED
+    data.parent.mkdir(parents=True, exist_ok=True)
+    data.unlink(missing_ok=True)
+    data.symlink_to(paths.PROCESSED.resolve(), target_is_directory=True)
+    return folder
+
+
+def run(stage: str, seed: int, folder: Path) -> None:
+    """Run a stage in a folder, with the code of this project. Raises UserError if it fails."""
+    environment = {**os.environ, "PYTHONPATH": str(CODE)}
+    status = children.run([sys.executable, "-m", f"stages.{stage}"], folder, environment).returncode
+    if status:
+        raise UserError(f"seed {seed}: {stage} ended with status {status}; its own message is above")
+
+
+def row(folder: Path, seed: int) -> dict[str, Any]:
+    """What one seed measured: validation metrics of the epoch that was kept, and test metrics."""
+    trained, tested = (json.loads((folder / path).read_bytes()) for path in (paths.TRAIN_METRICS, paths.TEST_METRICS))
+    measured = {key: trained[key] for key in VALIDATED if key in trained}  # none on validation without such images
+    return {"seed": seed, **measured, **{key: tested[key] for key in TESTED}}
+
+
+def text(measured: dict[str, Any]) -> str:
+    """A row as the file that DVC keeps; its numbers are those of the metrics, which have six decimals."""
+    return json.dumps(measured, indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    errors.run(main, alone=False, kept="`make seeds` goes on from its last checkpoint")
