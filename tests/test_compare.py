@@ -550,7 +550,7 @@ def test_what_is_missing_is_left_out_with_a_note(project: Project, monkeypatch: 
     found = document(monkeypatch, capsys, "main")
     assert found["notes"] == [
         "work tree: no params.yaml: parameters are not compared",
-        "work tree: dvc.lock: not valid YAML: what the run read and wrote is not known",
+        "work tree: dvc.lock: not valid YAML: inputs and outputs of the run are unknown",
         "the data sets differ: toy in main, None in work tree: metrics stand side by side, but their differences do "
         "not judge the models",
         "work tree: no predictions, so no comparison image by image: dvc.lock there does not name "
