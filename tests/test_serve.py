@@ -71,7 +71,7 @@ def images(pipeline: Clone) -> Pixels:
 def serving(classifier: Classifier, token: str | None = None, local: bool = True) -> Iterator[str]:
     """The server on a thread, listening on this machine; gives its URL."""
     listener = serve.listening("127.0.0.1", 0)
-    server = uvicorn.Server(serve.configuration(app.application(classifier, token, local)))
+    server = uvicorn.Server(limits.configuration(app.application(classifier, token, local)))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:
@@ -262,7 +262,7 @@ def test_the_page_has_the_token_from_its_address(chrome: webdriver.Chrome, class
 
 
 def test_the_test_set_gives_the_probabilities_that_evaluate_wrote(url: str, pipeline: Clone, images: Pixels) -> None:
-    expected = list(csv.DictReader((pipeline.path / paths.PREDICTIONS).open(encoding="utf-8")))[:100]
+    expected = list(csv.DictReader((pipeline.path / paths.PREDICTIONS).read_text(encoding="utf-8").splitlines()))[:100]
     for start in (0, 50):
         files = [("picture", (f"{index}.png", png(images[index]))) for index in range(start, start + 50)]
         answer = httpx.post(f"{url}/predict?top=10", files=files, timeout=60)
@@ -337,8 +337,6 @@ REFUSALS: dict[str, tuple[Callable[[str], httpx.Response], int, str]] = {
     "form-without-boundary": (lambda url: post(url, headers={"Content-Type": "multipart/form-data"}), 400, "boundary"),
     "many": (lambda url: post(url, files=[("a", ("a", b"x"))] * 65), 400, "Too many files"),
     "query": (lambda url: post(url, params={"top": "0"}), 400, "top"),
-    "large": (lambda url: post(url, content=b"x", headers={"Content-Length": str(2 * 10**9)}), 413, "32,000,000"),
-    "length": (lambda url: post(url, headers={"Content-Length": "9" * 30}), 413, "32,000,000"),
     "host": (lambda url: post(url, headers={"Host": "evil.example"}), 421, "127.0.0.1"),
     "elsewhere": (lambda url: post(url, headers={"Sec-Fetch-Site": "cross-site"}), 403, "elsewhere"),
     "method": (lambda url: httpx.get(f"{url}/predict"), 405, "Method Not Allowed"),
@@ -354,6 +352,15 @@ def test_what_is_refused_is_refused_in_a_line(url: str, name: str) -> None:
     assert reason in answer.text
     assert answer.headers["content-security-policy"].startswith("default-src 'none'")
     assert httpx.get(f"{url}/health").status_code == 200
+
+
+@pytest.mark.parametrize("length", [2 * 10**9, 10**19])
+def test_a_body_that_is_announced_as_too_long_is_not_read(url: str, length: int) -> None:
+    with closing(connect(url)) as connection:
+        connection.sendall(head(url, length))
+        answer = everything(connection)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"more than 32,000,000 bytes" in answer
 
 
 def test_one_bad_picture_of_several_is_one_error(url: str, digit: bytes) -> None:
@@ -437,7 +444,8 @@ def test_a_fault_of_the_network_is_an_answer_and_the_next_one_is_right(
         with monkeypatch.context() as patch:
             patch.setattr(Classifier, "classify", lambda *arguments: 1 / 0)
             assert post(url, content=digit).status_code == 500
-        assert "ZeroDivisionError" in caplog.text
+        while "ZeroDivisionError" not in caplog.text:  # which comes after the answer
+            time.sleep(0.05)
         assert post(url, content=digit).status_code == 200
 
 

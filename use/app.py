@@ -152,7 +152,7 @@ class Service:
             contents, form = [("", await request.body())], None
         if not contents:
             raise HTTPException(400, "no picture in the form: send files")
-        predictions = [await self._predict(name, content, question) for name, content in contents]
+        predictions = await asyncio.gather(*(self._predict(name, content, question) for name, content in contents))
         answer = Predictions(model=self.classifier.sha256, predictions=predictions)
         status = 422 if form is None and predictions[0].error else 200
         return Response(answer.model_dump_json(), status, media_type="application/json")

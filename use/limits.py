@@ -4,6 +4,8 @@ import asyncio
 import hmac
 from typing import Any, cast
 
+import uvicorn
+from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
@@ -16,6 +18,7 @@ HEADER_SECONDS = 10  # from the first byte of a request, or the start of a conne
 REQUEST_SECONDS = 60  # from there to the end of the answer
 MAX_CONNECTIONS = 1000  # past which a request is refused
 MAX_WAITING_CONNECTIONS = 1200  # past which a connection is closed at once
+GRACE_SECONDS = 30  # for the requests that have begun, after SIGTERM
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 # A page of this server runs its own scripts and styles, asks this server, and is shown in no frame.
@@ -126,6 +129,23 @@ class Protocol(H11Protocol):
         elif not between_requests and self.waiting is not None:
             self.waiting.cancel()
             self.waiting = None
+
+
+def configuration(app: Starlette) -> uvicorn.Config:
+    """How uvicorn serves the application: HTTP/1.1 alone, within the limits, and saying nothing of each request."""
+    return uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        log_level="error",
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
 
 
 def _answer(status: int, reason: str) -> JSONResponse:

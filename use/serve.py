@@ -6,33 +6,35 @@ requests that have begun are answered. Not a stage.
 """
 
 import argparse
+import importlib.util
 import ipaddress
 import os
 import resource
 import socket
 
-import uvicorn
-from starlette.applications import Starlette
-
 from stages.common import errors, paths
 from stages.common.errors import UserError
-from use import limits
-from use.app import application
-from use.classifier import Classifier
 
 VARIABLE = "SERVE_TOKEN"
 MIN_TOKEN = 16  # characters
-GRACE_SECONDS = 30  # for the requests that have begun, after SIGTERM
+OPEN_FILES = 4096
 
 
 def main() -> None:
     """Listen until a signal comes."""
     arguments = parser().parse_args()
+    if importlib.util.find_spec("uvicorn") is None:
+        raise UserError("needs the packages of requirements-serve.txt: `make serve` installs them, and serves")
     token = os.environ.get(VARIABLE)
     address = checked_address(arguments.host, token)
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each connection is an open file
+    allow_connections()
     with listening(address, arguments.port) as listener:
+        import uvicorn
+
+        from use.app import application
+        from use.classifier import Classifier
+        from use.limits import configuration
+
         classifier = Classifier(arguments.model)
         host, port = listener.getsockname()[:2]
         config = configuration(application(classifier, token, local=_is_loopback(address)))
@@ -41,21 +43,11 @@ def main() -> None:
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def configuration(app: Starlette) -> uvicorn.Config:
-    """How uvicorn serves the application: HTTP/1.1 alone, within the limits, and saying nothing of each request."""
-    return uvicorn.Config(
-        app,
-        http=limits.Protocol,
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        log_config=None,
-        log_level="error",
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=limits.MAX_CONNECTIONS,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-    )
+def allow_connections() -> None:
+    """Let this process open as many files as the system lets it: each connection is one."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    wanted = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def parser() -> argparse.ArgumentParser:
