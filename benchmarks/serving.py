@@ -48,17 +48,15 @@ def main() -> None:
     classifier = Classifier(str(paths.MODEL))
     one = np.zeros((1, 1, 28, 28), dtype=np.uint8)
 
-    def decoded() -> None:
-        classifier.classify(classifier.prepare(content, "auto").pixels[None], part_size=1)
+    def decoded(part_size: int) -> None:
+        classifier.classify(np.stack([classifier.prepare(content, "auto").pixels]), part_size=part_size)
 
     rows += [
         (f"bare loop, {name}", *loop(work))
         for name, work in {
             "network alone, a picture at a time": lambda: classifier.classify(one, part_size=1),
-            "with decoding": decoded,
-            f"with decoding, in parts of {PART} as the server": lambda: classifier.classify(
-                classifier.prepare(content, "auto").pixels[None], part_size=PART
-            ),
+            "with decoding": lambda: decoded(1),
+            f"with decoding, in parts of {PART} as the server": lambda: decoded(PART),
         }.items()
     ]
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")

@@ -34,6 +34,7 @@ from use.prepare import Pixels, Prepared
 MAX_PICTURES = 64  # of a request
 MAX_WAITING = 512  # pictures of all requests that are decoded and not yet classified
 MAX_PIXELS = 50_000_000  # of a picture
+SMALL = 10_000  # pixels; smaller pictures are decoded in less time than it takes to hand them to another thread
 LARGE = 4_000_000  # pixels; of larger pictures one is decoded at a time
 DRAWABLE = 64  # pixels a side: what a person can draw with a mouse
 PAGE = Path(__file__).parent / "page"
@@ -176,11 +177,13 @@ class Service:
         )
 
     async def _prepare(self, content: bytes, question: Question) -> Prepared:
-        """Decode on another thread. Raises UnusablePicture."""
+        """Decode, on another thread if that takes long. Raises UnusablePicture."""
         facts = pictures.facts(content)
         pixels = facts.width * facts.height
         if pixels > MAX_PIXELS:
             raise UnusablePicture(f"{facts.width} x {facts.height} pixels; at most {MAX_PIXELS:,} are decoded here")
+        if pixels <= SMALL and len(content) <= SMALL:
+            return self.classifier.prepare(content, question.invert)
         run = asyncio.get_running_loop().run_in_executor
         if pixels <= LARGE:
             return await run(self.decoders, self.classifier.prepare, content, question.invert)
