@@ -363,6 +363,26 @@ def test_a_body_that_is_announced_as_too_long_is_not_read(url: str, length: int)
     assert b"more than 32,000,000 bytes" in answer
 
 
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", 200),
+        ("127.0.0.1:80", 200),
+        ("[::1]:80", 200),
+        ("127.0.0.1.example", 421),
+        ("[::1", 421),
+        ("", 421),
+    ],
+)
+def test_only_this_machine_s_own_names_are_answered_to(url: str, host: str, expected: int) -> None:
+    assert httpx.get(f"{url}/model", headers={"Host": host}).status_code == expected
+
+
+def test_a_link_elsewhere_may_lead_to_the_page(url: str) -> None:
+    assert httpx.get(url, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200
+    assert httpx.get(f"{url}/model", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+
+
 def test_one_bad_picture_of_several_is_one_error(url: str, digit: bytes) -> None:
     found = post(url, files=[("a", ("a", digit)), ("b", ("b", bomb())), ("c", ("c", digit))]).json()["predictions"]
     assert [prediction["error"] is None for prediction in found] == [True, False, True]

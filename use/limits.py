@@ -2,7 +2,9 @@
 
 import asyncio
 import hmac
+import ipaddress
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
@@ -19,7 +21,6 @@ REQUEST_SECONDS = 60  # from there to the end of the answer
 MAX_CONNECTIONS = 1000  # past which a request is refused
 MAX_WAITING_CONNECTIONS = 1200  # past which a connection is closed at once
 GRACE_SECONDS = 30  # for the requests that have begun, after SIGTERM
-LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 # A page of this server runs its own scripts and styles, asks this server, and is shown in no frame.
 HEADERS = {
@@ -84,13 +85,13 @@ class Guard:
     def refusal(self, scope: Scope) -> JSONResponse | None:
         """The answer to a request that may not be made, or is too long; None for one that may."""
         headers = Headers(scope=scope)
-        host = headers.get("host", "")
-        if self.local and host.rpartition(":")[0] not in LOCAL_NAMES and host not in LOCAL_NAMES:
+        if self.local and not _names_this_machine(headers.get("host", "")):
             # A page from elsewhere whose name was made to lead here could read the answers (DNS rebinding).
             return _answer(421, "this server is for its own machine: ask 127.0.0.1")
-        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        closed = scope["path"] not in self.open_paths
+        if closed and headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             return _answer(403, "a page from elsewhere may not ask this server")
-        if self.token and scope["path"] not in self.open_paths:
+        if closed and self.token:
             given = headers.get("authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(given.encode(), self.token.encode()):
                 return _answer(401, "needs the header Authorization: Bearer TOKEN")
@@ -98,6 +99,15 @@ class Guard:
         if not length.isdecimal() or len(length) > 18 or int(length) > MAX_BODY:
             return _answer(413, f"more than {MAX_BODY:,} bytes")
         return None
+
+
+def _names_this_machine(host: str) -> bool:
+    """Whether a Host header, with or without a port, is one of this machine's own names."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 class Protocol(H11Protocol):
