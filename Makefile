@@ -1,6 +1,6 @@
 # GNU make 3.81 or newer (macOS has 3.81). `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help repro seeds predict pull compare report plots verify doctor test soak check audit bench format lock
+.PHONY: help repro seeds predict serve pull compare report plots verify doctor test soak check audit bench format lock
 
 # Any Python from 3.11 on; only used to make .venv.
 PYTHON ?= python3
@@ -32,6 +32,9 @@ seeds: ## train the recipe with several seeds, whatever is not there yet: make s
 
 predict: ## classes of pictures: make predict FILES="a.png photos/" (ARGS=--format=csv --out=FILE --model=REV, …)
 	@$(RUNTIME) -- use.predict $(ARGS) $(FILES)
+
+serve: ## the model on a page, and for programs: http://127.0.0.1:8000 (ARGS=--port=8001 --model=REV, …)
+	@$(RUNTIME) requirements-serve.txt -- use.serve $(ARGS)
 
 pull: ## what dvc.lock names, from the remote, checked before it is used (ARGS: targets, --run-cache, --remote=NAME)
 	@$(RUNTIME) -- integrity.pull $(ARGS)
@@ -68,7 +71,7 @@ check: ## format, lint, types and what imports what; changes nothing
 # diskcache, DVC's state, being unpickled from a folder that others can write to: tools/environment.py keeps it private.
 audit: ## look every pinned package up among the known vulnerabilities of PyPI; an error if one cannot be
 	@$(DEVELOPMENT) -- pip_audit --strict --require-hashes --disable-pip --progress-spinner off \
-		--ignore-vuln CVE-2025-69872 -r requirements.txt
+		--ignore-vuln CVE-2025-69872 -r requirements.txt -r requirements-serve.txt
 
 bench: ## measure speed against a plain loop, about half an hour, on a machine that does nothing else (ARGS: parts)
 	@$(RUNTIME) integrity.params -- dvc repro
@@ -82,5 +85,7 @@ lock: ## pin pyproject.toml's dependencies anew, with uv (ARGS=--upgrade for the
 	@command -v uv > /dev/null || { echo "error: needs uv: https://docs.astral.sh/uv" >&2; exit 2; }
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet $(ARGS) \
 		pyproject.toml -o requirements.txt
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet $(ARGS) \
+		--group serve -c requirements.txt -o requirements-serve.txt
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet $(ARGS) \
 		--group dev -c requirements.txt -o requirements-dev.txt
