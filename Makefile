@@ -25,10 +25,10 @@ help: ## list the targets
 	@sed -n 's/^\([a-z]*\): ## /  make \1|/p' Makefile | awk -F '|' '{ printf "%-15s%s\n", $$1, $$2 }'
 
 repro: ## run what is not up to date: download, preprocess, train, evaluate (ARGS go to dvc repro)
-	@$(RUNTIME) integrity.params integrity.repair -- dvc repro $(ARGS)
+	@$(RUNTIME) integrity.repair integrity.params -- dvc repro $(ARGS)
 
 seeds: ## train the recipe with several seeds, whatever is not there yet: make seeds N=5 (ARGS=--force)
-	@$(RUNTIME) integrity.params integrity.repair -- seeds "$(N)" $(ARGS)
+	@$(RUNTIME) integrity.repair integrity.params -- seeds "$(N)" $(ARGS)
 
 predict: ## classes of pictures: make predict FILES="a.png photos/" (ARGS=--format=csv --out=FILE --model=REV, …)
 	@$(RUNTIME) -- use.predict $(ARGS) $(FILES)

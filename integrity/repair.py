@@ -15,7 +15,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from integrity import git
+from integrity import git, merging
 from stages.common import errors, files, paths
 from stages.common.errors import UserError
 
@@ -27,6 +27,7 @@ RWLOCK = TEMPORARY / "rwlock"
 def main() -> None:
     """Mend the repository in the working directory, unless a dvc is at work in it. Raises UserError."""
     errors.no_arguments()
+    merging.resolve()
     if not damaged():
         return
     from dvc.lock import Lock, LockError
