@@ -37,9 +37,8 @@ from torchvision import datasets, transforms
 from benchmarks import photographs
 from benchmarks.overhead import run
 from benchmarks.summary import spread
-from stages.common import params, paths
+from stages.common import machine, params, paths
 from stages.dataset import data_card, packed
-from stages.preprocess import workers
 from stages.train.batches import Batches, PackedImages, ending_workers
 from stages.train.stopping import Stop
 
@@ -122,7 +121,7 @@ def batches(folder: Path) -> list[dict[str, Any]]:
     card = data_card.read(folder / paths.DATA_CARD)
     split = packed.open_split(folder / paths.TRAIN, card.shape, len(card.classes))
     rows = []
-    for num_workers in (0, workers.cores()):
+    for num_workers in (0, machine.cores()):
         ours, theirs = [], []
         for _ in range(REPEATS):
             ours.append(rate(partial(cropped, split, num_workers)))
