@@ -1,6 +1,6 @@
 # GNU make 3.81 or newer (macOS has 3.81). `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help repro seeds predict pull compare report plots verify doctor test soak check audit bench format lock
+.PHONY: help repro seeds predict serve pull compare report plots verify doctor test soak check audit bench format lock
 
 # Python 3.11 or newer, to make .venv.
 PYTHON ?= python3
@@ -32,6 +32,9 @@ seeds: ## train the recipe with several seeds, if they are missing or stale: mak
 
 predict: ## predict the classes of pictures: make predict FILES="a.png photos/" (ARGS=--format=csv --out=FILE --model=REV, …)
 	@$(RUNTIME) -- use.predict $(ARGS) $(FILES)
+
+serve: ## serve the model on a page and over HTTP: http://127.0.0.1:8000 (ARGS=--port=8001 --model=REV, …)
+	@$(RUNTIME) requirements-serve.txt -- use.serve $(ARGS)
 
 pull: ## pull the outputs of dvc.lock from the remote, with checks (ARGS: targets, --run-cache, --remote=NAME)
 	@$(RUNTIME) -- integrity.pull $(ARGS)
@@ -68,7 +71,7 @@ check: ## check format, lint, types and import rules; changes nothing
 # folder that others can write to; tools/environment.py keeps that folder private.
 audit: ## look up every pinned package in PyPI's list of known vulnerabilities
 	@$(DEVELOPMENT) -- pip_audit --strict --require-hashes --disable-pip --progress-spinner off \
-		--ignore-vuln CVE-2025-69872 -r requirements.txt
+		--ignore-vuln CVE-2025-69872 -r requirements.txt -r requirements-serve.txt
 
 bench: ## compare the speed with a plain loop; half an hour on an otherwise idle machine (ARGS: parts)
 	@$(RUNTIME) integrity.params -- dvc repro
@@ -82,5 +85,7 @@ lock: ## pin the dependencies of pyproject.toml with uv (ARGS=--upgrade for the 
 	@command -v uv > /dev/null || { echo "error: needs uv: https://docs.astral.sh/uv" >&2; exit 2; }
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet $(ARGS) \
 		pyproject.toml -o requirements.txt
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet $(ARGS) \
+		--group serve -c requirements.txt -o requirements-serve.txt
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet $(ARGS) \
 		--group dev -c requirements.txt -o requirements-dev.txt

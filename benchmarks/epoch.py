@@ -21,7 +21,7 @@ from torch import nn
 from benchmarks import plain
 from benchmarks.steps import torchs_threads
 from benchmarks.summary import spread
-from stages.common import paths
+from stages.common import machine, paths
 from stages.dataset import idx
 from stages.network import device, models
 from stages.network.losses import cross_entropy
@@ -36,7 +36,7 @@ from stages.train.trainer import Trainer
 
 BATCH, LR = 64, 0.01
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"mlp": plain.mlp, "cnn": plain.Net}
-SHARDS = {"mlp": 1, "cnn": device.cores()}  # a step of the mlp takes 1 ms: to divide it costs more than it gains
+SHARDS = {"mlp": 1, "cnn": machine.cores()}  # a step of the mlp takes 1 ms: to divide it costs more than it gains
 
 
 def sgd(model: nn.Module, fused: bool) -> torch.optim.Optimizer:

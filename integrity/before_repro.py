@@ -1,4 +1,4 @@
-"""What `make repro` runs before dvc, in one process: check params.yaml, and repair what a killed dvc left.
+"""What `make repro` runs before dvc, in one process: repair what a killed dvc left, and check params.yaml.
 
 The repairs are described in integrity/repair.py.
 """
@@ -8,10 +8,10 @@ from stages.common import errors
 
 
 def main() -> None:
-    """Check, then repair. Raises UserError."""
+    """Repair, and resolve a merge's conflicts in results; then check. Raises UserError."""
     errors.no_arguments()
-    rules.read()
     repair.main()
+    rules.read()
 
 
 if __name__ == "__main__":

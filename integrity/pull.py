@@ -48,8 +48,10 @@ def main() -> int:
         with at_revision(repo, arguments.rev):
             outputs, unknown = select(repo, root, arguments)
         remotes = Remotes(repo)
-        folders = {out: fetch_list(cache, remotes, root, out) for out in outputs if out.oid.endswith(".dir")}
+        folders, absent = fetch_lists(cache, remotes, root, outputs, arguments.allow_missing)
+        outputs = [out for out in outputs if out not in absent]
         fetched, missing = fetch_files(cache, remotes, outputs, folders, arguments.jobs, arguments.allow_missing)
+        missing = [*(out.path.as_posix() for out in absent), *missing]
         faults = remove_bad_runs(repo)
         runs, refusals = fetch_runs(repo, arguments.remote) if arguments.run_cache else (0, [])
         if not arguments.rev:
@@ -184,14 +186,31 @@ class Cache:
             Path(temporary).unlink(missing_ok=True)
 
 
-def fetch_list(cache: Cache, remotes: Remotes, root: Path, out: Output) -> list[objects.ListedFile]:
-    """The files of an output that is a folder. Raises UserError if its list is unavailable or unsafe."""
-    place = cache.place(out.oid)
-    if not cache.holds(out.oid):
+def fetch_lists(
+    cache: Cache, remotes: Remotes, root: Path, outputs: list[Output], allow_missing: bool
+) -> tuple[dict[Output, list[objects.ListedFile]], list[Output]]:
+    """The files of the outputs that are folders, and, with `allow_missing`, the folders whose list no remote has.
+
+    Raises UserError if a list is unavailable or unsafe.
+    """
+    folders, absent = {}, []
+    for out in outputs:
+        if not out.oid.endswith(".dir"):
+            continue
         try:
-            cache.fetch(out.oid, remotes[out.remote], objects.MAX_LIST_BYTES)
+            if not cache.holds(out.oid):
+                cache.fetch(out.oid, remotes[out.remote], objects.MAX_LIST_BYTES)
+            folders[out] = checked_list(cache, root, out)
         except (BadObject, MissingObject, UnreadableObject) as error:
-            raise refusal(remotes[out.remote], {out.oid: error}, out.path) from None
+            if not (allow_missing and isinstance(error, MissingObject)):
+                raise refusal(remotes[out.remote], {out.oid: error}, out.path) from None
+            absent.append(out)
+    return folders, absent
+
+
+def checked_list(cache: Cache, root: Path, out: Output) -> list[objects.ListedFile]:
+    """The files of an output that is a folder, from the cache. Raises UserError if its list is unsafe."""
+    place = cache.place(out.oid)
     try:
         listed = objects.folder_list(place.read_bytes(), out.oid)
         refuse_links(root, out.path, listed)

@@ -18,7 +18,7 @@ from typing import Any
 
 import platformdirs
 
-from integrity import git
+from integrity import git, merging
 from stages.common import errors, files, paths
 from stages.common.errors import UserError, one_line
 
@@ -31,6 +31,7 @@ COMPLETE = re.compile(rb"\n +(size|nfiles): \d+\n\Z")  # the last line of a dvc.
 def main() -> None:
     """Repair the repository in the working directory, unless a dvc is running there. Raises UserError."""
     errors.no_arguments()
+    merging.resolve()
     if not needs_repair():
         return
     from dvc.lock import Lock, LockError

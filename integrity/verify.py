@@ -70,13 +70,17 @@ def main() -> int:
 
 
 def lend_pictures(root: Path, clone: Path) -> None:
-    """Link the folder or archive of own pictures into a clone, which lacks it: Git has none of them."""
+    """Link the folder or archive of own pictures into a clone, which lacks it: Git has none of them.
+
+    If DVC tracks it, the clone, whose cache is empty, has to forget that. The MD5 in dvc.lock says what it has to be.
+    """
     section = params.load(clone / paths.PARAMS).get("data") if (clone / paths.PARAMS).is_file() else None
     name = section.get("images") if isinstance(section, dict) else None
     place = Path(name) if isinstance(name, str) else None
-    if place is None or place.is_absolute() or ".." in place.parts or (clone / f"{place}.dvc").exists():
+    if place is None or place.is_absolute() or ".." in place.parts:
         return
     if (root / place).exists() and not (clone / place).exists():
+        (clone / f"{place}.dvc").unlink(missing_ok=True)
         (clone / place).parent.mkdir(parents=True, exist_ok=True)
         (clone / place).symlink_to((root / place).resolve())
 

@@ -23,6 +23,37 @@ FLAGS = (
     "--hide-scrollbars",
 )
 
+# Text below a contrast of 4.5, and lines and points of charts below 3 (WCAG 2.1, 1.4.3 and 1.4.11); how many were seen.
+CONTRAST = """
+const parse = c => { const n = c.match(/[0-9.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; };
+const linear = v => v <= 0.03928 * 255 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4;
+const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+const behind = e => {
+  for (; e; e = e.parentElement) {
+    const c = parse(getComputedStyle(e).backgroundColor);
+    if (c[3] === 1) return c;
+    if (c[3] > 0) throw e.outerHTML;
+  }
+  return [255, 255, 255];
+};
+const bad = []; let seen = 0;
+const look = (colour, element, least, what) => {
+  const [a, b] = [light(parse(colour)), light(behind(element))];
+  const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  if (ratio < least) bad.push(`${ratio.toFixed(2)} ${colour} ${what}`);
+  seen++;
+};
+document.querySelectorAll('details').forEach(d => d.open = true);
+const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walk.nextNode()) {
+  const e = walk.currentNode.parentElement, s = getComputedStyle(e);
+  if (walk.currentNode.data.trim()) look(e.closest('svg') ? s.fill : s.color, e, 4.5, walk.currentNode.data);
+}
+document.querySelectorAll('svg .line, svg .span').forEach(e => look(getComputedStyle(e).stroke, e, 3, e.outerHTML));
+document.querySelectorAll('svg .dot').forEach(e => look(getComputedStyle(e).fill, e, 3, e.outerHTML));
+return {bad, seen};
+"""
+
 
 @contextmanager
 def browser(chromium: str, driver: str) -> Iterator[webdriver.Chrome]:
@@ -40,8 +71,11 @@ def browser(chromium: str, driver: str) -> Iterator[webdriver.Chrome]:
             chrome.quit()
 
 
-def show(chrome: webdriver.Chrome, page: Path, width: int = 1400, scheme: str = "light") -> None:
-    """Open a page at a width, light or dark, as a person's settings would have it. Starts the logs anew."""
+def show(chrome: webdriver.Chrome, page: Path | str, width: int = 1400, scheme: str = "light") -> None:
+    """Open a page, a file or a URL, at a width, light or dark, as a person's settings would have it.
+
+    Starts the logs anew.
+    """
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     features = [{"name": "prefers-color-scheme", "value": scheme}]
@@ -49,7 +83,7 @@ def show(chrome: webdriver.Chrome, page: Path, width: int = 1400, scheme: str = 
     chrome.get("about:blank")
     for log in ("browser", "performance"):
         _log(chrome, log)
-    chrome.get(page.resolve().as_uri())
+    chrome.get(page if isinstance(page, str) else page.resolve().as_uri())
 
 
 def console(chrome: webdriver.Chrome) -> list[str]:

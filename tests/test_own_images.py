@@ -170,8 +170,8 @@ def test_verify_lends_the_pictures_to_its_clone_and_writes_nowhere_else(tmp_path
         assert (clone / "data/mine").is_symlink() == linked
         assert [path.name for path in clone.parent.iterdir()] == ["clone"]
         assert len(list(clone.iterdir())) == 1 + linked
-    (clone / "data/mine.dvc").parent.mkdir()
-    (clone / "data/mine.dvc").write_text("outs: []\n", encoding="utf-8")  # DVC has them, and makes a folder of its own
+    (clone / "data").mkdir()
+    (clone / "data/mine.dvc").write_text("outs: []\n", encoding="utf-8")
     (clone / "params.yaml").write_text(yaml.safe_dump({"data": {"images": "data/mine"}}), encoding="utf-8")
     verify.lend_pictures(root, clone)
-    assert not (clone / "data/mine").exists()
+    assert [path.name for path in (clone / "data").iterdir()] == ["mine"]

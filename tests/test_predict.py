@@ -340,8 +340,9 @@ def test_a_folder_s_pictures_are_prepared_as_the_model_file_says() -> None:
 def test_inversion_is_told_by_the_whole_and_the_border(pixels: Pixels, training_mean: float, looks: bool) -> None:
     assert prepare.looks_inverted(pixels[None], training_mean) is looks
     content = png(pixels)
-    for invert, inverted in (("auto", looks), ("yes", True), ("no", False)):
-        prepared = prepare.prepare(content, spec(), training_mean, invert)  # type: ignore[arg-type]
+    outcomes: dict[prepare.Invert, bool] = {"auto": looks, "yes": True, "no": False}
+    for invert, inverted in outcomes.items():
+        prepared = prepare.prepare(content, spec(), training_mean, invert)
         assert (prepared.looks_inverted, prepared.inverted) == (looks, inverted)
         assert (prepared.pixels[0] == (255 - pixels if inverted else pixels)).all()
 

@@ -30,44 +30,13 @@ from review.results import Confusion, Results
 from stages.common import paths, record
 from stages.common.errors import UserError
 from stages.evaluate import figures, scores
-from tests.browser import browser, console, requests, show
+from tests.browser import CONTRAST, browser, console, requests, show
 from tests.clones import Clone
 from tests.programs import need
 
 EVIL = "<script>alert(1)</script>"  # Git takes it for the name of a branch
 NAMES = [EVIL, '"><img src=x onerror=alert(2)>', "'; --", "&amp;", "</style><b>", "\u202egnp.exe"]
 SIZES = [(width, scheme) for width in (390, 1400) for scheme in ("light", "dark")]
-
-# Text below a contrast of 4.5, and lines and points of charts below 3 (WCAG 2.1, 1.4.3 and 1.4.11); how many were seen.
-CONTRAST = """
-const parse = c => { const n = c.match(/[0-9.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; };
-const linear = v => v <= 0.03928 * 255 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4;
-const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
-const behind = e => {
-  for (; e; e = e.parentElement) {
-    const c = parse(getComputedStyle(e).backgroundColor);
-    if (c[3] === 1) return c;
-    if (c[3] > 0) throw e.outerHTML;
-  }
-  return [255, 255, 255];
-};
-const bad = []; let seen = 0;
-const look = (colour, element, least, what) => {
-  const [a, b] = [light(parse(colour)), light(behind(element))];
-  const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-  if (ratio < least) bad.push(`${ratio.toFixed(2)} ${colour} ${what}`);
-  seen++;
-};
-document.querySelectorAll('details').forEach(d => d.open = true);
-const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-while (walk.nextNode()) {
-  const e = walk.currentNode.parentElement, s = getComputedStyle(e);
-  if (walk.currentNode.data.trim()) look(e.closest('svg') ? s.fill : s.color, e, 4.5, walk.currentNode.data);
-}
-document.querySelectorAll('svg .line, svg .span').forEach(e => look(getComputedStyle(e).stroke, e, 3, e.outerHTML));
-document.querySelectorAll('svg .dot').forEach(e => look(getComputedStyle(e).fill, e, 3, e.outerHTML));
-return {bad, seen};
-"""
 
 
 @pytest.fixture(scope="module")

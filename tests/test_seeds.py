@@ -407,3 +407,38 @@ def test_a_wrong_command_line(arguments: list[str], line: str, project: Project)
     status, _, err = compared(project, "main", *arguments)
     assert status == 2
     assert line in err
+
+
+# The gate
+
+
+def judged(project: Project, *arguments: str) -> tuple[int, str]:
+    """Exit status and output of `python -m review.pull_request`."""
+    done = python(project, "review.pull_request", *arguments)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.soak
+def test_the_gate_judges_by_seeds(project: Project) -> None:
+    """Recorded on both sides; of a branch that changed only the seed; trained for a branch that has none."""
+    project.run("git", "checkout", "-q", "worse")
+    status, told = judged(project, "main", "--seeds", "3")
+    assert status == 1, told
+    assert "note: main: 3 seeds, which seeds/dvc.lock names, on trust; none was trained here\n" in told
+    assert "note: work tree: 3 seeds, which seeds/dvc.lock names, on trust; none was trained here\n" in told
+    assert told.splitlines()[-1].startswith("failed: the branch is worse: mean test accuracy ")
+
+    project.run("git", "checkout", "-q", "main")
+    project.run("git", "checkout", "-qb", "another-seed")
+    project.set(train={"seed": 1})
+    commit(project, "another seed")
+    status, told = judged(project, "main", "--seeds", "3")
+    assert status == 0, told
+    assert "work tree against main: within noise: mean test accuracy " in " ".join(told.split())
+
+    project.run("git", "reset", "-q", "--hard")
+    project.run("git", "checkout", "-q", "stale")
+    status, told = judged(project, "main", "--seeds", "3")
+    assert status == 1, told
+    assert re.findall(r"Running stage 'seeds/dvc.yaml:seed@(\d)'", told) == ["0", "1", "2"]
+    assert "note: work tree: 3 seeds, trained here or cached\n" in told

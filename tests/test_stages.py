@@ -234,7 +234,7 @@ def test_what_cannot_train_is_told_before_the_first_step(
     section: str, options: dict[str, Any], expected: str, bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.run(download, preprocess)
-    monkeypatch.setattr("stages.network.machine.memory_bytes", lambda: 8_000_000_000)
+    monkeypatch.setattr("stages.common.machine.memory_bytes", lambda: 8_000_000_000)
     monkeypatch.setattr(train_stage, "fit", lambda *arguments, **options: pytest.fail("it trains"))
     bench.values["model"]["name"] = section
     bench.values["models"][section] |= options

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,14 +11,19 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
+from stages.common import params
 from stages.common.errors import UserError
 from stages.dataset import folder, pictures
 from stages.dataset.folder import Reader
+from stages.preprocess import __main__ as preprocess
 from stages.preprocess import survey, workers
 from tests.imports import ROOT
 from tests.test_folder import fill
 from tests.test_pictures import JPEG, PNG
+
+DEFAULTS = params.load(ROOT / "params.yaml")
 
 
 @pytest.fixture
@@ -145,3 +151,44 @@ def alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_progress_is_lines_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(workers, "LINE_SECONDS", -1)
+    assert list(workers.progress(range(3), "decoding", 1005, done=1002)) == [0, 1, 2]
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.sub(r"[\d,]+ a second, [\d,]+ s left", "RATE", line) for line in lines] == [
+        f"decoding: 1,00{count} of 1,005 pictures, RATE" for count in (3, 4, 5)
+    ]
+
+
+def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert list(workers.progress(range(3), "decoding", 8, done=5)) == [0, 1, 2]
+    shown = capsys.readouterr()
+    assert not shown.out
+    assert "decoding:" in shown.err
+    assert "5/8" in shown.err
+
+
+def test_preprocess_uses_as_many_processes_as_the_machine_settings_say(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {**DEFAULTS, "data": {**DEFAULTS["data"], "name": "images", "images": str(root)}}
+    values["preprocess"] = {**DEFAULTS["preprocess"], "bad_images": "skip"}
+    Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    asked: list[int] = []
+
+    def note(*arguments: object) -> None:
+        asked.append(int(str(arguments[-1])))
+        raise UserError("enough")
+
+    monkeypatch.setattr("stages.preprocess.own.prepare", note)
+    monkeypatch.setattr("stages.common.machine.cores", lambda: 5)
+    for variable in ("", "3"):
+        monkeypatch.setenv("MACHINE_THREADS", variable)
+        with pytest.raises(UserError, match="enough"):
+            preprocess.main()
+    assert asked == [5, 3]

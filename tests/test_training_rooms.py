@@ -25,8 +25,9 @@ from safetensors.torch import save
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 from torchvision.transforms.v2 import functional as tv
 
+from stages.common import machine
 from stages.common.errors import UserError, one_stage_at_a_time
-from stages.network import device, losses, machine, model_file, models
+from stages.network import device, losses, model_file, models
 from stages.network.model_file import Spec
 from stages.network.options import Name
 from stages.train import augmentation, schedules
@@ -690,9 +691,9 @@ def test_without_proc_there_is_no_quota(tmp_path: Path) -> None:
 def test_cores_are_what_a_quota_leaves(
     quota: float | None, assigned: int, cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stages.network.machine.cpu_quota", lambda: quota)
+    monkeypatch.setattr("stages.common.machine.cpu_quota", lambda: quota)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(assigned)), raising=False)
-    assert device.cores() == cores
+    assert machine.cores() == cores
 
 
 def test_a_real_quota() -> None:
@@ -704,7 +705,7 @@ def test_a_real_quota() -> None:
     except OSError as error:
         pytest.skip(f"needs the right to make control groups of version 1: {error}")
     try:
-        script = "import sys; open(sys.argv[1], 'w').write('0'); from stages.network import machine; "
+        script = "import sys; open(sys.argv[1], 'w').write('0'); from stages.common import machine; "
         script += "print(machine.cpu_quota())"
         command = [sys.executable, "-c", script, str(group / "tasks")]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
@@ -724,12 +725,12 @@ def test_a_real_quota() -> None:
 def test_memory_is_the_least_of_its_limits(
     files: dict[str, str], limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stages.network.machine.address_space", lambda: None)
+    monkeypatch.setattr("stages.common.machine.address_space", lambda: None)
     files |= {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    2000 kB\nSwapFree: 1000 kB\nHugePages_Total: 3\n"}
     process = fake_process(tmp_path, "0::/a\n", [("/", "cg", "cgroup2")], files)
     assert machine.memory_bytes(process) == limit
     (process / "status").write_text("Name:\tx\nVmSize:\t    100 kB\n", encoding="utf-8")
-    monkeypatch.setattr("stages.network.machine.address_space", lambda: 200_000)
+    monkeypatch.setattr("stages.common.machine.address_space", lambda: 200_000)
     assert machine.memory_bytes(process) == 200_000 - 102_400
 
 
@@ -847,7 +848,7 @@ def test_why_a_gpu_is_not_seen(visible: str | None, built: bool, usable: int, in
 
 def test_a_hidden_gpu_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stages.network.device.found", lambda: {"cpu": 1, "cuda": 0, "mps": 0})
-    monkeypatch.setattr("stages.network.machine.gpus", lambda: 2)
+    monkeypatch.setattr("stages.common.machine.gpus", lambda: 2)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr("torch.version.cuda", "13.0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")

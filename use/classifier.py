@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stages.common import machine_settings, params, paths
+from stages.common import machine, machine_settings, params, paths
 from stages.evaluate.options import Evaluate
 from stages.network import device
 from stages.network.device import Map
@@ -35,7 +35,7 @@ class Classifier:
         options, threads = params.section(values, "evaluate", Evaluate), machine_settings.read(values).threads
         with redirect_stdout(sys.stderr):  # standard output is for results
             self.device = device.set_up(options.device, threads, options.numerics, "evaluate.device")
-        self.threads = threads or device.cores()
+        self.threads = threads or machine.cores()
         network, self.spec, self.sha256 = load(model)
         self.training_mean = float(network.get_buffer("0.mean").mean()) / 255  # of the normalization layer
         self.network = network.to(self.device)

@@ -5,7 +5,6 @@ The decisions are functions of plain values, so that they can be tested on a mac
 
 import ctypes
 import errno
-import math
 import os
 import platform
 import sys
@@ -16,9 +15,8 @@ from typing import Any
 
 import torch
 
-from stages.common import paths
+from stages.common import machine, paths
 from stages.common.errors import UserError
-from stages.network import machine
 
 Map = Callable[..., Iterable[Any]]  # as the built-in map, but it may run several calls at once
 
@@ -136,8 +134,8 @@ def set_up(wanted: str, threads: int, numerics: str, key: str) -> torch.device:
         torch.use_deterministic_algorithms(True, warn_only=kind == "mps")  # MPS has no deterministic form of some
         torch.backends.cudnn.benchmark = False  # would choose its algorithms by the clock
     quota = machine.cpu_quota() if not threads else None
-    few = quota if quota is not None and quota < _assigned() else None
-    print(describe(kind, there, threads or cores(), few, hidden if wanted == "auto" else ""), flush=True)
+    few = quota if quota is not None and quota < machine.assigned_cores() else None
+    print(describe(kind, there, threads or machine.cores(), few, hidden if wanted == "auto" else ""), flush=True)
     target = torch.device(kind)
     if kind == "cuda":
         check_usable(target, key)
@@ -165,16 +163,6 @@ def unusable(error: RuntimeError, key: str) -> UserError:
     )
 
 
-def cores() -> int:
-    """Cores that this process may use: those that it may run on, and no more than the time it is given, rounded up."""
-    quota = machine.cpu_quota()
-    return _assigned() if quota is None else min(_assigned(), max(math.ceil(quota), 1))
-
-
-def _assigned() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _why_hidden() -> str:
     visible, built = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.version.cuda is not None
     return why_hidden(visible, built, torch.cuda.device_count(), machine.gpus())
@@ -187,7 +175,7 @@ def _is_x86(architecture: str) -> bool:
 @contextmanager
 def in_parallel(device: torch.device, threads: int) -> Iterator[Map]:
     """Give a `map` that runs the calls of a CPU on so many threads at once (0: one a core); those of a GPU in turn."""
-    threads = threads or cores()
+    threads = threads or machine.cores()
     if device.type != "cpu" or threads == 1:
         yield map
         return
@@ -225,10 +213,11 @@ def keep_freed_memory() -> None:
     """Have glibc keep the memory of freed tensors for the next ones.
 
     Otherwise each large tensor of each step is mapped anew, and the system fills its pages with zeros first: with
-    batches of 512 a step of a small convolutional network took 1.4 times as long.
+    batches of 512 a step of a small convolutional network took 1.4 times as long. Tensors of more than 32 MiB, for
+    which that matters less, go back to the system: what is kept would be broken up by small ones, and grow.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # musl has none
-        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stages.common import errors, files, params, paths, record
+from stages.common import errors, files, machine, machine_settings, params, paths, record
 from stages.common.errors import UserError
 from stages.dataset import data_card, idx, packed
 from stages.dataset.data_card import DataCard
@@ -35,7 +35,8 @@ def main() -> None:
     targets: dict[Part, Path] = {"train": paths.TRAIN, "validation": paths.VALIDATION, "test": paths.TEST}
     audit: dict[str, Any] = {}
     if data.name == "images":
-        card, audit["audit"] = own.prepare(Path(data.images), options, targets)
+        processes = machine_settings.read(values).threads or machine.cores()
+        card, audit["audit"] = own.prepare(Path(data.images), options, targets, processes)
     else:
         card = published(DATA_SETS[data.name], options, targets)
     data_card.write(paths.DATA_CARD, card)

@@ -12,7 +12,7 @@ from stages.common.preparation import Preparation
 from stages.dataset import folder, packed
 from stages.dataset.data_card import DataCard
 from stages.dataset.folder import Part, Reader
-from stages.preprocess import audit, pack, selection, survey, workers
+from stages.preprocess import audit, pack, selection, survey
 from stages.preprocess.normalization import NORMALIZATIONS
 from stages.preprocess.options import Preprocess
 from stages.preprocess.selection import Selection
@@ -20,14 +20,16 @@ from stages.preprocess.selection import Selection
 SHOWN = 1000  # pictures that one message names
 
 
-def prepare(root: Path, options: Preprocess, targets: Mapping[Part, Path]) -> tuple[DataCard, dict[str, Any]]:
+def prepare(
+    root: Path, options: Preprocess, targets: Mapping[Part, Path], processes: int
+) -> tuple[DataCard, dict[str, Any]]:
     """Read the pictures below `root`, and write each part into its folder; what they are, and what was left out.
 
     Raises UserError for pictures that cannot be used as the options say, OSError (no permission, a full disk).
     """
     listing = folder.scan(root)
     print(f"{len(listing.pictures):,} pictures in {root}: {listing.layout}", flush=True)
-    reader, processes = Reader(root), workers.cores()
+    reader = Reader(root)
     surveyed = survey.survey(listing, reader, processes)
     selected = selection.select(listing, surveyed, options)
 

@@ -25,11 +25,6 @@ LINE_SECONDS = 10  # between two lines where the output is no terminal
 WATCH_SECONDS = 1  # between two looks of a worker at whether its parent is alive
 
 
-def cores() -> int:
-    """The number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def in_order(
     function: Callable[[list[A]], list[B]], items: Iterable[A], processes: int, batch: int = 32
 ) -> Iterator[B]:

@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from stages.common import paths
+from stages.common import machine, paths
 from stages.common.errors import UserError
 from stages.dataset.packed import Split
-from stages.network import machine
 from stages.train.seeds import ORDER, seed_for
 from stages.train.stopping import Stop
 

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from stages.common import paths
+from stages.common import machine, paths
 from stages.common.errors import UserError
 from stages.dataset.data_card import DataCard
-from stages.network import device, machine, models
+from stages.network import device, models
 from stages.train import shards
 from stages.train.batches import EpochBatches
 from stages.train.optimizers import numbers_a_weight

@@ -1,9 +1,11 @@
 """What this process may use of the machine: control groups and `ulimit` may leave it less than the machine has.
 
-All functions take the folder of the process in /proc, so that they can be tested. Systems without one have no such
+Functions take the folder of the process in /proc, so that they can be tested. Systems without one have no such
 limits that these functions know.
 """
 
+import math
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,17 @@ def cpu_quota(process: Path = SELF) -> float | None:
             case [quota, period] if quota.isdecimal() and period.isdecimal() and int(period):  # "max", "-1": no limit
                 quotas.append(int(quota) / int(period))
     return min(quotas, default=None)
+
+
+def cores() -> int:
+    """Cores that this process may use: those that it may run on, and no more than the time it is given, rounded up."""
+    quota = cpu_quota()
+    return assigned_cores() if quota is None else min(assigned_cores(), max(math.ceil(quota), 1))
+
+
+def assigned_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_bytes(process: Path = SELF) -> int | None:

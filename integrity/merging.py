@@ -1,0 +1,66 @@
+"""A merge in progress whose conflicts are in what the pipeline writes: `make repro` resolves these.
+
+Two branches that both changed a parameter conflict in dvc.lock and metrics/, and no one of the two sides is right. Here
+our side takes the place of the conflict, so that DVC can read it; `dvc repro`, which follows, takes each stage from its
+run cache or runs it. A conflict in params.yaml, dvc.yaml or code is a person's to resolve, and comes first.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from integrity import git
+from stages.common import paths
+from stages.common.errors import UserError
+
+LOCKS = ("dvc.lock", "seeds/dvc.lock")
+SEEDS = ("seeds/dvc.lock", "seeds/seeds.yaml", "metrics/seeds.json")  # what `make seeds` writes
+METRICS = paths.TEST_METRICS.parent.as_posix()
+SHOWN = 5  # files that are listed by name
+
+
+def resolve() -> None:
+    """Resolve what the pipeline will write again, and print what to do next. Raises UserError for other conflicts."""
+    if not any(map(marked, [*LOCKS, SEEDS[1], *(str(path) for path in sorted(Path(METRICS).glob("*.json")))])):
+        return
+    entries = unmerged()
+    if others := [path for path in entries if not written(path)]:
+        raise UserError(
+            f"a merge is in progress, with conflicts in {listed(others)}: edit and `git add` them first; "
+            f"`make repro` then writes {LOCKS[0]} and {METRICS}/ for the merged parameters"
+        )
+    for path, stages in entries.items():
+        side = "--ours" if 2 in stages else "--theirs"
+        git.run(Path(), "checkout", side, "--", path)
+    if entries:
+        again = ", `make seeds`" if any(path in SEEDS for path in entries) else ""
+        folders = f"{LOCKS[0]} {METRICS}" + (" seeds" if again else "")
+        print(
+            f"merge: one side's {listed(entries)} for now; after this{again}: `git add {folders}`, then `git commit`",
+            flush=True,
+        )
+
+
+def marked(name: str) -> bool:
+    """Whether a file has the marks of a conflict."""
+    path = Path(name)
+    return path.is_file() and any(line.startswith(b"<<<<<<< ") for line in path.read_bytes().splitlines())
+
+
+def unmerged() -> dict[str, set[int]]:
+    """The paths with a conflict, from here, and what Git has of each: 1, the common one; 2, ours; 3, theirs."""
+    found: dict[str, set[int]] = {}
+    for entry in git.run(Path(), "ls-files", "--unmerged", "-z").decode(errors="surrogateescape").split("\0")[:-1]:
+        facts, _, path = entry.partition("\t")
+        found.setdefault(path, set()).add(int(facts.split()[2]))
+    return found
+
+
+def written(path: str) -> bool:
+    """Whether the pipelines write a file."""
+    return path in LOCKS or path in SEEDS or path.startswith(f"{METRICS}/")
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first of some names, and how many more there are."""
+    shown = list(names)
+    return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")

@@ -1,0 +1,109 @@
+"""Merging two branches that both have results: what conflicts, what `make repro` resolves, and what a person must."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from integrity import repair
+from stages.common.errors import UserError
+from tests.toy import Project, begun
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """main, and off it two branches with results: `images` (data.images) and `skill` (train.skill)."""
+    project = begun(tmp_path / "project", ignored="__pycache__/\n/runs/\n")
+    (project.path / "data/processed").mkdir(parents=True)
+    project.set()
+    project.dvc("repro", "-q")
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "-qm", "measured")
+    project.branch("images", data={"images": 500})
+    project.branch("skill", train={"skill": 0.8})
+    return project
+
+
+def merge(project: Project, branch: str) -> list[str]:
+    """Start a merge; returns the files that conflict."""
+    done = subprocess.run(
+        ["git", "merge", "-q", branch], cwd=project.path, env=project.environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1, done.stdout
+    return project.run("git", "diff", "--name-only", "--diff-filter=U").split()
+
+
+def mend(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `make repro` runs before `dvc repro`."""
+    monkeypatch.chdir(project.path)
+    for name, value in project.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["repair"])
+    repair.main()
+
+
+def test_results_that_conflict_are_computed(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert merge(project, "images") == ["dvc.lock", "metrics/evaluate.json"]
+    mend(project, monkeypatch)
+    told = capsys.readouterr().out
+    assert told == (
+        "merge: one side's dvc.lock, metrics/evaluate.json for now; after this: `git add dvc.lock metrics`, then "
+        "`git commit`\n"
+    )
+    project.dvc("repro", "-q")
+    metrics = (project.path / "metrics/evaluate.json").read_text(encoding="utf-8")
+    assert '"images": 500' in metrics
+    assert re.search(r'"accuracy": 0\.[78]\d', metrics)  # that of the lower skill
+    project.run("git", "add", "dvc.lock", "metrics")
+    project.run("git", "commit", "-qm", "merged")
+    assert project.run("git", "status", "--porcelain") == ""
+    mend(project, monkeypatch)
+    assert capsys.readouterr().out.replace("Use `dvc push` to send your updates to remote storage.\n", "") == ""
+
+
+def test_a_result_that_one_branch_has_comes_from_the_cache(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.run("git", "checkout", "-q", "images")
+    project.set(data={"images": 500}, train={"skill": 0.8})
+    project.dvc("repro", "-q")  # as the merge will have it
+    project.run("git", "reset", "-q", "--hard")
+    project.run("git", "checkout", "-q", "skill")
+    merge(project, "images")
+    mend(project, monkeypatch)
+    capsys.readouterr()
+    project.dvc("repro")
+    assert "Running stage" not in capsys.readouterr().out
+    assert '"images": 500' in (project.path / "metrics/evaluate.json").read_text(encoding="utf-8")
+
+
+def test_parameters_that_conflict_are_a_persons(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.branch("skill-2", train={"skill": 0.85})
+    assert "params.yaml" in merge(project, "skill")
+    before = (project.path / "dvc.lock").read_bytes()
+    with pytest.raises(UserError) as error:
+        mend(project, monkeypatch)
+    assert str(error.value).startswith(
+        "a merge is in progress, with conflicts in params.yaml: edit and `git add` them first; `make repro` then writes"
+    )
+    assert (project.path / "dvc.lock").read_bytes() == before
+    project.set(train={"skill": 0.85})
+    project.run("git", "add", "params.yaml")
+    mend(project, monkeypatch)
+    project.dvc("repro", "-q")
+    project.run("git", "add", "dvc.lock", "metrics")
+    project.run("git", "commit", "-qm", "merged")
+
+
+def test_a_merge_without_conflicts_is_left_alone(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.run("git", "checkout", "-qb", "notes", "main")
+    project.write("notes.md", "a\n")
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "-qm", "notes")
+    project.run("git", "merge", "-q", "--no-commit", "skill")
+    mend(project, monkeypatch)
+    assert (project.path / ".git/MERGE_HEAD").is_file()

@@ -1,0 +1,587 @@
+"""`python -m use.serve`: the page in a real headless Chromium, programs, and clients that mean no good."""
+
+import asyncio
+import base64
+import csv
+import io
+import json
+import math
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from selenium import webdriver
+from selenium.webdriver.support.wait import WebDriverWait
+
+from stages.common import paths
+from stages.common.errors import UserError
+from stages.dataset import idx
+from tests.browser import CONTRAST, browser, console, requests, show
+from tests.clones import Clone
+from tests.imports import ROOT
+from tests.programs import need
+from use import app, limits, serve
+from use.classifier import Classifier
+from use.prepare import Pixels
+
+SHARED = "a token of 16 or more characters"
+SIZES = [(width, scheme) for width in (390, 1400) for scheme in ("light", "dark")]
+
+
+def png(pixels: Pixels) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def classifier(pipeline: Clone, tmp_path_factory: pytest.TempPathFactory) -> Classifier:
+    """The pipeline's model, with numerics that a process may set more than once."""
+    folder = tmp_path_factory.mktemp("serve")
+    text = (ROOT / paths.PARAMS).read_text(encoding="utf-8").replace("numerics: portable", "numerics: fast")
+    (folder / paths.PARAMS).write_text(text, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return Classifier(str(pipeline.path / paths.MODEL))
+
+
+@pytest.fixture(scope="module")
+def images(pipeline: Clone) -> Pixels:
+    return idx.decode((pipeline.path / paths.TEST_IMAGES).read_bytes())
+
+
+@contextmanager
+def serving(classifier: Classifier, token: str | None = None, local: bool = True) -> Iterator[str]:
+    """The server on a thread, listening on this machine; gives its URL."""
+    listener = serve.listening("127.0.0.1", 0)
+    server = uvicorn.Server(limits.configuration(app.application(classifier, token, local)))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def url(classifier: Classifier) -> Iterator[str]:
+    with serving(classifier) as found:
+        yield found
+
+
+@pytest.fixture
+def digit(images: Pixels) -> bytes:
+    return png(images[0])
+
+
+def connect(url: str) -> socket.socket:
+    host, _, port = url.removeprefix("http://").partition(":")
+    return socket.create_connection((host, int(port)), timeout=60)
+
+
+def head(url: str, length: int, *more: str) -> bytes:
+    """The head of a POST /predict."""
+    host = url.removeprefix("http://")
+    lines = ["POST /predict HTTP/1.1", f"Host: {host}", f"Content-Length: {length}", *more, "", ""]
+    return "\r\n".join(lines).encode()
+
+
+def everything(connection: socket.socket) -> bytes:
+    """What comes until the server closes."""
+    parts = []
+    try:
+        while part := connection.recv(65536):
+            parts.append(part)
+    except ConnectionError:
+        pass
+    return b"".join(parts)
+
+
+# --- the page
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[webdriver.Chrome]:
+    with browser(need("chromium", "chromium"), need("chromium-driver", "chromedriver")) as found:
+        yield found
+
+
+def status(chrome: webdriver.Chrome, text: str) -> str:
+    """What the page says once it begins with a text."""
+    WebDriverWait(chrome, 60, 0.05).until(lambda page: page.find_element("id", "status").text.startswith(text))
+    return chrome.find_element("id", "status").text
+
+
+def opened(chrome: webdriver.Chrome, url: str, width: int = 1400, scheme: str = "light") -> None:
+    show(chrome, url, width, scheme)
+    WebDriverWait(chrome, 60, 0.05).until(lambda page: "classes" in page.find_element("id", "about").text)
+
+
+def place(chrome: webdriver.Chrome, name: str) -> tuple[float, float, float]:
+    """Left, top and width of an element, in pixels of the window."""
+    script = "const r = document.getElementById(arguments[0]).getBoundingClientRect(); return [r.left, r.top, r.width]"
+    left, top, width = chrome.execute_script(script, name)
+    return left, top, width
+
+
+def draw(chrome: webdriver.Chrome, points: list[tuple[float, float]], finger: bool = False) -> None:
+    """A stroke; points in 0 … 1 of the canvas."""
+    left, top, width = place(chrome, "canvas")
+    whole = [{"x": left + width * x, "y": top + width * y} for x, y in points]
+    if finger:
+        for kind, touches in [
+            ("touchStart", whole[:1]),
+            *(("touchMove", [point]) for point in whole),
+            ("touchEnd", []),
+        ]:
+            chrome.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touches})
+        return
+    mouse = {"button": "left", "buttons": 1, "clickCount": 1}
+    for event, at in [("mousePressed", whole[0]), *(("mouseMoved", at) for at in whole), ("mouseReleased", whole[-1])]:
+        chrome.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": event, **at, **mouse})
+
+
+def one() -> list[tuple[float, float]]:
+    """Upright and thin, in a corner: centring it is the page's work."""
+    return [(0.2, 0.1 + step / 20) for step in range(9)]
+
+
+def zero() -> list[tuple[float, float]]:
+    angles = [step * math.pi / 12 for step in range(25)]
+    return [(0.5 + 0.2 * math.cos(angle), 0.5 + 0.3 * math.sin(angle)) for angle in angles]
+
+
+@pytest.mark.parametrize(("width", "scheme"), SIZES)
+def test_a_digit_is_drawn_and_recognized(chrome: webdriver.Chrome, url: str, width: int, scheme: str) -> None:
+    opened(chrome, url, width, scheme)
+    draw(chrome, one())
+    assert status(chrome, "Predicted") == "Predicted: 1"
+    chrome.find_element("id", "clear").click()
+    status(chrome, "Nothing")
+    draw(chrome, zero(), finger=width == 390)
+    assert status(chrome, "Predicted") == "Predicted: 0"
+    rows = chrome.find_element("id", "classes").text.splitlines()
+    assert rows[0] == "0"
+    assert re.fullmatch(r"\d+\.\d\d %", rows[1])
+    assert len(rows) == 10  # five classes
+    assert chrome.find_element("id", "seen").text == "As the network saw it"
+    size = "const p = document.getElementById('picture'); return [p.naturalWidth, p.naturalHeight]"
+    assert chrome.execute_script(size) == [28, 28]
+    found = chrome.execute_script(CONTRAST)
+    assert found["bad"] == []
+    assert found["seen"] > 20
+    assert chrome.execute_script("return document.documentElement.scrollWidth") <= width
+    assert console(chrome) == []
+    asked = requests(chrome)
+    assert f"{url}/predict?top=5&seen=true&invert=no" in asked
+    assert [other for other in asked if not other.startswith(url)] == []
+
+
+def test_a_drawing_is_centred_and_fills_what_mnist_s_digits_fill(chrome: webdriver.Chrome, url: str) -> None:
+    opened(chrome, url)
+    draw(chrome, one())
+    status(chrome, "Predicted")
+    ink = """
+    const picture = document.getElementById('picture'), canvas = document.createElement('canvas');
+    canvas.width = canvas.height = 28;
+    const pen = canvas.getContext('2d');
+    pen.drawImage(picture, 0, 0);
+    return [...pen.getImageData(0, 0, 28, 28).data].filter((_, index) => index % 4 === 0);
+    """
+    seen = np.array(chrome.execute_script(ink)).reshape(28, 28)
+    rows = np.nonzero(seen > 128)[0]
+    assert rows.max() - rows.min() + 1 in (19, 20, 21)
+    assert (seen * np.arange(28)).sum() / seen.sum() == pytest.approx(13.5, abs=0.6)
+    assert (seen.T * np.arange(28)).sum() / seen.sum() == pytest.approx(13.5, abs=0.6)
+    chrome.find_element("id", "centre").click()
+    WebDriverWait(chrome, 60, 0.05).until(
+        lambda page: np.nonzero(np.array(page.execute_script(ink)).reshape(28, 28))[1].max() < 12
+    )
+
+
+def test_files_are_dropped_chosen_and_pasted(
+    chrome: webdriver.Chrome, url: str, images: Pixels, tmp_path: Path
+) -> None:
+    paper = tmp_path / "paper.png"
+    paper.write_bytes(png(255 - images[0]))
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    opened(chrome, url)
+    left, top, _ = place(chrome, "drop")
+    data = {"items": [], "files": [str(paper)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        chrome.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, "x": left + 20, "y": top + 20, "data": data})
+    status(chrome, "Predicted")
+    assert chrome.find_element("id", "seen").text == "As the network saw it, light and dark swapped"
+    chrome.find_element("id", "file").send_keys(str(broken))
+    assert "not a picture" in status(chrome, "This picture cannot be read")
+    chrome.find_element("id", "file").send_keys(str(paper))
+    status(chrome, "Predicted")
+    chrome.find_element("id", "clear").click()
+    paste = """
+    const bytes = Uint8Array.from(atob(arguments[0]), letter => letter.charCodeAt(0)), data = new DataTransfer();
+    data.items.add(new File([bytes], 'pasted.png', {type: 'image/png'}));
+    dispatchEvent(new ClipboardEvent('paste', {clipboardData: data}));
+    """
+    chrome.execute_script(paste, base64.b64encode(png(images[0])).decode())
+    status(chrome, "Predicted")
+    assert console(chrome) == []
+
+
+def test_the_page_has_the_token_from_its_address(chrome: webdriver.Chrome, classifier: Classifier) -> None:
+    with serving(classifier, SHARED, local=False) as url:
+        show(chrome, url)
+        assert "needs a token" in status(chrome, "This server")
+        show(chrome, "about:blank")
+        opened(chrome, f"{url}/#token={SHARED.replace(' ', '+')}")
+        draw(chrome, one())
+        assert status(chrome, "Predicted") == "Predicted: 1"
+        assert console(chrome) == []
+
+
+# --- programs
+
+
+def test_the_test_set_gives_the_probabilities_that_evaluate_wrote(url: str, pipeline: Clone, images: Pixels) -> None:
+    expected = list(csv.DictReader((pipeline.path / paths.PREDICTIONS).read_text(encoding="utf-8").splitlines()))[:100]
+    for start in (0, 50):
+        files = [("picture", (f"{index}.png", png(images[index]))) for index in range(start, start + 50)]
+        answer = httpx.post(f"{url}/predict?top=10", files=files, timeout=60)
+        assert answer.status_code == 200
+        for prediction, wanted in zip(answer.json()["predictions"], expected[start : start + 50], strict=True):
+            assert prediction["file"] == f"{wanted['index']}.png"
+            assert prediction["classes"][0]["name"] == wanted["prediction"]
+            for each in prediction["classes"]:
+                assert each["probability"] == pytest.approx(float(wanted[f"p_{each['name']}"]), abs=2e-6)
+
+
+def test_a_picture_s_answer_does_not_depend_on_the_crowd(url: str, images: Pixels) -> None:
+    def ask(index: int) -> list[dict[str, Any]]:
+        answer = httpx.post(f"{url}/predict?top=10", content=png(images[index]), timeout=60)
+        assert answer.status_code == 200
+        classes: list[dict[str, Any]] = answer.json()["predictions"][0]["classes"]
+        return classes
+
+    with ThreadPoolExecutor(16) as pool:
+        crowd = list(pool.map(ask, range(48)))
+    assert [ask(index) for index in (0, 20, 47)] == [crowd[index] for index in (0, 20, 47)]
+
+
+def test_what_monitoring_and_programs_read(url: str, digit: bytes) -> None:
+    def count(name: str, **labels: str) -> float:
+        families = text_string_to_metric_families(httpx.get(f"{url}/metrics").text)
+        samples = [sample for family in families for sample in family.samples]
+        return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+
+    before = count("pictures_total", outcome="predicted"), count("answers_total", status="422")
+    assert httpx.post(f"{url}/predict", content=digit).status_code == 200
+    assert httpx.post(f"{url}/predict", content=b"no picture").status_code == 422
+    assert (count("pictures_total", outcome="predicted"), count("answers_total", status="422")) == (
+        before[0] + 1,
+        before[1] + 1,
+    )
+    assert count("answer_seconds_count") > 0
+    assert httpx.get(f"{url}/health").json()["status"] == "ok"
+
+    described = httpx.get(f"{url}/openapi.json").json()
+    assert set(described["paths"]) == {"/predict", "/model", "/health", "/metrics"}
+    references = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(described)))
+    assert references <= set(described["components"]["schemas"])
+    answer = httpx.post(f"{url}/predict?seen=true", content=digit).json()
+    assert app.Predictions.model_validate(answer, strict=True).predictions[0].seen
+    assert app.Model.model_validate(httpx.get(f"{url}/model").json()).classes == [str(number) for number in range(10)]
+
+
+def bomb() -> bytes:
+    """A PNG that says it has 3.6 billion pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
+
+
+def post(url: str, **arguments: Any) -> httpx.Response:
+    return httpx.post(f"{url}/predict", timeout=60, **arguments)
+
+
+REFUSALS: dict[str, tuple[Callable[[str], httpx.Response], int, str]] = {
+    "bomb": (lambda url: post(url, content=bomb()), 422, "pixels; at most"),
+    "nothing": (lambda url: post(url, content=b""), 422, "empty file"),
+    "no-files": (lambda url: post(url, files={"a": (None, "text")}), 400, "Too many fields"),
+    "form-without-boundary": (lambda url: post(url, headers={"Content-Type": "multipart/form-data"}), 400, "boundary"),
+    "many": (lambda url: post(url, files=[("a", ("a", b"x"))] * 65), 400, "Too many files"),
+    "query": (lambda url: post(url, params={"top": "0"}), 400, "top"),
+    "host": (lambda url: post(url, headers={"Host": "evil.example"}), 421, "127.0.0.1"),
+    "elsewhere": (lambda url: post(url, headers={"Sec-Fetch-Site": "cross-site"}), 403, "elsewhere"),
+    "method": (lambda url: httpx.get(f"{url}/predict"), 405, "Method Not Allowed"),
+    "path": (lambda url: httpx.get(f"{url}/../params.yaml"), 404, "Not Found"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_is_refused_is_refused_in_a_line(url: str, name: str) -> None:
+    ask, expected, reason = REFUSALS[name]
+    answer = ask(url)
+    assert answer.status_code == expected
+    assert reason in answer.text
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+    assert httpx.get(f"{url}/health").status_code == 200
+
+
+@pytest.mark.parametrize("length", [2 * 10**9, 10**19])
+def test_a_body_that_is_announced_as_too_long_is_not_read(url: str, length: int) -> None:
+    with closing(connect(url)) as connection:
+        connection.sendall(head(url, length))
+        answer = everything(connection)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"more than 32,000,000 bytes" in answer
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", 200),
+        ("127.0.0.1:80", 200),
+        ("[::1]:80", 200),
+        ("127.0.0.1.example", 421),
+        ("[::1", 421),
+        ("", 421),
+    ],
+)
+def test_only_this_machine_s_own_names_are_answered_to(url: str, host: str, expected: int) -> None:
+    assert httpx.get(f"{url}/model", headers={"Host": host}).status_code == expected
+
+
+def test_a_link_elsewhere_may_lead_to_the_page(url: str) -> None:
+    assert httpx.get(url, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200
+    assert httpx.get(f"{url}/model", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+
+
+def test_one_bad_picture_of_several_is_one_error(url: str, digit: bytes) -> None:
+    found = post(url, files=[("a", ("a", digit)), ("b", ("b", bomb())), ("c", ("c", digit))]).json()["predictions"]
+    assert [prediction["error"] is None for prediction in found] == [True, False, True]
+
+
+def test_a_stream_without_end_is_cut_off(url: str) -> None:
+    with closing(connect(url)) as connection:
+        connection.sendall(head(url, 0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked"))
+        sent = 0
+        try:
+            while sent < 10 * limits.MAX_BODY:
+                connection.sendall(b"100000\r\n" + b"x" * 0x100000 + b"\r\n")
+                sent += 0x100000
+        except ConnectionError:
+            pass
+        assert sent < 5 * limits.MAX_BODY
+    assert httpx.get(f"{url}/health").status_code == 200
+
+
+# --- clients that take their time, and crowds
+
+
+def test_slow_clients_are_let_go(classifier: Classifier, digit: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HEADER_SECONDS", 0.5)
+    monkeypatch.setattr(limits, "REQUEST_SECONDS", 1)
+    with serving(classifier) as url, ThreadPoolExecutor(4) as pool:
+
+        def silent() -> bytes:
+            with closing(connect(url)) as connection:
+                return everything(connection)
+
+        def half_a_head() -> bytes:
+            with closing(connect(url)) as connection:
+                connection.sendall(head(url, 10)[:30])
+                return everything(connection)
+
+        def half_a_body() -> bytes:
+            with closing(connect(url)) as connection:
+                connection.sendall(head(url, 10) + b"12345")
+                return everything(connection)
+
+        def half_a_second_head() -> bytes:
+            with closing(connect(url)) as connection:
+                connection.sendall(head(url, len(digit)) + digit + head(url, 10)[:30])
+                return everything(connection)
+
+        first, second, third, fourth = [
+            pool.submit(work) for work in (silent, half_a_head, half_a_body, half_a_second_head)
+        ]
+        assert (first.result(), second.result()) == (b"", b"")
+        assert third.result().startswith(b"HTTP/1.1 408 ")
+        assert fourth.result().startswith(b"HTTP/1.1 200 ")
+        assert fourth.result().count(b"HTTP/1.1") == 1
+        assert post(url, content=digit).status_code == 200
+
+
+def test_the_memory_of_all_requests_together_is_bounded(
+    classifier: Classifier, digit: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_HELD", 100_000)
+    with serving(classifier) as url, closing(connect(url)) as connection:
+        connection.sendall(head(url, 200_000) + b"x" * 99_000)
+        while True:  # until it has read so much
+            answer = post(url, content=b"x" * 60_000)
+            if answer.status_code == 503:
+                break
+            assert answer.status_code == 422
+        assert answer.headers["retry-after"] == "1"
+        assert post(url, content=digit).status_code == 200  # small ones have room
+        connection.close()
+        while post(url, content=b"x" * 60_000).status_code != 422:  # once it has noticed
+            pass
+
+
+def test_a_fault_of_the_network_is_an_answer_and_the_next_one_is_right(
+    classifier: Classifier, digit: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(classifier) as url:
+        with monkeypatch.context() as patch:
+            patch.setattr(Classifier, "classify", lambda *arguments: 1 / 0)
+            assert post(url, content=digit).status_code == 500
+        while "ZeroDivisionError" not in caplog.text:  # which comes after the answer
+            time.sleep(0.05)
+        assert post(url, content=digit).status_code == 200
+
+
+def test_clients_that_go_away_do_no_harm(url: str, digit: bytes) -> None:
+    for content in (head(url, 100)[:50], head(url, 100), head(url, len(digit)) + digit):
+        for _ in range(20):
+            with closing(connect(url)) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+                connection.sendall(content)
+    assert post(url, content=digit).status_code == 200
+
+
+# --- the program
+
+
+def test_other_addresses_need_a_token() -> None:
+    assert serve.checked_address("127.0.0.1", None) == "127.0.0.1"
+    assert serve.checked_address("localhost", None) in ("127.0.0.1", "::1")
+    assert serve.checked_address("::", SHARED) == "::"
+    for host in ("::", "192.0.2.1"):
+        with pytest.raises(UserError, match="other machines could reach it: set SERVE_TOKEN"):
+            serve.checked_address(host, None)
+    with pytest.raises(UserError, match="SERVE_TOKEN: allowed: 16 characters or more"):
+        serve.checked_address("127.0.0.1", "short")
+    with pytest.raises(UserError, match="no address of this machine"):
+        serve.checked_address("no.such.host.invalid", None)
+    with (
+        serve.listening("127.0.0.1", 0) as other,
+        pytest.raises(UserError, match="cannot listen .*give another --port"),
+    ):
+        serve.listening("127.0.0.1", other.getsockname()[1])
+
+
+def test_a_token_is_asked_for(classifier: Classifier, digit: bytes) -> None:
+    with serving(classifier, SHARED, local=False) as url:
+        for path in app.OPEN_PATHS:
+            assert httpx.get(url + path).status_code == 200
+        for path in ("/metrics", "/model", "/nosuch"):
+            assert httpx.get(url + path).status_code == 401
+        assert post(url, content=digit).status_code == 401
+        assert post(url, content=digit, headers={"Authorization": f"Bearer {SHARED}x"}).status_code == 401
+        allowed = {"Authorization": f"Bearer {SHARED}", "Host": "any.example"}
+        assert post(url, content=digit, headers=allowed).status_code == 200
+
+
+@contextmanager
+def program(pipeline: Clone) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`python -m use.serve` and its URL."""
+    command = [sys.executable, "-m", "use.serve", "--port=0"]
+    with subprocess.Popen(
+        command, cwd=pipeline.path, env=pipeline.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            yield process, line.split()[2]
+        finally:
+            process.kill()
+
+
+def test_sigterm_ends_it_once_the_request_that_has_begun_is_answered(pipeline: Clone, digit: bytes) -> None:
+    with program(pipeline) as (process, url):
+        assert post(url, content=digit).status_code == 200
+        with closing(connect(url)) as connection:
+            connection.sendall(head(url, len(digit), "Expect: 100-continue"))
+            assert connection.recv(1000).startswith(b"HTTP/1.1 100")  # the request has begun
+            process.send_signal(signal.SIGTERM)
+            while True:
+                try:
+                    connect(url).close()
+                    time.sleep(0.05)
+                except ConnectionRefusedError:
+                    break
+            connection.sendall(digit)
+            assert everything(connection).startswith(b"HTTP/1.1 200 ")
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 128 + signal.SIGTERM
+        assert said.splitlines()[-1] == "interrupted: the requests that had begun were answered"
+
+
+@pytest.mark.soak
+def test_a_thousand_at_once_and_two_gigabytes_are_answered_or_refused(pipeline: Clone, digit: bytes) -> None:
+    with program(pipeline) as (process, url):
+        resident = Path(f"/proc/{process.pid}/status")
+
+        def megabytes() -> int:
+            return int(re.findall(r"VmHWM:\s+(\d+) kB", resident.read_text())[0]) // 1000
+
+        assert post(url, content=digit).status_code == 200
+        before = megabytes()
+        host, _, port = url.removeprefix("http://").partition(":")
+
+        async def one_client(content: bytes) -> int:
+            reader, writer = await asyncio.open_connection(host, int(port))
+            try:
+                writer.write(head(url, len(content)) + content)
+                await writer.drain()
+                return int((await reader.readline()).split()[1])
+            except (ConnectionError, IndexError):
+                return 0
+            finally:
+                writer.close()
+
+        async def crowd(content: bytes, count: int) -> list[int]:
+            return list(await asyncio.gather(*(one_client(content) for _ in range(count))))
+
+        found = asyncio.run(crowd(digit, 1000))
+        assert found.count(200) > 500
+        assert set(found) <= {200, 503}
+        slow = [connect(url) for _ in range(300)]  # which say nothing, while others are served
+        assert asyncio.run(crowd(digit, 100)).count(200) == 100
+        large = png(np.random.default_rng(0).integers(0, 256, (1500, 2000, 3), dtype=np.uint8))  # 9 MB
+        assert set(asyncio.run(crowd(large, 100))) <= {0, 200, 503}
+        assert asyncio.run(crowd(b"x" * 2_000_000_000, 1)) in ([0], [413])
+        for connection in slow:
+            connection.close()
+        assert post(url, content=digit).status_code == 200
+        assert megabytes() < before + 1000
+        assert len(list(Path(f"/proc/{process.pid}/fd").iterdir())) < 100
