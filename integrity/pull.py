@@ -60,8 +60,17 @@ def main() -> int:
         with at_revision(repo, arguments.rev):
             outputs, unknown = named(repo, root, arguments)
         stores = Stores(repo)
-        folders = {out: checked_list(cache, stores, root, out) for out in outputs if out.oid.endswith(".dir")}
-        fetched, missing = fetch_files(cache, stores, outputs, folders, arguments.jobs, arguments.allow_missing)
+        folders, absent = {}, []
+        for out in outputs:
+            if out.oid.endswith(".dir"):
+                listed = checked_list(cache, stores, root, out, arguments.allow_missing)
+                if listed is None:
+                    absent.append(out)
+                else:
+                    folders[out] = listed
+        there = [out for out in outputs if out not in absent]
+        fetched, missing = fetch_files(cache, stores, there, folders, arguments.jobs, arguments.allow_missing)
+        missing = [*(out.path.as_posix() for out in absent), *missing]
         faults = remove_bad_runs(repo)
         runs, refusals = fetch_runs(repo, arguments.remote) if arguments.run_cache else (0, [])
         if not arguments.rev:
@@ -234,13 +243,20 @@ def read(store: Store, path: str) -> Iterator[bytes]:
         raise BadObject(f"cannot be fetched: {revisions.one_line(cause)}") from None
 
 
-def checked_list(cache: Cache, stores: Stores, root: Path, out: Output) -> list[objects.ListedFile]:
-    """The files of an output that is a folder. Raises UserError if its list is not to be had, or not safe."""
+def checked_list(
+    cache: Cache, stores: Stores, root: Path, out: Output, allow_missing: bool
+) -> list[objects.ListedFile] | None:
+    """The files of an output that is a folder. Raises UserError if its list cannot be fetched, or is not safe.
+
+    None, with `allow_missing`, if no remote has the list.
+    """
     place = cache.place(out.oid)
     if not cache.holds(out.oid):
         try:
             cache.fetch(out.oid, stores[out.remote], objects.MAX_LIST_BYTES)
         except BadObject as error:
+            if allow_missing and str(error).startswith(NOT_THERE):
+                return None
             raise refused(stores[out.remote], {out.oid: str(error)}, out.path) from None
     try:
         listed = objects.folder_list(place.read_bytes(), out.oid)

@@ -83,10 +83,10 @@ def section(run: Revision, root: Path) -> tuple[dict[str, Any] | None, list[str]
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
         return None, [f"{run.name}: {paths.DATA_METRICS}: audit.{place} cannot be read; `dvc repro` writes it again"]
-    values = (run.ran_with or run.params or {}).get("data.images")
-    folder = root / str(values) if values else None
+    images = (run.ran_with or run.params or {}).get("data.images")
+    folder = root / str(images) if images else None
     galleries = _galleries(audit, _thumbnails(folder))
-    notes = [] if folder and folder.exists() else [f"the pictures are not here: no {values or 'data.images'}"]
+    notes = [] if folder and folder.exists() else [f"the pictures are not here: no {images or 'data.images'}"]
     return {
         "layout": audit.layout,
         "numbers": _numbers(audit, document.get("images", {})),
@@ -103,7 +103,8 @@ def section(run: Revision, root: Path) -> tuple[dict[str, Any] | None, list[str]
 
 def _numbers(audit: Audit, parts: Any) -> list[tuple[str, str]]:
     rows = [("pictures found", audit.files)]
-    rows += [(f"in the {part} part", count) for part, count in parts.items()] if isinstance(parts, dict) else []
+    counts = parts.items() if isinstance(parts, dict) else []
+    rows += [(f"in the {part} part", count) for part, count in counts if isinstance(count, int)]
     words = {
         "unusable": "left out: cannot be used",
         "conflicts": "left out: the same file under several classes",

@@ -14,7 +14,7 @@ from stages.common import paths
 from tests.test_audit import audited, scene
 from tests.test_folder import fill
 from tests.test_pictures import saved
-from tests.test_report import EVIL, SIZES, chrome, harmless, looks_right, run
+from tests.test_report import EVIL, chrome, harmless, looks_right, run
 
 __all__ = ["chrome"]  # the fixture
 
@@ -41,7 +41,7 @@ def revision(document: dict[str, Any], images: str = "data/mine") -> Revision:
     return dataclasses.replace(run(["a", "b"]).revision, metrics=metrics, ran_with={"data.images": images})
 
 
-@pytest.mark.parametrize(("width", "scheme"), SIZES)
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1400, "light")])
 def test_what_was_found_is_shown(
     width: int, scheme: str, project: tuple[Path, dict[str, Any]], tmp_path: Path, chrome: webdriver.Chrome
 ) -> None:
@@ -99,3 +99,11 @@ def test_an_audit_that_is_nonsense_is_a_note(value: Any, project: tuple[Path, di
     assert own is None
     assert len(notes) == 1
     assert "cannot be read; `dvc repro` writes it again" in notes[0]
+
+
+def test_other_nonsense_in_the_file_is_left_out(project: tuple[Path, dict[str, Any]]) -> None:
+    root, document = project
+    for images, classes in (("x", "y"), ({"train": "many", "test": 3}, [{"class": 3}, 4])):
+        own, _ = own_pictures.section(revision({**document, "images": images, "classes": classes}), root)
+        assert own
+        assert "many" not in str(own["numbers"])

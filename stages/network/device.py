@@ -213,10 +213,11 @@ def keep_freed_memory() -> None:
     """Have glibc keep the memory of freed tensors for the next ones.
 
     Otherwise each large tensor of each step is mapped anew, and the system fills its pages with zeros first: with
-    batches of 512 a step of a small convolutional network took 1.4 times as long.
+    batches of 512 a step of a small convolutional network took 1.4 times as long. Tensors of more than 32 MiB, for
+    which that matters less, go back to the system: what is kept would be broken up by small ones, and grow.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # musl has none
-        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 

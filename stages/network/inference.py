@@ -1,5 +1,6 @@
 """Running a network without gradients."""
 
+import math
 from typing import Any, Protocol
 
 import torch
@@ -8,7 +9,9 @@ from torch import Tensor, nn
 from stages.network.device import Map
 from stages.network.losses import Output, log_probabilities
 
-PART = 256  # images computed at once. The last bits of the results depend on it, so params.yaml has no key for it
+# Images computed at once, and values in them, at most: large images are computed in smaller parts. The last bits of the
+# results depend on both, so params.yaml has no key for them.
+PART, PART_VALUES = 256, 2**24
 
 
 class Images(Protocol):
@@ -32,11 +35,12 @@ def predict(
 
     A row depends on its image alone, to the last bit: the images are computed in parts of one size, the last of which
     is filled up with black images, since a matrix product of another size may add up in another order.
-    output: as in `log_probabilities`. parallel: as `map`; it may run several parts at once. part_size: None for PART; a
-    smaller one is for few images at a time. The model is put into evaluation mode and left there.
+    output: as in `log_probabilities`. parallel: as `map`; it may run several parts at once. part_size: None for PART
+    (large images: fewer); a smaller one is for few images at a time. The model is put into evaluation mode and left
+    there.
     """
     model.eval()
-    size = part_size or PART
+    size = part_size or max(min(PART, PART_VALUES // math.prod(images[:1].shape[1:])), 1)
 
     @torch.inference_mode()  # which is a thread's own
     def rows(start: int) -> Tensor:
@@ -45,5 +49,12 @@ def predict(
         whole = torch.cat([part, missing]) if len(missing) else part
         return log_probabilities(model(whole.to(device, non_blocking=True)), output)[: len(part)]
 
-    # One copy at the end: each would wait for a GPU.
-    return torch.cat(list(parallel(rows, range(0, max(len(images), 1), size)))).cpu()
+    def put_rows(start: int) -> None:
+        log_p[start : start + size] = rows(start)
+
+    first = rows(0)
+    # Its memory comes first: small tensors that stay would break up what large ones have freed, and memory would grow.
+    log_p = first.new_empty(len(images), first.shape[1])
+    log_p[:size] = first
+    list(parallel(put_rows, range(size, len(images), size)))
+    return log_p.cpu()  # one copy at the end: each would wait for a GPU
