@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from stages.network.options import map_sizes
+
 Shape = tuple[int, int, int]  # of an image: (C, H, W)
 
 
@@ -76,18 +78,14 @@ def cnn(
     Raises ValueError if the blocks shrink the image to nothing.
     """
     features, height, width = shape
+    height, width = map_sizes(height, width, kernel_sizes, paddings, pool_sizes)[-1]
     layers: list[nn.Module] = []
     blocks = zip(channels, kernel_sizes, paddings, pool_sizes, strict=True)
-    for block, (width_out, kernel_size, padding, pool_size) in enumerate(blocks, start=1):
-        before = f"{height} x {width}"
-        height = (height + 2 * padding - kernel_size + 1) // pool_size
-        width = (width + 2 * padding - kernel_size + 1) // pool_size
-        if min(height, width) < 1:
-            raise ValueError(f"block {block} leaves nothing of images of {before}; set fewer, smaller or padded blocks")
+    for width_out, kernel_size, padding, pool_size in blocks:
         layers += [nn.Conv2d(features, width_out, kernel_size, padding=padding, bias=False)]  # batch norm has one
         if pool_size > 1:
             layers += [nn.MaxPool2d(pool_size)]
-        layers += [nn.BatchNorm2d(width_out), nn.ReLU()]  # (N, width_out, height, width)
+        layers += [nn.BatchNorm2d(width_out), nn.ReLU()]  # (N, width_out, ...)
         features = width_out
     layers += [nn.Flatten()]
     features *= height * width

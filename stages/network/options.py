@@ -1,5 +1,6 @@
 """Which network, and the options of each. The model file carries them too, so evaluate needs no params of train."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -46,19 +47,27 @@ class Cnn(Section):
         return self
 
     def map_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Height and width that each block makes of images of this size. Raises ValueError if one leaves nothing."""
-        sizes = []
-        for block, options in enumerate(zip(self.kernel_sizes, self.paddings, self.pool_sizes, strict=True), start=1):
-            kernel_size, padding, pool_size = options
-            before = f"{height} x {width}"
-            height = (height + 2 * padding - kernel_size + 1) // pool_size
-            width = (width + 2 * padding - kernel_size + 1) // pool_size
-            if min(height, width) < 1:
-                raise ValueError(
-                    f"block {block} leaves nothing of images of {before}; set fewer, smaller or padded blocks"
-                )
-            sizes.append((height, width))
-        return sizes
+        """As the function of that name, of these options."""
+        return map_sizes(height, width, self.kernel_sizes, self.paddings, self.pool_sizes)
+
+
+def map_sizes(
+    height: int, width: int, kernel_sizes: Sequence[int], paddings: Sequence[int], pool_sizes: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Height and width that each block of a cnn makes of images of this size, in pixels.
+
+    Raises ValueError if a block leaves nothing.
+    """
+    sizes = []
+    blocks = zip(kernel_sizes, paddings, pool_sizes, strict=True)
+    for block, (kernel_size, padding, pool_size) in enumerate(blocks, start=1):
+        before = f"{height} x {width}"
+        height = (height + 2 * padding - kernel_size + 1) // pool_size
+        width = (width + 2 * padding - kernel_size + 1) // pool_size
+        if min(height, width) < 1:
+            raise ValueError(f"block {block} leaves nothing of images of {before}; set fewer, smaller or padded blocks")
+        sizes.append((height, width))
+    return sizes
 
 
 MODELS: dict[Name, type[Mlp] | type[Cnn]] = {"mlp": Mlp, "cnn": Cnn}

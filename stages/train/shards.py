@@ -12,7 +12,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from stages.network.models import Dropout
 from stages.train.seeds import STEP, seed_for
@@ -27,7 +26,9 @@ class Replica:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.weights = list(model.parameters())
-        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        norms = [
+            module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+        ]
         self.statistics = [each for norm in norms for each in norm.buffers() if each.is_floating_point()]
         self.generator = torch.Generator()
         device = self.weights[0].device
