@@ -46,6 +46,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "hidden": 16,
         "dropout": 0.1,
     },
+    "torchvision": {"architecture": "shufflenet_v2_x0_5", "dropout": 0.1},
 }
 
 

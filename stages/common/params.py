@@ -161,6 +161,8 @@ def allowed(schema: type[Section], name: str) -> str:
 
 def _allowed(field: dict[str, Any]) -> str:
     """What a field takes, in words, from its JSON schema."""
+    if "description" in field:  # where a list of all names would be too long
+        return str(field["description"])
     if "description" in field:
         return str(field["description"])
     if "enum" in field:

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from stages.network import torchvision_models
 from stages.network.options import map_sizes
+from stages.network.random_layers import Dropout
 
 Shape = tuple[int, int, int]  # of an image: (C, H, W)
 
@@ -27,24 +29,6 @@ class Normalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std  # uint8 minus float32 is float32
-
-
-class Dropout(nn.Module):
-    """nn.Dropout with a generator of its own, that torch's has not: networks on several threads would share one.
-
-    p: the probability that a value becomes 0; the others grow by 1 / (1 - p). generator: of the device; None: torch's.
-    """
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-        self.generator: torch.Generator | None = None
-
-    def forward(self, values: Tensor) -> Tensor:
-        if not self.training:
-            return values
-        kept = torch.rand(values.shape, device=values.device, generator=self.generator) >= self.p
-        return values * kept / (1 - self.p)
 
 
 def mlp(shape: Shape, classes: int, hidden: int, depth: int, dropout: float) -> nn.Sequential:
@@ -97,7 +81,7 @@ def cnn(
     return nn.Sequential(*layers, nn.Linear(features, classes))
 
 
-MODELS: dict[str, Callable[..., nn.Sequential]] = {"mlp": mlp, "cnn": cnn}
+MODELS: dict[str, Callable[..., nn.Sequential]] = {"mlp": mlp, "cnn": cnn, "torchvision": torchvision_models.build}
 
 
 def build(

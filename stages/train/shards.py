@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from stages.network.models import Dropout
+from stages.network.random_layers import RandomLayer
 from stages.train.seeds import STEP, seed_for
 
 
@@ -34,7 +34,7 @@ class Replica:
         device = self.weights[0].device
         self._dropout = self.generator if device.type == "cpu" else torch.Generator(device)
         for module in model.modules():
-            if isinstance(module, Dropout):
+            if isinstance(module, RandomLayer):
                 module.generator = self._dropout
 
     def seed(self, seed: int, epoch: int, step: int, shard: int) -> None:
