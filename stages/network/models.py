@@ -3,7 +3,7 @@
 The normalization is the first layer, so that training and serving cannot disagree about it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,19 @@ def fast_layout(model: nn.Sequential) -> nn.Sequential:
     cores. A network must be in one layout for training and use alike, or the last bits of its outputs differ.
     """
     return model.to(memory_format=torch.channels_last)
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], assign: bool = False) -> None:
+    """Load tensors that `state_dict` of such a network gave, from whatever kept them by name. assign: as torch has it.
+
+    Some networks (mnasnet) also read the version of their layout, which a state_dict carries beside the tensors.
+    Raises RuntimeError if tensors are missing, in excess or of other shapes.
+    """
+    state = model.state_dict()
+    if missing := sorted(state.keys() - weights.keys()):
+        raise RuntimeError(f"missing tensors: {', '.join(missing)}")
+    state.update(weights)
+    model.load_state_dict(state, assign=assign)
 
 
 def parameter_count(model: nn.Module) -> int:
