@@ -156,13 +156,13 @@ def after(steps: int, architecture: str, threads: int, go_on: Checkpoints | None
         augment=partial(AUGMENTATIONS["shift"], pixels=2),
         epochs=1,
         patience_epochs=0,
-        batch_size=12,
+        batch_size=6,
         seed=0,
         precision="float32",
         shards=3,
     )
     optimizer = OPTIMIZERS["sgd"](network.parameters(), lr=0.01, momentum=0.9, nesterov=False, weight_decay=0.0)
-    batch, labels = images(12), torch.arange(12) % CLASSES
+    batch, labels = images(6), torch.arange(6) % CLASSES
     with one_thread_an_operation(), device.in_parallel(torch.device("cpu"), threads) as parallel:
         trainer = Trainer(network, optimizer, recipe, parallel)
         if go_on and (state := go_on.load()):
@@ -181,8 +181,7 @@ def test_any_number_of_threads_and_a_resumed_run_end_in_the_same_weights(
     assert all(torch.isfinite(weights).all() for weights in first["model"].values())
     assert not same(first["model"], build(architecture, dropout=0.2).state_dict())  # it has learnt something
     torch.manual_seed(99)  # what the process has drawn before is no matter
-    for threads in (2, 3):
-        assert same(after(2, architecture, threads)["model"], first["model"])
+    assert same(after(2, architecture, threads=3)["model"], first["model"])
     checkpoints = Checkpoints("a", 0)
     checkpoints.save(after(1, architecture, threads=3))
     resumed = after(2, architecture, threads=2, go_on=checkpoints)
