@@ -30,8 +30,7 @@ CLASSES, SIDE = 7, 32
 QUICK = ["shufflenet_v2_x0_5", "mnasnet0_5"]
 LARGE = [
     *("convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "mobilenet_v2", "mobilenet_v3_small", "resnet18"),
-    *("regnet_x_400mf", "regnet_y_400mf", "resnext50_32x4d", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11_bn"),
-    *("vit_b_32", "wide_resnet50_2"),
+    *("regnet_x_400mf", "regnet_y_400mf", "squeezenet1_1", "swin_t", "vit_b_32"),
 ]
 FAMILIES = [*QUICK, *(pytest.param(name, marks=pytest.mark.soak) for name in LARGE)]
 
@@ -84,15 +83,14 @@ def test_a_model_file_gives_the_network_back(architecture: Architecture, tmp_pat
 
 @pytest.mark.soak
 @pytest.mark.parametrize("architecture", get_args(Architecture))
-def test_every_network_takes_colour_and_grey(architecture: str) -> None:
+def test_every_network_takes_images_of_224_pixels(architecture: str) -> None:
     """Laid out without memory: the largest has 645 million weights."""
-    for channels in (1, 3):
-        with torch.device("meta"):
-            network = build(architecture, channels=channels, side=224)
-        batch = images(2, channels, 224).to("meta")
-        assert network.train()(batch).shape == network.eval()(batch).shape == (2, CLASSES)
-        theirs = (nn.Dropout, torchvision.ops.StochasticDepth)
-        assert not any(isinstance(layer, theirs) for layer in network.modules())
+    with torch.device("meta"):
+        network = build(architecture, channels=1, side=224)
+    batch = images(2, 1, 224).to("meta")
+    assert network.train()(batch).shape == network.eval()(batch).shape == (2, CLASSES)
+    theirs = (nn.Dropout, torchvision.ops.StochasticDepth)
+    assert not any(isinstance(layer, theirs) for layer in network.modules())
 
 
 def test_a_grey_image_is_given_to_all_three_channels() -> None:
@@ -156,13 +154,13 @@ def after(steps: int, architecture: str, threads: int, go_on: Checkpoints | None
         augment=partial(AUGMENTATIONS["shift"], pixels=2),
         epochs=1,
         patience_epochs=0,
-        batch_size=6,
+        batch_size=12,
         seed=0,
         precision="float32",
         shards=3,
     )
-    optimizer = OPTIMIZERS["sgd"](network.parameters(), lr=0.01, momentum=0.9, nesterov=False, weight_decay=0.0)
-    batch, labels = images(6), torch.arange(6) % CLASSES
+    optimizer = OPTIMIZERS["sgd"](network.parameters(), lr=0.001, momentum=0.9, nesterov=False, weight_decay=0.0)
+    batch, labels = images(12), torch.arange(12) % CLASSES
     with one_thread_an_operation(), device.in_parallel(torch.device("cpu"), threads) as parallel:
         trainer = Trainer(network, optimizer, recipe, parallel)
         if go_on and (state := go_on.load()):
