@@ -21,6 +21,7 @@ from integrity.objects import BadObject
 from integrity.snapshots import MAX_HASHED_BYTES, Commit, WorkTree, folder_md5, md5
 from stages.common import machine_settings, params
 from stages.common.errors import UserError, printable
+from stages.common.text import nearest
 
 WORK_TREE = "work tree"
 LOCK = "dvc.lock"
@@ -124,7 +125,7 @@ def resolve(repo: Any, name: str) -> str:
         git.run(root, "cat-file", "-e", name)
     except (UserError, ValueError):  # ValueError: a name that no program can be given
         names = {ref.removeprefix("refs/heads/").removeprefix("refs/tags/") for ref in refs}
-        near = params.nearest(name, [*sorted(names), *(match[3] for match, _ in parts)]) if len(name) < 100 else ""
+        near = nearest(name, [*sorted(names), *(match[3] for match, _ in parts)]) if len(name) < 100 else ""
         shallow = git.run(root, "rev-parse", "--is-shallow-repository") == b"true\n"
         rest = (
             "`git fetch --unshallow` gets the commits that this shallow clone lacks"
