@@ -14,7 +14,7 @@ from stages.common.errors import UserError
 
 
 @cache
-def _local_variables() -> frozenset[str]:
+def local_variables() -> frozenset[str]:
     """The variables that select a repository; not those that hold configuration, such as safe.directory."""
     listed = subprocess.run(["git", "rev-parse", "--local-env-vars"], capture_output=True, text=True, check=True)
     return frozenset(name for name in listed.stdout.split() if not name.startswith("GIT_CONFIG"))
@@ -23,7 +23,7 @@ def _local_variables() -> frozenset[str]:
 def environment() -> dict[str, str]:
     """The environment for a program that works on another repository. Raises UserError without Git."""
     try:
-        local = _local_variables()
+        local = local_variables()
     except FileNotFoundError:
         raise UserError("git is not installed, or not in PATH; install it to read versions and revisions") from None
     return {name: value for name, value in os.environ.items() if name not in local}

@@ -22,6 +22,7 @@ from integrity.snapshots import MAX_HASHED_BYTES, Commit, WorkTree
 from stages.common import machine_settings, params
 from stages.common.digests import md5, path_md5
 from stages.common.errors import UserError, one_line, printable
+from stages.common.text import nearest
 
 WORK_TREE = "work tree"
 CHECK = "check"  # the stage that reads every parameter; its output never changes
@@ -98,7 +99,7 @@ def resolve(repo: Any, name: str) -> str:
         git.run(root, "cat-file", "-e", name)
     except (UserError, ValueError):  # ValueError: a null byte in the name
         names = {ref.removeprefix("refs/heads/").removeprefix("refs/tags/") for ref in refs}
-        near = params.nearest(name, [*sorted(names), *(match[3] for match, _ in parts)]) if len(name) < 100 else ""
+        near = nearest(name, [*sorted(names), *(match[3] for match, _ in parts)]) if len(name) < 100 else ""
         shallow = git.run(root, "rev-parse", "--is-shallow-repository") == b"true\n"
         hint = "`git fetch --unshallow` completes this shallow clone" if shallow else "get others by `git fetch`"
         raise UserError(

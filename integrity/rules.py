@@ -9,6 +9,7 @@ from typing import Any
 from stages.common import machine_settings, params, paths
 from stages.common.errors import UserError
 from stages.common.params import Section
+from stages.common.text import nearest, shown
 from stages.dataset.options import NO_IMAGES
 from stages.dataset.registry import DATA_SETS
 from stages.download.options import Data
@@ -64,9 +65,9 @@ def no_text(values: dict[Any, Any], place: str = "") -> list[str]:
     lines = []
     for key, value in values.items():
         if not isinstance(key, str):
-            lines.append(f"{paths.PARAMS}: {place}{params.shown(key)}: a key that is not text but {type(key).__name__}")
+            lines.append(f"{paths.PARAMS}: {place}{shown(key)}: a key that is not text but {type(key).__name__}")
         if isinstance(value, dict):
-            lines += no_text(value, f"{place}{params.shown(key)}.")
+            lines += no_text(value, f"{place}{shown(key)}.")
     return lines
 
 
@@ -99,8 +100,7 @@ def unknown(values: dict[str, Any]) -> list[str]:
     blocks = {key.partition(".")[0] for key in SCHEMAS if "." in key}
     top = list(dict.fromkeys(key.partition(".")[0] for key in SCHEMAS))
     lines = [
-        f"{paths.PARAMS}: {params.shown(key)}: unknown section{params.nearest(str(key), top)}; "
-        f"allowed: {', '.join(top)}"
+        f"{paths.PARAMS}: {shown(key)}: unknown section{nearest(str(key), top)}; allowed: {', '.join(top)}"
         for key in values
         if key not in top
     ]
@@ -108,8 +108,7 @@ def unknown(values: dict[str, Any]) -> list[str]:
         known = [key.partition(".")[2] for key in SCHEMAS if key.startswith(f"{block}.")]
         here = values.get(block)
         lines += [
-            f"{paths.PARAMS}: {block}.{params.shown(key)}: unknown{params.nearest(str(key), known)}; "
-            f"allowed: {', '.join(known)}"
+            f"{paths.PARAMS}: {block}.{shown(key)}: unknown{nearest(str(key), known)}; allowed: {', '.join(known)}"
             for key in (here if isinstance(here, dict) else {})
             if key not in known
         ]

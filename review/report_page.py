@@ -178,7 +178,11 @@ def change(run: Results, against: Against, picture: Picture) -> dict[str, Any]:
     document = against.document
     verdict = document["verdict"]
     kind, sign = WORDS.get(verdict["word"], ("none", "?"))
-    text = re.sub("^accuracy ", "Accuracy ", verdict["text"])  # a text that begins with a name stays as it is
+    # A text that begins with a name stays as it is.
+    text = re.sub("^(accuracy|mean) ", lambda start: start[0].capitalize(), verdict["text"])
+    aside = comparison_text.one_model(document)
+    if verdict["basis"] == comparison.ONE_MODEL:
+        aside = "; ".join(["One model against another, seeds not compared", *document["without_seeds"]])
     points = [100 * verdict[key] for key in ("low", "difference", "high")] if verdict["low"] is not None else None
     differing, same = (
         [row for row in document["metrics"] if (row["difference"] == 0) == equal] for equal in (False, True)
@@ -190,6 +194,7 @@ def change(run: Results, against: Against, picture: Picture) -> dict[str, Any]:
         "kind": kind,
         "sign": sign,
         "text": f"{text}.".replace(" -> ", " → "),
+        "aside": f"{aside}.".replace(" -> ", " → "),
         "interval": charts.interval(*points) if points else None,
         "parameters": comparison_text.parameters(document["parameters"], str).to_numpy().tolist(),
         "metrics": comparison_text.metrics(differing, str).to_numpy().tolist(),

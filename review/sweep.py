@@ -21,8 +21,9 @@ from scipy import stats
 from integrity import revisions
 from integrity.revisions import Revision
 from review import comparison_text, options
-from stages.common import errors, files, params, paths
+from stages.common import errors, files, paths
 from stages.common.errors import UserError, printable
+from stages.common.text import shown as printable_key
 
 SEED = "train.seed"
 FORMATS = ("table", "markdown", "json")
@@ -176,7 +177,7 @@ def splits(runs: list[Revision]) -> list[str]:
 
 def text(document: dict[str, Any]) -> str:
     """A plain table, the notes, and how to read it."""
-    lines = frame(document, params.shown).to_string(index=False).splitlines()
+    lines = frame(document, printable_key).to_string(index=False).splitlines()
     blocks = ["\n".join(line.rstrip() for line in lines)]
     if document["notes"]:
         blocks.append("\n".join(f"note: {note}" for note in document["notes"]))

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from review import comparison_text
-from stages.common import params
 from stages.common.errors import UserError
+from stages.common.text import shown
 from stages.evaluate import figures
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito 2008
@@ -26,7 +26,7 @@ def draw(document: dict[str, Any]) -> bytes:
     others = [key for key in varied if key != x]
     lines: dict[str, list[dict[str, Any]]] = {}
     for setting in settings:
-        label = ", ".join(f"{params.shown(key)} {comparison_text.value(_parameter(setting, key))}" for key in others)
+        label = ", ".join(f"{shown(key)} {comparison_text.value(_parameter(setting, key))}" for key in others)
         lines.setdefault(label, []).append(setting)
     if len(lines) > len(COLOURS):
         raise UserError(
@@ -51,7 +51,7 @@ def draw(document: dict[str, Any]) -> bytes:
             axes.plot(*zip(*sorted(means), strict=True), color=COLOURS[at], linewidth=1.5)
             axes.plot(*zip(*dots, strict=True), linestyle="none", markersize=5, label=label, **style)
         axes.set_xticks(list(ticks.values()), list(ticks))
-        axes.set(xlim=(-0.1, 1.1), xlabel=params.shown(x or ""), ylabel=f"{name}, %" if share else name)
+        axes.set(xlim=(-0.1, 1.1), xlabel=shown(x or ""), ylabel=f"{name}, %" if share else name)
         axes.set_title(f"{name}: a dot a seed, lines through the means", fontsize=11)
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         if others:

@@ -1,4 +1,6 @@
-"""What training and evaluation end in on this processor, as digests: `python -m tests.numbers NUMERICS THREADS`.
+"""What training and evaluation end in on this processor, as digests.
+
+Run as `python -m tests.numbers NUMERICS THREADS [ARCHITECTURE…]`, the architectures being torchvision's.
 
 A process of its own, since the libraries choose their instructions once; tests/test_numerics.py runs it on processors
 that the environment, or an emulator, makes different.
@@ -36,7 +38,7 @@ RUNS = [
 ]
 
 
-def main(numerics: str, threads: int) -> None:
+def main(numerics: str, threads: int, architectures: list[str]) -> None:
     """Print a line of JSON: the instruction set, and a digest for each run, of its weights and its predictions."""
     # An emulator that is to stand for another processor must give its results for what the stages compute, and that of
     # Debian 12 ends with a fault in a load that grid_sample uses. Every place it would sample is in the digest, so.
@@ -45,7 +47,11 @@ def main(numerics: str, threads: int) -> None:
     target = device.set_up("cpu", threads, numerics, "train.device")
     values = params.load(ROOT / "params.yaml")
     numbers: dict[str, Any] = {"instructions": torch.backends.cpu.get_cpu_capability()}
-    for network, loss, optimizer, augment, schedule in RUNS:
+    for architecture in architectures:
+        values["model"]["name"] = "torchvision"
+        values["models"]["torchvision"] = {"architecture": architecture, "dropout": 0.2}
+        numbers[architecture] = digest(train_params.read(values), target, threads, side=32)
+    for network, loss, optimizer, augment, schedule in RUNS if not architectures else ():
         values["model"]["name"] = network
         values["train"] |= {"loss": loss, "optimizer": optimizer, "augmentation": augment, "schedule": schedule}
         values["models"]["cnn"] |= {"dropout": 0.2, "hidden": 32}
@@ -53,12 +59,12 @@ def main(numerics: str, threads: int) -> None:
     print(json.dumps(numbers))
 
 
-def digest(chosen: train_params.Chosen, target: torch.device, threads: int) -> str:
+def digest(chosen: train_params.Chosen, target: torch.device, threads: int, side: int = 28) -> str:
     """Of the weights after an epoch, and of the text that evaluate would write."""
     torch.manual_seed(0)
-    images = torch.randint(0, 256, (IMAGES, 1, 28, 28), dtype=torch.uint8)
+    images = torch.randint(0, 256, (IMAGES, 1, side, side), dtype=torch.uint8)
     labels = torch.randint(0, CLASSES, (IMAGES,))
-    model = models.build(chosen.model, chosen.model_options, (1, 28, 28), CLASSES, [0.13], [0.31])
+    model = models.build(chosen.model, chosen.model_options, (1, side, side), CLASSES, [0.13], [0.31])
     options = chosen.train.model_copy(
         update={"label_smoothing": 0.1, "epochs": 1, "batch_size": BATCH, "shards": 4, "seed": 0}
     )
@@ -89,4 +95,4 @@ def digest(chosen: train_params.Chosen, target: torch.device, threads: int) -> s
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3:])

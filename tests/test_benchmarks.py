@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import power, studies
+from benchmarks import gate, power, studies
 from benchmarks.summary import spread
 from tests.imports import ROOT
 
@@ -32,6 +32,10 @@ def test_a_study_adds_up(name: str) -> None:
 
 def test_the_page_has_the_table_of_what_seeds_find() -> None:
     assert power.table() in (ROOT / "docs/review.md").read_text(encoding="utf-8")
+
+
+def test_the_page_has_the_table_of_the_gate() -> None:
+    assert gate.recorded() in (ROOT / "docs/review.md").read_text(encoding="utf-8")
 
 
 def test_spread() -> None:

@@ -42,6 +42,13 @@ def end(process: subprocess.Popen[str]) -> dict[str, str]:
     return numbers
 
 
+# One of each family of torchvision's networks, of those that take images of 32 x 32 pixels.
+ARCHITECTURES = [
+    *("resnet18", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "swin_t", "densenet121", "regnet_y_400mf"),
+    *("shufflenet_v2_x0_5", "vit_b_32"),
+]
+
+
 @cache
 def digests(numerics: str, threads: int = 2, **environment: str) -> dict[str, str]:
     return end(start(numerics, str(threads), **environment))
@@ -53,6 +60,15 @@ def test_portable_is_the_same_whatever_the_environment_says() -> None:
     assert first["instructions"] == "AVX2"
     assert digests("portable", ATEN_CPU_CAPABILITY="default", ONEDNN_MAX_CPU_ISA="SSE41", MKL_CBWR="SSE4_2") == first
     assert digests("portable", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1") == first
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not X86, reason="portable numerics are for x86-64")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_portable_is_the_same_for_torchvisions_networks(architecture: str) -> None:
+    first = end(start("portable", "2", architecture))
+    steered = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "SSE4_2"}
+    assert end(start("portable", "1", architecture, OMP_NUM_THREADS="3", **steered)) == first
 
 
 @pytest.mark.parametrize("numerics", ["portable", pytest.param("fast", marks=pytest.mark.soak)])

@@ -155,6 +155,35 @@ def test_a_set_that_is_read_from_the_disk_trains_to_the_same_bytes(own: Own, mon
         assert content(Path("data/model"), Path("metrics")) == first
 
 
+@pytest.mark.soak
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits this memory")
+def test_a_set_larger_than_the_memory_that_a_stage_may_use(own: Own) -> None:
+    """RLIMIT_DATA counts what a process has of its own: the page cache does not count, and a copy of the set would."""
+    random = np.random.default_rng(0)
+    block = random.integers(0, 256, (64, 3, 256, 256), dtype=np.uint8)
+    images = np.lib.format.open_memmap("images.npy", "w+", np.uint8, (6400, 3, 256, 256))  # on the disk
+    for start in range(0, len(images), len(block)):
+        images[start : start + len(block)] = block
+    labels = np.arange(len(images)) % 2
+    packed.write(paths.TRAIN, images, labels)
+    packed.write(paths.VALIDATION, block, labels[: len(block)])
+    limit = 2_000_000_000  # of which torch and a batch take 1.2 GB
+    assert images.nbytes > 0.6 * limit
+    card = data_card.DataCard(classes=["a", "b"], image_shape=[3, 256, 256], mean=[0.5] * 3, std=[0.25] * 3)
+    data_card.write(paths.DATA_CARD, card)
+    own.values["models"]["mlp"]["hidden"] = 1
+    own.values["train"].update(epochs=1, batch_size=64, numerics="portable")
+    own.write_params()
+    done = subprocess.run(
+        ["sh", "-c", f"ulimit -d {limit // 1024} && exec {sys.executable} -m stages.train"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_adding_pictures_moves_no_other_and_keeps_most_shards(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "SHARD_BYTES", 3 * 12 * 12 * 16)  # of 4 to 16 images
     own.add(200)

@@ -91,7 +91,17 @@ def test_the_committed_file_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ),
         ("models.cnn.pool_sizes", [2], "allowed: lists of the same length, an entry a block"),
         ("models.mlp", {}, "params.yaml: models.mlp.hidden is missing; allowed: a whole number, at least 1"),
-        ("model.name", "cmn", "params.yaml: model.name is 'cmn'; allowed: mlp | cnn (did you mean cnn?)"),
+        (
+            "model.name",
+            "cmn",
+            "params.yaml: model.name is 'cmn'; allowed: mlp | cnn | torchvision (did you mean cnn?)",
+        ),
+        (
+            "models.torchvision.architecture",
+            "mobilenetv3_small",
+            "params.yaml: models.torchvision.architecture is 'mobilenetv3_small'; allowed: a classification network of "
+            "torchvision.models, such as resnet18, mobilenet_v3_small, vit_b_16 (did you mean mobilenet_v3_small?)",
+        ),
         ("data.name", "minst", "(did you mean mnist?)"),
         ("data.mirrors", "http://x", "params.yaml: data.mirrors is 'http://x'; allowed: a list (text)"),
         ("data.mirrors", [3], "params.yaml: data.mirrors.0 is 3; allowed: a list (text)"),

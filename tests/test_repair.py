@@ -66,7 +66,7 @@ def another_owner(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_git(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    git._local_variables.cache_clear()
+    git.local_variables.cache_clear()
     monkeypatch.setenv("PATH", str(repository))
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.network.models import Dropout
+from stages.network.random_layers import Dropout, RandomLayer, StochasticDepth
 from stages.train import shards
 from stages.train.optimizers import RmsProp
 from stages.train.shards import Replicas
@@ -84,10 +84,11 @@ def test_replicas_share_weights_and_the_mean_of_their_statistics() -> None:
     assert all((replica.weights[-1] == 7).all() for replica in replicas.replicas)
 
 
-def test_dropout_is_torchs_with_a_generator_of_its_own() -> None:
-    model = nn.Sequential(Dropout(0.5), nn.Linear(4000, 1))
+@pytest.mark.parametrize("kind", [Dropout, StochasticDepth])
+def test_dropout_is_torchs_with_a_generator_of_its_own(kind: type[RandomLayer]) -> None:
+    model = nn.Sequential(kind(0.5), nn.Linear(4000, 1))
     replicas = Replicas(model, 3, batch_size=3, seed=1).replicas
-    layers = [next(each for each in replica.model.modules() if isinstance(each, Dropout)) for replica in replicas]
+    layers = [next(each for each in replica.model.modules() if isinstance(each, kind)) for replica in replicas]
     ones, drops = torch.ones(4000), []
     for _ in range(2):
         for number, (replica, layer) in enumerate(zip(replicas, layers, strict=True)):

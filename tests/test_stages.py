@@ -227,8 +227,23 @@ def test_what_the_machine_lacks_is_told_before_anything_is_read(
             {"channels": [4], "kernel_sizes": [3], "paddings": [1], "pool_sizes": [8]},
             r"train\.batch_size is 1, and in a step of 1 image batch norm gets one value per channel, where it needs",
         ),
+        (
+            "torchvision",
+            {"architecture": "squeezenet1_1"},
+            r"models\.torchvision\.architecture is squeezenet1_1, for which images of 12 x 8 pixels are too small \(.*",
+        ),
+        (
+            "torchvision",
+            {"architecture": "vit_b_32"},
+            r"models\.torchvision: vit_b_32 takes square images; these are 12",
+        ),
+        (
+            "torchvision",
+            {"architecture": "maxvit_t"},
+            r"models\.torchvision: maxvit_t cannot take images of 12 x 8 pixels: Input size .*",
+        ),
     ],
-    ids=["memory", "batch norm"],
+    ids=["memory", "batch norm", "too small", "not square", "not in patches"],
 )
 def test_what_cannot_train_is_told_before_the_first_step(
     section: str, options: dict[str, Any], expected: str, bench: Workbench, monkeypatch: pytest.MonkeyPatch
@@ -239,8 +254,21 @@ def test_what_cannot_train_is_told_before_the_first_step(
     bench.values["model"]["name"] = section
     bench.values["models"][section] |= options
     bench.values["train"].update({"batch_size": 1} if section == "cnn" else {})
-    with pytest.raises(UserError, match=expected):
+    with pytest.raises(UserError, match=expected) as caught:
         bench.run(train_stage)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_network_of_torchvision_from_a_mirror_to_the_metrics(bench: Workbench) -> None:
+    bench.values["model"]["name"] = "torchvision"
+    bench.values["models"]["torchvision"] = {"architecture": "shufflenet_v2_x0_5", "dropout": 0.1}
+    bench.values["train"].update(epochs=2, batch_size=64)
+    bench.run(*ALL)
+    assert json.loads(paths.TEST_METRICS.read_text(encoding="utf-8"))["images"] == TEST_IMAGES
+    losses = pd.read_csv(paths.TRAINING_CURVES)["train_loss"]
+    assert losses[1] < losses[0]  # it learns; to be good takes longer
+    _, spec = model_file.read(paths.MODEL)
+    assert (spec.model, spec.options) == ("torchvision", bench.values["models"]["torchvision"])
 
 
 def test_training_never_reads_the_test_set(bench: Workbench) -> None:

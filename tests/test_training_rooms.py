@@ -26,13 +26,13 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 from torchvision.transforms.v2 import functional as tv
 
 from stages.common import machine
-from stages.common.errors import UserError, one_stage_at_a_time
+from stages.common.errors import SIGNALS, UserError, one_stage_at_a_time
 from stages.network import device, losses, model_file, models
 from stages.network.model_file import Spec
 from stages.network.options import Name
 from stages.train import augmentation, schedules
 from stages.train.batches import Batches, EpochBatches, PackedImages, ending_workers
-from stages.train.stopping import SIGNALS, Stop, told_to_stop
+from stages.train.stopping import Stop, told_to_stop
 from tests import forging
 from tests.imports import ROOT
 
@@ -46,6 +46,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "hidden": 16,
         "dropout": 0.1,
     },
+    "torchvision": {"architecture": "shufflenet_v2_x0_5", "dropout": 0.1},
 }
 
 
@@ -347,7 +348,7 @@ def test_elastic_bends_by_pixels_and_smoothly() -> None:
 
 def test_the_bend_is_bicubic_between_the_points() -> None:
     grid = torch.randn(3, 2, 5, 5)
-    ours = augmentation._between(5, 28) @ grid @ augmentation._between(5, 17).T
+    ours = augmentation.between(5, 28) @ grid @ augmentation.between(5, 17).T
     assert torch.allclose(ours, torch.nn.functional.interpolate(grid, (28, 17), mode="bicubic"), atol=1e-5)
 
 

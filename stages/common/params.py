@@ -4,7 +4,6 @@ A wrong value ends with one line that names the key, the value, what is allowed 
 The schemas stand beside this file, one a stage, so that a stage depends on the options it has and on no others.
 """
 
-import difflib
 import io
 import warnings
 from pathlib import Path
@@ -19,6 +18,7 @@ from ruamel.yaml.reader import ReaderError
 
 from stages.common import paths
 from stages.common.errors import UserError
+from stages.common.text import nearest, shown
 
 MAX_BYTES = 1_000_000  # a params.yaml is a few kilobytes: a larger one is a mistake, and need not be parsed
 MAX_DEPTH = 50  # mappings and lists inside one another
@@ -161,6 +161,8 @@ def allowed(schema: type[Section], name: str) -> str:
 
 def _allowed(field: dict[str, Any]) -> str:
     """What a field takes, in words, from its JSON schema."""
+    if "description" in field:  # where a list of all names would be too long
+        return str(field["description"])
     if "description" in field:
         return str(field["description"])
     if "enum" in field:
@@ -184,14 +186,3 @@ def _allowed(field: dict[str, Any]) -> str:
 
 def _keys(schema: type[Section]) -> str:
     return ", ".join(schema.model_fields) or "nothing ({})"
-
-
-def shown(key: object) -> str:
-    """A key as it stands in a line of text, which it may not break."""
-    return str(key) if str(key).isprintable() else repr(key)
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """A hint, " (did you mean …?)", at the known name most like `name`; or nothing."""
-    close = difflib.get_close_matches(name, [str(item) for item in known], n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

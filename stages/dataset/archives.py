@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from stages.common.errors import UserError
-from stages.common.params import shown
+from stages.common.text import shown
 from stages.dataset.pictures import UnusablePicture
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from stages.common.errors import UserError
-from stages.common.params import shown
+from stages.common.text import shown
 from stages.dataset import archives
 from stages.dataset.pictures import UnusablePicture
 

@@ -95,5 +95,5 @@ def read(path: Path) -> tuple[nn.Sequential, Spec]:
             raise UserError(f"{path}: the tensor {name} is {found}; expected {wanted}")
         if not torch.isfinite(tensors[name]).all():
             raise UserError(f"{path}: the tensor {name} holds NaN or infinite weights")
-    model.load_state_dict(tensors, assign=True)
+    models.load_weights(model, tensors, assign=True)
     return models.fast_layout(model).eval(), spec

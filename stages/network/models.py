@@ -3,10 +3,14 @@
 The normalization is the first layer, so that training and serving cannot disagree about it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from stages.network import torchvision_models
+from stages.network.options import map_sizes
+from stages.network.random_layers import Dropout
 
 Shape = tuple[int, int, int]  # of an image: (C, H, W)
 
@@ -25,24 +29,6 @@ class Normalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std  # uint8 minus float32 is float32
-
-
-class Dropout(nn.Module):
-    """nn.Dropout with a generator of its own, that torch's has not: networks on several threads would share one.
-
-    p: the probability that a value becomes 0; the others grow by 1 / (1 - p). generator: of the device; None: torch's.
-    """
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-        self.generator: torch.Generator | None = None
-
-    def forward(self, values: Tensor) -> Tensor:
-        if not self.training:
-            return values
-        kept = torch.rand(values.shape, device=values.device, generator=self.generator) >= self.p
-        return values * kept / (1 - self.p)
 
 
 def mlp(shape: Shape, classes: int, hidden: int, depth: int, dropout: float) -> nn.Sequential:
@@ -76,18 +62,14 @@ def cnn(
     Raises ValueError if the blocks shrink the image to nothing.
     """
     features, height, width = shape
+    height, width = map_sizes(height, width, kernel_sizes, paddings, pool_sizes)[-1]
     layers: list[nn.Module] = []
     blocks = zip(channels, kernel_sizes, paddings, pool_sizes, strict=True)
-    for block, (width_out, kernel_size, padding, pool_size) in enumerate(blocks, start=1):
-        before = f"{height} x {width}"
-        height = (height + 2 * padding - kernel_size + 1) // pool_size
-        width = (width + 2 * padding - kernel_size + 1) // pool_size
-        if min(height, width) < 1:
-            raise ValueError(f"block {block} leaves nothing of images of {before}; set fewer, smaller or padded blocks")
+    for width_out, kernel_size, padding, pool_size in blocks:
         layers += [nn.Conv2d(features, width_out, kernel_size, padding=padding, bias=False)]  # batch norm has one
         if pool_size > 1:
             layers += [nn.MaxPool2d(pool_size)]
-        layers += [nn.BatchNorm2d(width_out), nn.ReLU()]  # (N, width_out, height, width)
+        layers += [nn.BatchNorm2d(width_out), nn.ReLU()]  # (N, width_out, ...)
         features = width_out
     layers += [nn.Flatten()]
     features *= height * width
@@ -99,7 +81,7 @@ def cnn(
     return nn.Sequential(*layers, nn.Linear(features, classes))
 
 
-MODELS: dict[str, Callable[..., nn.Sequential]] = {"mlp": mlp, "cnn": cnn}
+MODELS: dict[str, Callable[..., nn.Sequential]] = {"mlp": mlp, "cnn": cnn, "torchvision": torchvision_models.build}
 
 
 def build(
@@ -120,6 +102,19 @@ def fast_layout(model: nn.Sequential) -> nn.Sequential:
     cores. A network must be in one layout for training and use alike, or the last bits of its outputs differ.
     """
     return model.to(memory_format=torch.channels_last)
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], assign: bool = False) -> None:
+    """Load tensors that `state_dict` of such a network gave, from whatever kept them by name. assign: as torch has it.
+
+    Some networks (mnasnet) also read the version of their layout, which a state_dict carries beside the tensors.
+    Raises RuntimeError if tensors are missing, in excess or of other shapes.
+    """
+    state = model.state_dict()
+    if missing := sorted(state.keys() - weights.keys()):
+        raise RuntimeError(f"missing tensors: {', '.join(missing)}")
+    state.update(weights)
+    model.load_state_dict(state, assign=assign)
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -1,12 +1,39 @@
 """Which network, and the options of each. The model file carries them too, so evaluate needs no params of train."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from stages.common.params import Section
 
-Name = Literal["mlp", "cnn"]
+Name = Literal["mlp", "cnn", "torchvision"]
+# torchvision.models.list_models(module=torchvision.models), which takes 3 s to import. A test compares the two.
+# fmt: off
+Architecture = Literal[
+    "alexnet",
+    "convnext_base", "convnext_large", "convnext_small", "convnext_tiny",
+    "densenet121", "densenet161", "densenet169", "densenet201",
+    "efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3", "efficientnet_b4", "efficientnet_b5",
+    "efficientnet_b6", "efficientnet_b7", "efficientnet_v2_l", "efficientnet_v2_m", "efficientnet_v2_s",
+    "googlenet",
+    "inception_v3",
+    "maxvit_t",
+    "mnasnet0_5", "mnasnet0_75", "mnasnet1_0", "mnasnet1_3",
+    "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small",
+    "regnet_x_16gf", "regnet_x_1_6gf", "regnet_x_32gf", "regnet_x_3_2gf", "regnet_x_400mf", "regnet_x_800mf",
+    "regnet_x_8gf", "regnet_y_128gf", "regnet_y_16gf", "regnet_y_1_6gf", "regnet_y_32gf", "regnet_y_3_2gf",
+    "regnet_y_400mf", "regnet_y_800mf", "regnet_y_8gf",
+    "resnet101", "resnet152", "resnet18", "resnet34", "resnet50",
+    "resnext101_32x8d", "resnext101_64x4d", "resnext50_32x4d",
+    "shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0",
+    "squeezenet1_0", "squeezenet1_1",
+    "swin_b", "swin_s", "swin_t", "swin_v2_b", "swin_v2_s", "swin_v2_t",
+    "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn",
+    "vit_b_16", "vit_b_32", "vit_h_14", "vit_l_16", "vit_l_32",
+    "wide_resnet101_2", "wide_resnet50_2",
+]
+# fmt: on
 Width = Annotated[int, Field(ge=1, le=65536)]
 
 
@@ -46,19 +73,36 @@ class Cnn(Section):
         return self
 
     def map_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Height and width that each block makes of images of this size. Raises ValueError if one leaves nothing."""
-        sizes = []
-        for block, options in enumerate(zip(self.kernel_sizes, self.paddings, self.pool_sizes, strict=True), start=1):
-            kernel_size, padding, pool_size = options
-            before = f"{height} x {width}"
-            height = (height + 2 * padding - kernel_size + 1) // pool_size
-            width = (width + 2 * padding - kernel_size + 1) // pool_size
-            if min(height, width) < 1:
-                raise ValueError(
-                    f"block {block} leaves nothing of images of {before}; set fewer, smaller or padded blocks"
-                )
-            sizes.append((height, width))
-        return sizes
+        """As the function of that name, of these options."""
+        return map_sizes(height, width, self.kernel_sizes, self.paddings, self.pool_sizes)
 
 
-MODELS: dict[Name, type[Mlp] | type[Cnn]] = {"mlp": Mlp, "cnn": Cnn}
+class Torchvision(Section):
+    """Section `models.torchvision`."""
+
+    architecture: Architecture = Field(
+        description="a classification network of torchvision.models, such as resnet18, mobilenet_v3_small, vit_b_16"
+    )
+    dropout: float = Field(ge=0, lt=1)
+
+
+def map_sizes(
+    height: int, width: int, kernel_sizes: Sequence[int], paddings: Sequence[int], pool_sizes: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Height and width that each block of a cnn makes of images of this size, in pixels.
+
+    Raises ValueError if a block leaves nothing.
+    """
+    sizes = []
+    blocks = zip(kernel_sizes, paddings, pool_sizes, strict=True)
+    for block, (kernel_size, padding, pool_size) in enumerate(blocks, start=1):
+        before = f"{height} x {width}"
+        height = (height + 2 * padding - kernel_size + 1) // pool_size
+        width = (width + 2 * padding - kernel_size + 1) // pool_size
+        if min(height, width) < 1:
+            raise ValueError(f"block {block} leaves nothing of images of {before}; set fewer, smaller or padded blocks")
+        sizes.append((height, width))
+    return sizes
+
+
+MODELS: dict[Name, type[Mlp] | type[Cnn] | type[Torchvision]] = {"mlp": Mlp, "cnn": Cnn, "torchvision": Torchvision}

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from stages.common.errors import UserError
-from stages.common.params import shown
 from stages.common.preparation import Preparation
+from stages.common.text import shown
 from stages.dataset import folder, packed
 from stages.dataset.data_card import DataCard
 from stages.dataset.folder import Part, Reader

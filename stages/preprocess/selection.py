@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from stages.common import paths
 from stages.common.errors import UserError
-from stages.common.params import shown
+from stages.common.text import shown
 from stages.dataset.folder import Listing, Part, Picture
 from stages.preprocess.options import PATH, Preprocess
 from stages.preprocess.split import drawn

@@ -13,7 +13,7 @@ from functools import partial
 
 from stages.common import paths
 from stages.common.errors import UserError
-from stages.common.params import shown
+from stages.common.text import shown
 from stages.dataset.folder import Listing, Reader
 from stages.dataset.pictures import Facts, UnusablePicture, facts
 from stages.preprocess import workers

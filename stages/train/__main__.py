@@ -75,7 +75,7 @@ def main() -> None:
         fit(trainer, batches, (validation_images, validation_labels), checkpoints, machine.log_every_steps, stop)
     loop_seconds = round(time.perf_counter() - loop_start, 3)
 
-    model.load_state_dict(trainer.best_weights)
+    models.load_weights(model, trainer.best_weights)
     write(model, trainer.history, chosen, card)
     checkpoints.delete()
     print(f"best epoch {best_epoch(trainer.history)} of {len(trainer.history)}, kept in {paths.MODEL}")

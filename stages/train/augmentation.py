@@ -67,12 +67,12 @@ def affine(
     if elastic_pixels > 0:
         unit = torch.tensor([2 / width, 2 / height])[:, None, None]  # a pixel, in grid coordinates
         bend = torch.randn(count, 2, elastic_grid, elastic_grid, generator=generator) * elastic_pixels * unit
-        bend = _between(elastic_grid, height) @ bend @ _between(elastic_grid, width).T  # (N, 2, H, W)
+        bend = between(elastic_grid, height) @ bend @ between(elastic_grid, width).T  # (N, 2, H, W)
         grid = grid + bend.to(images.device).permute(0, 2, 3, 1)  # (N, H, W, 2)
     return F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def _between(points: int, size: int) -> Tensor:
+def between(points: int, size: int) -> Tensor:
     """The matrix (size, points) that interpolates values at `points` places bicubically at `size` places.
 
     Two products with it are F.interpolate, in a fifth of the time for a batch of small grids.

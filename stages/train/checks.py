@@ -48,12 +48,26 @@ def check_network(
             outline = build()
     except ValueError as error:
         raise UserError(f"{paths.PARAMS}: models.{chosen.model}: {error}") from None
+    if chosen.model == "torchvision":  # the others have found it while they were built
+        check_image_size(outline, card.shape, chosen.model_options["architecture"])
     batch_sizes = EpochBatches(images, train.batch_size, train.shuffle, train.seed).batch_sizes()
     sizes = [shards.sizes(size, train.shards, train.batch_size) for size in batch_sizes]
     check_smallest_shard(outline, card.shape, min(map(min, sizes)), train.batch_size, chosen.model)
     copies = 1 + max(map(len, sizes)) + numbers_a_weight(train.optimizer, chosen.optimizer_options)
     where, room = ("the GPU", free) if free is not None else ("this machine", machine.memory_bytes())
     check_memory(models.parameter_count(outline), copies, room, where, chosen.model)
+
+
+def check_image_size(outline: nn.Module, shape: models.Shape, architecture: str) -> None:
+    """Raise UserError if the architecture cannot take images of this shape. outline: it, on the meta device."""
+    try:
+        outline.eval()(torch.empty((1, *shape), dtype=torch.uint8, device="meta"))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{paths.PARAMS}: models.torchvision.architecture is {architecture}, for which images of {shape[1]} x "
+            f"{shape[2]} pixels are too small ({reason}): set another architecture, or use larger images"
+        ) from None
 
 
 def check_smallest_shard(outline: nn.Module, shape: models.Shape, images: int, batch: int, name: str) -> None:

@@ -12,9 +12,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from stages.network.models import Dropout
+from stages.network.random_layers import RandomLayer
 from stages.train.seeds import STEP, seed_for
 
 
@@ -27,13 +26,15 @@ class Replica:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.weights = list(model.parameters())
-        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        norms = [
+            module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+        ]
         self.statistics = [each for norm in norms for each in norm.buffers() if each.is_floating_point()]
         self.generator = torch.Generator()
         device = self.weights[0].device
         self._dropout = self.generator if device.type == "cpu" else torch.Generator(device)
         for module in model.modules():
-            if isinstance(module, Dropout):
+            if isinstance(module, RandomLayer):
                 module.generator = self._dropout
 
     def seed(self, seed: int, epoch: int, step: int, shard: int) -> None:

@@ -6,13 +6,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
-SIGNALS = [number for name in ("SIGTERM", "SIGINT", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
+from stages.common.errors import SIGNALS, Stopped
 
 T = TypeVar("T")
-
-
-class _Stopped(BaseException):  # no `except Exception` on the way may keep it
-    pass
 
 
 class Stop:
@@ -30,7 +26,7 @@ class Stop:
         """A signal has come. Called in the main thread, between any two of its instructions."""
         self._number = number
         if self._waiting:
-            raise _Stopped
+            raise Stopped(number)
 
     def wait(self, call: Callable[[], T]) -> T | None:
         """Call something that may take long and can be given up; None if a signal has come, before or meanwhile."""
@@ -40,7 +36,7 @@ class Stop:
                 return call() if self._number is None else None
             finally:
                 self._waiting = False
-        except _Stopped:
+        except Stopped:
             return None
 
 

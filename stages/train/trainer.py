@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stages.common import paths
 from stages.common.errors import UserError
+from stages.network import models
 from stages.network.device import Map
 from stages.network.inference import Images, predict
 from stages.train.recipe import Recipe
@@ -124,7 +125,7 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where another trainer of the same recipe was."""
-        self.model.load_state_dict(state["model"])
+        models.load_weights(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.run_steps = state["epoch"], state["run_steps"]

@@ -1,0 +1,98 @@
+"""Classification networks of torchvision, by name, with new weights.
+
+They are as torchvision builds them, with three differences: they end in as many classes as the data has, a grey image
+is given to all three channels, and the layers that draw random numbers are ours (stages/network/random_layers.py).
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from stages.network.random_layers import Dropout, StochasticDepth
+
+COLOURS = 3  # channels that all of these networks take
+
+
+class Colour(nn.Module):
+    """Repeat the one channel of grey images: (N, 1, H, W) -> (N, 3, H, W)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.expand(-1, COLOURS, -1, -1)
+
+
+class NumbersOnCpu(TorchFunctionMode):
+    """Make tensors of numbers on the CPU: a regnet reads its widths from them, and meta tensors have none."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        device = {"device": "cpu"} if func in (torch.arange, torch.tensor) else {}
+        return func(*args, **{**(kwargs or {}), **device})
+
+
+def build(shape: tuple[int, int, int], classes: int, architecture: str, dropout: float) -> nn.Sequential:
+    """A network of torchvision.models, for images of this shape (C, H, W), of one or three channels.
+
+    dropout: the probability before the last layer; what the architecture has of dropout elsewhere, and of stochastic
+    depth, stays as it is. Raises ValueError if the architecture cannot take images of this shape, as far as
+    torchvision notices without running it.
+    """
+    from torchvision.models import get_model  # 3 s, which other networks need not wait for
+
+    channels, height, width = shape
+    if channels not in (1, COLOURS):
+        raise ValueError(f"{architecture} takes images of 1 or {COLOURS} channels; these have {channels}")
+    options: dict[str, Any] = {}
+    if architecture.startswith("vit_"):
+        if height != width:
+            raise ValueError(f"{architecture} takes square images; these are {height} x {width} pixels")
+        options["image_size"] = height
+    elif architecture.startswith("maxvit_"):
+        options["input_size"] = (height, width)
+    elif architecture in ("googlenet", "inception_v3"):  # without the second loss of their papers
+        options |= {"aux_logits": False, "init_weights": True}
+    try:
+        with NumbersOnCpu() if architecture.startswith("regnet_") else nullcontext():
+            network = get_model(architecture, weights=None, num_classes=classes, **options)
+    except (AssertionError, ValueError) as error:  # of a vit and a maxvit, which take images in patches
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{architecture} cannot take images of {height} x {width} pixels: {reason}") from None
+    before_the_last_layer(network, dropout)
+    replace_random_layers(network)
+    colour = {"colour": Colour()} if channels == 1 else {}
+    return nn.Sequential(OrderedDict({**colour, "network": network}))
+
+
+def before_the_last_layer(network: nn.Module, dropout: float) -> None:
+    """Set the probability of the dropout before the last layer, or put one there if there is none."""
+    layers = [(name, module) for name, module in network.named_modules() if not list(module.children())]
+    last = max(index for index, (_, module) in enumerate(layers) if isinstance(module, nn.Linear | nn.Conv2d))
+    (_, previous), (name, layer) = layers[last - 1], layers[last]
+    if isinstance(previous, nn.Dropout):
+        previous.p = dropout
+    elif dropout:
+        replace(network, name, nn.Sequential(Dropout(dropout), layer))
+
+
+def replace_random_layers(network: nn.Module) -> None:
+    """Put our layers in the place of those that draw from the one generator of the process."""
+    import torchvision
+
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.Dropout):
+            replace(network, name, Dropout(module.p) if module.p else nn.Identity())
+        elif isinstance(module, torchvision.ops.StochasticDepth):
+            if module.mode != "row":
+                raise NotImplementedError(f"{name} has stochastic depth by {module.mode}")
+            replace(network, name, StochasticDepth(module.p))
+
+
+def replace(network: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a layer in the place of the one with this dotted name."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(network.get_submodule(parent), leaf, layer)

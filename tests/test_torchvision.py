@@ -1,0 +1,187 @@
+"""torchvision's networks: by name, adapted to the data, and as repeatable as ours."""
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import get_model, list_models
+
+from stages.network import device, model_file, models
+from stages.network.losses import LOSSES, OUTPUTS
+from stages.network.model_file import Spec
+from stages.network.options import Architecture
+from stages.network.random_layers import Dropout, StochasticDepth
+from stages.train.augmentation import AUGMENTATIONS
+from stages.train.checkpoint import Checkpoints
+from stages.train.optimizers import OPTIMIZERS
+from stages.train.recipe import Recipe
+from stages.train.trainer import Trainer
+from tests.test_fit import one_thread_an_operation, same
+
+CLASSES, SIDE = 7, 32
+
+# One of each family that takes images of 32 x 32 pixels. mnasnet refuses weights without the version of their layout.
+QUICK = ["shufflenet_v2_x0_5", "mnasnet0_5"]
+LARGE = [
+    *("convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "mobilenet_v2", "mobilenet_v3_small", "resnet18"),
+    *("regnet_x_400mf", "regnet_y_400mf", "squeezenet1_1", "swin_t", "vit_b_32"),
+]
+FAMILIES = [*QUICK, *(pytest.param(name, marks=pytest.mark.soak) for name in LARGE)]
+
+
+def build(architecture: str, dropout: float = 0.0, channels: int = 3, side: int = SIDE) -> nn.Sequential:
+    torch.manual_seed(0)
+    options: dict[str, object] = {"architecture": architecture, "dropout": dropout}
+    moments = [0.4] * channels
+    return models.build("torchvision", options, (channels, side, side), CLASSES, moments, moments)
+
+
+def images(count: int, channels: int = 3, side: int = SIDE) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (count, channels, side, side), dtype=torch.uint8, generator=generator)
+
+
+def test_the_names_are_torchvisions() -> None:
+    assert list(get_args(Architecture)) == list_models(module=torchvision.models)
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_a_network_is_torchvisions_with_the_same_weights(architecture: str) -> None:
+    ours = build(architecture).eval()
+    torch.manual_seed(0)
+    size: dict[str, Any] = {"image_size": SIDE} if architecture.startswith("vit") else {}
+    if architecture == "googlenet":
+        size = {"aux_logits": False, "init_weights": True}
+    theirs = get_model(architecture, weights=None, num_classes=CLASSES, **size).to(memory_format=torch.channels_last)
+    assert same(ours.get_submodule("1.network").state_dict(), theirs.state_dict())
+    normalized = (images(2) - 0.4 * 255) / (0.4 * 255)
+    assert torch.allclose(ours(images(2)), theirs.eval()(normalized), atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_a_model_file_gives_the_network_back(architecture: Architecture, tmp_path: Path) -> None:
+    network, options = build(architecture, dropout=0.1).eval(), {"architecture": architecture, "dropout": 0.1}
+    spec = Spec(
+        format=1,
+        model="torchvision",
+        options=options,
+        image_shape=[3, SIDE, SIDE],
+        classes=list("abcdefg"),
+        output="softmax",
+    )
+    model_file.write(tmp_path / "model", network, spec)
+    read, read_spec = model_file.read(tmp_path / "model")
+    assert read_spec == spec
+    assert torch.equal(read(images(2)), network(images(2)))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("architecture", get_args(Architecture))
+def test_every_network_takes_images_of_224_pixels(architecture: str) -> None:
+    """Laid out without memory: the largest has 645 million weights."""
+    with torch.device("meta"):
+        network = build(architecture, channels=1, side=224)
+    batch = images(2, 1, 224).to("meta")
+    assert network.train()(batch).shape == network.eval()(batch).shape == (2, CLASSES)
+    theirs = (nn.Dropout, torchvision.ops.StochasticDepth)
+    assert not any(isinstance(layer, theirs) for layer in network.modules())
+
+
+def test_a_grey_image_is_given_to_all_three_channels() -> None:
+    grey, colour = build("shufflenet_v2_x0_5", channels=1).eval(), build("shufflenet_v2_x0_5").eval()
+    assert torch.equal(grey(images(2, 1)), colour(images(2, 1).expand(-1, 3, -1, -1)))
+    with pytest.raises(ValueError, match="shufflenet_v2_x0_5 takes images of 1 or 3 channels; these have 2"):
+        build("shufflenet_v2_x0_5", channels=2)
+
+
+# The probability of each dropout layer, in order, if 0.3 is to be before the last layer.
+@pytest.mark.parametrize(
+    ("architecture", "probabilities"),
+    [
+        ("mobilenet_v3_small", [0.3]),  # in place of torchvision's 0.2
+        ("shufflenet_v2_x0_5", [0.3]),  # where torchvision has none
+        ("vgg11", [0.5, 0.3]),  # the first is torchvision's own
+        ("squeezenet1_1", [0.3]),  # whose last layer is a convolution
+        ("swin_t", [0.3]),
+        ("vit_b_32", [0.3]),
+    ],
+)
+def test_dropout_is_before_the_last_layer(architecture: str, probabilities: list[float]) -> None:
+    with torch.device("meta"):
+        without, network = build(architecture), build(architecture, dropout=0.3)
+    assert [layer.p for layer in network.modules() if isinstance(layer, Dropout)] == probabilities
+    assert [layer.p for layer in without.modules() if isinstance(layer, Dropout)] == probabilities[:-1]
+    assert models.parameter_count(without) == models.parameter_count(network)
+
+
+def test_stochastic_depth_is_by_image_and_by_its_own_generator() -> None:
+    layer, values = StochasticDepth(0.25), torch.ones(4000, 2, 3)
+    layer.generator = torch.Generator().manual_seed(0)
+    first = layer(values)
+    layer.generator.manual_seed(0)
+    torch.manual_seed(5)  # of another generator
+    assert torch.equal(layer(values), first)
+    rows = first.flatten(1)
+    assert rows.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert torch.equal(rows.amin(1), rows.amax(1))
+    assert rows.mean().item() == pytest.approx(1, abs=0.05)
+    assert layer.eval()(values) is values
+    with torch.device("meta"):
+        depths = [layer.p for layer in build("efficientnet_b0").modules() if isinstance(layer, StochasticDepth)]
+    assert depths == pytest.approx([0.2 * block / 16 for block in range(16)])
+
+
+def test_an_architecture_needs_no_torchvision_for_its_name_to_be_checked() -> None:
+    """`check` reads the name each time any parameter has changed, and importing torchvision takes 3 s."""
+    code = "import sys; import integrity.rules, stages.network.models; print('torchvision' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def after(steps: int, architecture: str, threads: int, go_on: Checkpoints | None = None) -> dict[str, Any]:
+    """The state of a run after so many steps of its one epoch; `go_on`: from its checkpoint."""
+    network = build(architecture, dropout=0.2)
+    recipe = Recipe(
+        objective=partial(LOSSES["cross_entropy"], smoothing=0.0),
+        output=OUTPUTS["cross_entropy"],
+        lr_factor=lambda step: 1.0,
+        augment=partial(AUGMENTATIONS["shift"], pixels=2),
+        epochs=1,
+        patience_epochs=0,
+        batch_size=12,
+        seed=0,
+        precision="float32",
+        shards=3,
+    )
+    optimizer = OPTIMIZERS["sgd"](network.parameters(), lr=0.001, momentum=0.9, nesterov=False, weight_decay=0.0)
+    batch, labels = images(12), torch.arange(12) % CLASSES
+    with one_thread_an_operation(), device.in_parallel(torch.device("cpu"), threads) as parallel:
+        trainer = Trainer(network, optimizer, recipe, parallel)
+        if go_on and (state := go_on.load()):
+            trainer.load_state_dict(state)
+        while trainer.run_steps < steps:
+            trainer.step(batch, labels)
+        return trainer.state_dict()
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_any_number_of_threads_and_a_resumed_run_end_in_the_same_weights(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = after(2, architecture, threads=1)
+    assert all(torch.isfinite(weights).all() for weights in first["model"].values())
+    assert not same(first["model"], build(architecture, dropout=0.2).state_dict())  # it has learnt something
+    torch.manual_seed(99)  # what the process has drawn before is no matter
+    assert same(after(2, architecture, threads=3)["model"], first["model"])
+    checkpoints = Checkpoints("a", 0)
+    checkpoints.save(after(1, architecture, threads=3))
+    resumed = after(2, architecture, threads=2, go_on=checkpoints)
+    assert same(resumed["model"], first["model"])
+    assert torch.equal(resumed["losses"], first["losses"])
