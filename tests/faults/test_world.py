@@ -241,7 +241,10 @@ def test_a_bit_flipped_in_the_cache(lab: Lab) -> None:
         told = lab.doctor()
         for out in outs:
             assert lab.digest()[out] != lab.digests[out]
-            assert f"{cached(lab.clone, out).relative_to(lab.clone.path)}: damaged: its content does not match its name\n" in told
+            assert (
+                f"{cached(lab.clone, out).relative_to(lab.clone.path)}: damaged: its content does not match its name\n"
+                in told
+            )
             assert f"{out}: does not match dvc.lock" in told
         for line in told.splitlines():
             if line.startswith("    fix: "):
