@@ -1,7 +1,7 @@
-"""All benchmarks, one after another: `make bench`. JSON to benchmarks/results.json, a table to the terminal.
+"""Run all benchmarks: `make bench`. Writes benchmarks/results.json, and prints a table.
 
-Each runs in a process of its own and compares what it compares in that one run, as a ratio: absolute seconds differ
-from machine to machine and from hour to hour, ratios hardly. Nothing else should run on the machine.
+Each benchmark runs in a process of its own and measures both sides of its ratios there: seconds differ between machines
+and between hours, ratios hardly do. Nothing else should run on the machine.
 """
 
 import argparse
@@ -25,13 +25,14 @@ PARTS = {
     "numerics": ["numerics"],
     "shards": ["shards"],
     "overhead": ["overhead"],
+    "no_op": ["no_op"],
     "memory": ["memory"],
     "remotes": ["remotes"],
 }
 
 
 def main() -> None:
-    """Run the parts, or those that are named; keep the results of the others."""
+    """Run all parts, or those on the command line; keep the results of the others."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="All benchmarks, or those named.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     named = parser.parse_args().parts or list(PARTS)
@@ -41,10 +42,10 @@ def main() -> None:
     for name in named:
         print(f"{name} …", file=sys.stderr, flush=True)
         start = time.perf_counter()
-        told = subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", f"benchmarks.{PARTS[name][0]}", *PARTS[name][1:]], check=True, stdout=subprocess.PIPE
         )
-        lines = told.stdout.decode().splitlines()
+        lines = done.stdout.decode().splitlines()
         machine = {**record.machine(), "instruction_set": torch.backends.cpu.get_cpu_capability()}
         results[name] = {**json.loads(lines[-1]), "seconds_of_benchmark": round(time.perf_counter() - start)}
         results[name]["machine"] = machine
@@ -87,9 +88,10 @@ def table(results: dict[str, Any]) -> str:
         add(f"a step, shards on one thread / on {part['cores']}", f"{alone['median']:.2f}", alone)
     if part := results.get("overhead"):
         add("`dvc repro` from preprocess to metrics, beside the loop", f"{part['seconds_beside_the_loop']:.1f} s")
-        add(
-            "no-op `dvc repro` / that of four empty stages", f"{part['no_op_ratio']['median']:.2f}", part["no_op_ratio"]
-        )
+    if part := results.get("no_op"):
+        for command in ("dvc", "make"):
+            ratio = part[f"{command}_ratio"]
+            add(f"no-op `{command} repro` / no-op `dvc repro` of four empty stages", f"{ratio['median']:.2f}", ratio)
     for row in results.get("memory", {}).get("rows", []):
         add(
             f"peak memory, {row['images_mb']} MB of images",

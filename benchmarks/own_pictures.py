@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from benchmarks import photographs
-from benchmarks.overhead import run
+from benchmarks.no_op import run
 from benchmarks.summary import spread
 from stages.common import machine, params, paths
 from stages.dataset import data_card, packed

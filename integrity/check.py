@@ -1,6 +1,6 @@
-"""Check the whole of params.yaml before any other stage runs: every stage depends on what this one writes.
+"""The stage `check`: check all of params.yaml before any other stage runs, since all depend on its output.
 
-Without it, plain `dvc repro` would train first and then find that an option of evaluate is wrong.
+Otherwise, plain `dvc repro` would train first and then find a wrong option of evaluate.
 """
 
 from integrity import rules
@@ -8,7 +8,7 @@ from stages.common import errors, files, paths
 
 
 def main() -> None:
-    """params.yaml -> data/params.valid, which is always the same: a new value runs only the stages that read it."""
+    """params.yaml -> data/params.valid, whose content is constant: a new value reruns only the stages that read it."""
     rules.read()
     files.write_text(paths.CHECKED, "params.yaml is valid\n")
 

@@ -1,432 +1,391 @@
-"""Is anything here damaged? `python -m integrity.doctor`, or `make doctor`: names it, and the command that mends it.
+"""Look for damage, and print the command that fixes it: `python -m integrity.doctor`, or `make doctor`.
 
-DVC trusts its cache and the times of files: a bit that a disk has flipped goes unnoticed, into the work tree and to
-colleagues. Here every cached object and every output that dvc.yaml names is hashed again and compared with dvc.lock,
-and dvc.lock with dvc.yaml and the code. What dvc.lock cannot tell, since it is forged as well, `make verify` finds. Not
-a stage; changes nothing. Exit status: 0, all is well; 1, something is damaged; 2, it could not be told.
+DVC trusts its cache and the modification times of files: it misses a bit that a disk flipped, and pushes it to
+colleagues. The doctor hashes every cached object and every output again, compares them with dvc.lock, and dvc.lock with
+dvc.yaml and the code. It changes nothing. If dvc.lock itself was forged, only `make verify` can tell. Exit status: 0,
+no damage; 1, something is damaged; 2, an error.
 """
 
-import functools
-import json
 import posixpath
 import re
 import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from integrity import git, objects, pull, queue_tasks, repair, revisions
-from integrity.objects import BadObject, md5
-from integrity.revisions import Lock, LockedStage
+from integrity.dvc_lock import LOCK, Lock, LockedStage, parse_lock
+from integrity.findings import Finding
+from integrity.objects import BadObject
 from stages.common import errors, params, paths
-from stages.common.errors import UserError
+from stages.common.digests import Digest, digest, file_md5, md5
+from stages.common.errors import UserError, one_line
 
 PIPELINE = "dvc.yaml"
-LOCK = revisions.LOCK
-
-
-class Finding(NamedTuple):
-    """What is wrong, and the command that mends it."""
-
-    what: str
-    mend: str
+OUTPUT_KEYS = ("outs", "metrics", "plots")  # of a stage in dvc.yaml
 
 
 @dataclass(frozen=True)
 class Output:
-    """An output of a stage, or what was added with `dvc add`, as dvc.lock or the .dvc file names it."""
+    """An output of a stage or of `dvc add`, as recorded by dvc.lock or a .dvc file."""
 
     path: str
     md5: str
     size: int | None
-    cached: bool  # by DVC; the others Git keeps
+    cached: bool  # kept by DVC; Git keeps the others
     stage: str
 
 
+class Clone:
+    """The repository under examination."""
+
+    def __init__(self, repo: Any) -> None:
+        self.repo = repo
+        self.root = Path(repo.root_dir)
+        self.digest = cache(self._digest)
+
+    def _digest(self, path: str) -> Digest | None:
+        return digest(self.root, path)
+
+    @cached_property
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """The stages of dvc.yaml with their templates filled in; empty if DVC cannot read it."""
+        from dvc.dvcfile import ProjectFile
+        from dvc.exceptions import DvcException
+
+        try:
+            return dict(ProjectFile(self.repo, str(self.root / PIPELINE)).resolver.resolve()["stages"])
+        except DvcException:  # which `check_texts` reports
+            return {}
+
+    @cached_property
+    def lock_content(self) -> bytes:
+        """The bytes of dvc.lock; empty if it is missing."""
+        return (self.root / LOCK).read_bytes() if (self.root / LOCK).is_file() else b""
+
+    @cached_property
+    def lock(self) -> Lock:
+        """dvc.lock; empty if it cannot be read."""
+        with suppress(UserError):  # which `check_texts` reports
+            return parse_lock(self.lock_content, LOCK)
+        return Lock()
+
+    @cached_property
+    def outputs(self) -> list[Output]:
+        """The outputs whose MD5 is known; empty if DVC cannot read its files."""
+        from dvc.exceptions import DvcException
+
+        try:
+            outs = [out for out in self.repo.index.outs if out.protocol == "local" and out.hash_info.name == "md5"]
+        except DvcException:  # which `check_texts` reports
+            return []
+        return [
+            Output(
+                Path(self.repo.fs.relpath(out.fs_path, self.repo.root_dir)).as_posix(),
+                str(out.hash_info.value),
+                out.meta.size if out.meta else None,
+                bool(out.use_cache),
+                str(out.stage.addressing),
+            )
+            for out in outs
+        ]
+
+    def cached(self, oid: str) -> Path:
+        """The path of an object in the local cache."""
+        return Path(self.repo.cache.local.oid_to_path(oid))
+
+    def objects_of(self, out: Output) -> dict[str, Path]:
+        """The objects of an output, each with its file in the work tree."""
+        found = {out.md5: self.root / out.path}
+        if out.md5.endswith(".dir"):
+            with suppress(OSError, BadObject):
+                listed = objects.folder_list(self.cached(out.md5).read_bytes(), out.md5)
+                found |= {file.md5: self.root / out.path / file.path for file in listed}
+        return found
+
+    def committed_md5(self, path: str) -> str | None:
+        """The MD5 of a file in HEAD; None if HEAD lacks it."""
+        with suppress(UserError):
+            return md5(git.run(self.root, "show", f"HEAD:./{path}"))
+        return None
+
+    def show(self, path: Path) -> str:
+        """A path relative to the repository, if it lies in it."""
+        return str(path.relative_to(self.root) if path.is_relative_to(self.root) else path)
+
+    def quote(self, path: Path) -> str:
+        """The same for a shell."""
+        return shlex.quote(self.show(path))
+
+
 def main() -> int:
-    """Look at everything, print what is found; returns the exit status."""
+    """Examine everything, and print the findings; returns the exit status."""
     errors.no_arguments()
     with revisions.repository() as repo:
-        findings = [*texts(repo), *links(repo), *strangers(repo)]
-        outs = outputs(repo)
-        broken, objects_hashed = cache(repo, outs)
-        findings += broken
-        for out in outs:
-            findings += [*output(repo, out), *not_cached(repo, out)]
-        findings += inputs(repo)
-        findings += leftovers(repo)
-        findings += queue_tasks.findings(repo, Finding)
+        clone = Clone(repo)
+        findings = [*check_texts(clone), *check_links(clone), *check_stage_names(clone)]
+        object_count, damaged = check_cache(clone)
+        findings += damaged
+        for out in clone.outputs:
+            findings += [*check_output(clone, out), *check_cached(clone, out)]
+        findings += [*check_inputs(clone), *check_leftovers(clone), *queue_tasks.findings(repo)]
     for finding in dict.fromkeys(findings):
-        print(f"{finding.what}\n    mend: {finding.mend}")
-    print(f"{objects_hashed} objects in the cache and {len(outs)} outputs hashed: {len(findings) or 'nothing'} to mend")
+        print(f"{finding.problem}\n    fix: {finding.fix}")
+    count = len(findings) or "nothing"
+    print(f"hashed {object_count} objects in the cache and {len(clone.outputs)} outputs: {count} to fix")
     return 1 if findings else 0
 
 
-def texts(repo: Any) -> list[Finding]:
-    """What is wrong with the files that DVC and the stages are told by."""
-    root, found = Path(repo.root_dir), []
+def check_texts(clone: Clone) -> list[Finding]:
+    """Check that params.yaml, dvc.yaml and dvc.lock can be read, and that dvc.lock is complete."""
+    findings = []
     for name in (paths.PARAMS.as_posix(), PIPELINE, LOCK):
-        if (root / name).exists() and not (root / name).is_file():  # DVC would wait for a pipe to be written
-            raise UserError(f"{name}: is no file; `rm -r {name} && git checkout HEAD -- {name}`")
+        if is_special(clone.root / name):  # DVC would wait forever for somebody to write to a pipe
+            raise UserError(f"{name}: not a regular file; `rm -r {name} && git checkout HEAD -- {name}`")
     for name in (paths.PARAMS.as_posix(), PIPELINE):
         try:
-            params.load(root / name)
+            params.load(clone.root / name)
         except UserError as error:
-            found.append(Finding(one(error, root), restored(root / name, name, str(error))))
-    mend_lock = f"git checkout HEAD -- {LOCK}"
-    try:
-        content = (root / LOCK).read_bytes()
-    except FileNotFoundError:
-        return [*found, Finding(f"{LOCK}: missing", mend_lock)]
-    stages = {} if found else declared(repo)
-    return found + [Finding(what, f"{mend_lock}, or dvc repro") for what in lock_faults(content, stages)]
+            problem = one_line(error).replace(f"{clone.root}/", "")
+            findings.append(Finding(problem, fix_of_text(clone.root / name, name, problem)))
+    if not (clone.root / LOCK).exists():
+        return [*findings, Finding(f"{LOCK}: missing", f"git checkout HEAD -- {LOCK}")]
+    faults = lock_faults(clone.lock_content, {} if findings else clone.stages)
+    return findings + [Finding(fault, f"git checkout HEAD -- {LOCK}, or dvc repro") for fault in faults]
 
 
-def restored(place: Path, name: str, error: str) -> str:
-    """What to do about a text that cannot be read: people write it, so nothing that would discard what they wrote."""
-    if not place.exists():
+def is_special(path: Path) -> bool:
+    """Whether a path is a pipe, a device or a socket."""
+    return path.exists() and not (path.is_file() or path.is_dir())
+
+
+def fix_of_text(path: Path, name: str, problem: str) -> str:
+    """How to fix an unreadable text file. People write these files, so the fix never discards their changes."""
+    if not path.exists():
         return f"git checkout HEAD -- {name}"
-    line = re.match(r":(\d+):", error.removeprefix(str(place)))
-    where = f"line {line[1]}" if line else "it"
-    return f"fix {where} by hand (`git diff HEAD -- {name}` shows what changed)"
-
-
-def declared(repo: Any) -> dict[str, dict[str, Any]]:
-    """The stages of dvc.yaml as DVC expands them; none if DVC cannot, which `outputs` says."""
-    from dvc.dvcfile import ProjectFile
-    from dvc.exceptions import DvcException
-
-    try:
-        stages: dict[str, dict[str, Any]] = ProjectFile(repo, str(Path(repo.root_dir, PIPELINE))).resolver.resolve()[
-            "stages"
-        ]
-    except DvcException:
-        return {}
-    return stages
+    line = re.match(r":(\d+):", problem.removeprefix(name))
+    return f"fix {f'line {line[1]}' if line else 'it'} by hand (`git diff HEAD -- {name}` shows what changed)"
 
 
 def lock_faults(content: bytes, stages: dict[str, dict[str, Any]]) -> list[str]:
-    """What dvc.lock lacks of that which dvc.yaml declares, wherever it was cut off; a line for each stage.
+    """What dvc.lock lacks although dvc.yaml declares it, wherever dvc.lock was truncated; one line per stage.
 
-    A cut within its last number leaves a smaller number, which `output` compares with the file.
+    Truncation within the last number leaves a smaller number; `check_output` compares that with the file.
     """
     try:
-        lock = revisions.parse_lock(content, LOCK)
+        lock = parse_lock(content, LOCK)
         if not lock.stages:
-            raise UserError(f"{LOCK}: names no stages: cut off?")
+            raise UserError(f"{LOCK}: lists no stages; truncated?")
     except UserError as error:
-        return [revisions.one_line(error)]
+        return [one_line(error)]
     faults = []
     for name, stage in stages.items():
-        lacking = lacks(lock.stages[name], stage) if name in lock.stages else ["the stage"]
-        if lacking:
-            shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
-            faults.append(f"{LOCK}: lacks {shown} of {name}: cut off, or {PIPELINE} has changed since it ran")
+        if missing := missing_entries(lock.stages[name], stage) if name in lock.stages else ["the stage"]:
+            listed = revisions.shortened(missing)
+            faults.append(f"{LOCK}: lacks {listed} of {name}: truncated, or {PIPELINE} has changed since it ran")
     if not faults and not content.endswith(b"\n"):
-        faults.append(f"{LOCK}: its last line does not end: cut off")
+        faults.append(f"{LOCK}: no newline at the end: truncated")
     return faults
 
 
-def lacks(locked: LockedStage, stage: dict[str, Any]) -> list[str]:
+def missing_entries(locked: LockedStage, stage: dict[str, Any]) -> list[str]:
     """What the entry of a stage in dvc.lock lacks of its declaration in dvc.yaml."""
-    lacking = [] if locked.cmd is not None or "cmd" not in stage else ["the command"]
-    wanted = {"deps": named(stage.get("deps")), "outs": [path for kind in KINDS for path in named(stage.get(kind))]}
-    for kind, there in (("deps", locked.deps), ("outs", locked.outs)):
-        whole = {posixpath.normpath(file.path) for file in there if file.md5 is not None and file.size is not None}
-        lacking += [path for path in wanted[kind] if path not in whole]
+    missing = [] if locked.cmd is not None or "cmd" not in stage else ["the command"]
+    for declared, recorded in ((declared_paths(stage, "deps"), locked.deps), (declared_outputs(stage), locked.outs)):
+        complete = {posixpath.normpath(file.path) for file in recorded if file.md5 and file.size is not None}
+        missing += [path for path in declared if path not in complete]
     for entry in stage.get("params") or []:
         for file, keys in entry.items() if isinstance(entry, dict) else [(paths.PARAMS.as_posix(), [entry])]:
-            values = locked.params.get(file, {})
-            lacking += [key for key in keys or [] if key not in values]
-    return lacking
+            missing += [key for key in keys or [] if key not in locked.params.get(file, {})]
+    return missing
 
 
-KINDS = ("outs", "metrics", "plots")
+def declared_paths(stage: dict[str, Any], key: str) -> list[str]:
+    """The paths in a list of dvc.yaml, whose entries are strings, or mappings of one path to its options."""
+    entries: Iterable[str | dict[str, Any]] = stage.get(key) or []
+    return [posixpath.normpath(entry if isinstance(entry, str) else next(iter(entry))) for entry in entries]
 
 
-def named(entries: Iterable[str | dict[str, Any]] | None) -> list[str]:
-    """The paths of a list in dvc.yaml: of strings, or of mappings of one path to its options."""
-    return [posixpath.normpath(entry if isinstance(entry, str) else next(iter(entry))) for entry in entries or []]
+def declared_outputs(stage: dict[str, Any]) -> list[str]:
+    """The paths of all outputs of a stage in dvc.yaml."""
+    return [path for key in OUTPUT_KEYS for path in declared_paths(stage, key)]
 
 
-def one(error: UserError, root: Path) -> str:
-    """An error as one line, with paths as they are seen from the repository."""
-    return revisions.one_line(error).replace(f"{root}/", "")
+def check_links(clone: Clone) -> Iterator[Finding]:
+    """Report parent folders of outputs that are links: DVC treats such outputs as outside of the repository."""
+    outputs = {path for stage in clone.stages.values() for path in declared_outputs(stage)}
+    folders = {parent for path in outputs for parent in Path(path).parents if (clone.root / parent).is_symlink()}
+    for folder in sorted(folders, key=str):
+        target = (clone.root / folder).resolve()
+        name = shlex.quote(str(folder))
+        problem = f"{folder}: a link to {target}, where DVC keeps no outputs; to move the data, use `dvc cache dir`"
+        yield Finding(problem, f"rm {name} && mv {shlex.quote(str(target))} {name}")
 
 
-def outputs(repo: Any) -> list[Output]:
-    """The outputs of all stages and .dvc files whose MD5 is known. Raises UserError if DVC cannot read its files."""
-    from dvc.exceptions import DvcException
-
-    try:
-        found = [out for out in repo.index.outs if out.protocol == "local" and out.hash_info]
-    except DvcException:  # dvc.yaml or dvc.lock cannot be read, which `texts` names
-        return []
-    return [
-        Output(
-            Path(repo.fs.relpath(out.fs_path, repo.root_dir)).as_posix(),
-            str(out.hash_info.value),
-            out.meta.size if out.meta else None,
-            bool(out.use_cache),
-            str(out.stage.addressing),
-        )
-        for out in found
-        if out.hash_info.name == "md5"
-    ]
-
-
-def links(repo: Any) -> Iterator[Finding]:
-    """The folders on the way to an output that are links: DVC takes such an output for one outside the repository."""
-    root = Path(repo.root_dir)
-    ways = {parent for path in declared_outputs(repo) for parent in Path(path).parents if (root / parent).is_symlink()}
-    for way in sorted(ways, key=str):
-        target = (root / way).resolve()
-        what = f"{way}: a link to {target}, where DVC keeps no outputs; to have the data elsewhere, `dvc cache dir`"
-        yield Finding(what, f"rm {shlex.quote(str(way))} && mv {shlex.quote(str(target))} {shlex.quote(str(way))}")
-
-
-def strangers(repo: Any) -> Iterator[Finding]:
-    """The stages of dvc.lock that dvc.yaml has not: it leaves them there, and their outputs count as results."""
-    content, stages = locked_text(repo), declared(repo)
-    try:
-        names = revisions.parse_lock(content, LOCK).stages.keys() - stages.keys() if stages else set()
-    except UserError:  # which `texts` names
+def check_stage_names(clone: Clone) -> Iterator[Finding]:
+    """Report a stage of dvc.lock that dvc.yaml lacks: DVC leaves it there, and its outputs count as results."""
+    if not clone.stages:
         return
-    lines = content.decode().splitlines()
+    lines = clone.lock_content.decode(errors="replace").splitlines()
     starts = [number for number, line in enumerate(lines, 1) if re.match(" {0,2}[^ ]", line)] + [len(lines) + 1]
-    for name in sorted(names):
+    for name in sorted(clone.lock.stages.keys() - clone.stages.keys()):
         found = [number for number in starts[:-1] if lines[number - 1].strip(" :'\"") == name]
-        mend = f"rm {LOCK} && dvc repro"
+        fix = f"rm {LOCK} && dvc repro"
         if len(found) == 1:
             last = next(number for number in starts if number > found[0]) - 1
-            mend = f"sed -i.bak '{found[0]},{last}d' {LOCK} && rm {LOCK}.bak"
-        yield Finding(f"{LOCK}: {name}: a stage that {PIPELINE} has not; renamed or removed, or added by hand", mend)
-        return  # the lines of the next have other numbers then
+            fix = f"sed -i.bak '{found[0]},{last}d' {LOCK} && rm {LOCK}.bak"
+        yield Finding(f"{LOCK}: {name}: not a stage of {PIPELINE}; renamed, removed, or added by hand", fix)
+        return  # the fix changes the line numbers of the next one
 
 
-def locked_text(repo: Any) -> bytes:
-    try:
-        return Path(repo.root_dir, LOCK).read_bytes()
-    except OSError:
-        return b""
-
-
-def declared_outputs(repo: Any) -> set[str]:
-    return {path for stage in declared(repo).values() for kind in KINDS for path in named(stage.get(kind))}
-
-
-def cache(repo: Any, outs: list[Output]) -> tuple[list[Finding], int]:
-    """What is wrong with the objects and the runs in the local cache, and how many objects there are."""
+def check_cache(clone: Clone) -> tuple[int, list[Finding]]:
+    """Hash the objects and check the run cache; returns the number of objects and the findings."""
     findings, count = [], 0
-    folder = Path(repo.cache.local.path)
-    owners = {oid: (out, path) for out in outs for oid, path in belonging(repo, out).items()}
-    for path in sorted(folder.glob("[0-9a-f][0-9a-f]/*")):
+    owners = {oid: (out, path) for out in clone.outputs for oid, path in clone.objects_of(out).items()}
+    for path in sorted(Path(clone.repo.cache.local.path).glob("[0-9a-f][0-9a-f]/*")):
         name = path.parent.name + path.name
         if not objects.MD5.fullmatch(name.removesuffix(".dir")):
-            continue  # a copy that DVC has not finished; it writes it anew
+            continue  # an unfinished copy, which DVC writes again
         count += 1
-        if file_md5(path) != name.removesuffix(".dir"):
-            findings.append(
-                Finding(f"{shown(repo, path)}: not the bytes of its name", remedy(repo, path, owners.get(name)))
-            )
+        if not has_md5(path, name.removesuffix(".dir")):
+            problem = f"{clone.show(path)}: damaged: its content does not match its name"
+            findings.append(Finding(problem, fix_of_object(clone, path, name, owners.get(name))))
         elif name.endswith(".dir"):
             try:
                 objects.folder_list(path.read_bytes(), name)
             except BadObject as error:
-                what = f"{shown(repo, path)}: a list of a folder's files that is not safe to check out: {error}"
-                findings.append(Finding(what, f"rm -f {quoted(repo, path)}"))
-    for path, fault in pull.unusable_runs(Path(repo.stage_cache.cache_dir)):
-        alone = len(list(path.parent.iterdir())) == 1  # DVC fails on a folder without an entry
-        what = f"{shown(repo, path)}: an entry of the run cache that must not be used: {fault}"
-        findings.append(Finding(what, f"rm -rf {quoted(repo, path.parent if alone else path)}"))
-    return findings, count
+                problem = f"{clone.show(path)}: a list of files that is unsafe to check out: {error}"
+                findings.append(Finding(problem, f"rm -f {clone.quote(path)}"))
+    for path, fault in pull.unusable_runs(Path(clone.repo.stage_cache.cache_dir)):
+        is_last = len(list(path.parent.iterdir())) == 1  # DVC fails on a folder without an entry
+        problem = f"{clone.show(path)}: an unusable entry of the run cache: {fault}"
+        findings.append(Finding(problem, f"rm -rf {clone.quote(path.parent if is_last else path)}"))
+    return count, findings
 
 
-def shown(repo: Any, path: Path) -> str:
-    """A path as it is seen from the repository, if it is in it."""
-    root = Path(repo.root_dir)
-    return str(path.relative_to(root) if path.is_relative_to(root) else path)
+def has_md5(path: Path, expected: str) -> bool:
+    """Whether a path is a regular file with this MD5. Reading a pipe would block."""
+    return path.is_file() and file_md5(path) == expected
 
 
-def quoted(repo: Any, path: Path) -> str:
-    return shlex.quote(shown(repo, path))
-
-
-def belonging(repo: Any, out: Output) -> dict[str, Path]:
-    """The objects of an output, each with the file of the work tree that it should be."""
-    place = Path(repo.root_dir, out.path)
-    if not out.md5.endswith(".dir"):
-        return {out.md5: place}
-    found = {out.md5: place}
-    with suppress(OSError, BadObject):
-        content = Path(repo.cache.local.oid_to_path(out.md5)).read_bytes()
-        found |= {file.md5: place / file.path for file in objects.folder_list(content, out.md5)}
-    return found
-
-
-def remedy(repo: Any, path: Path, owner: tuple[Output, Path] | None) -> str:
-    """The command that brings a damaged object back: from the work tree if it is right there, a remote, or by a run."""
-    remove = f"rm -f {quoted(repo, path)}"
+def fix_of_object(clone: Clone, path: Path, oid: str, owner: tuple[Output, Path] | None) -> str:
+    """The command that restores a damaged object: from the work tree if it is intact there, a remote, or a run."""
+    remove = f"rm -f {clone.quote(path)}"
     if owner is None:
-        return remove  # of an older run: the next one that needs it makes it or fetches it
-    out, place = owner
-    if file_md5(place) == path.parent.name + path.name:
-        return f"{remove} && {copied(repo, place, path)}"
-    again = f"{remove} && python -m integrity.pull {shlex.quote(out.path)}"
-    return f"{again} || dvc repro --force --no-run-cache {shlex.quote(out.stage)}"
+        return remove  # from an older run: whatever needs it makes it or fetches it again
+    out, source = owner
+    if has_md5(source, oid):
+        return f"{remove} && {copy_command(clone, source, path)}"
+    pull_again = f"python -m integrity.pull {shlex.quote(out.path)}"
+    return f"{remove} && {pull_again} || dvc repro --force --no-run-cache {shlex.quote(out.stage)}"
 
 
-def copied(repo: Any, place: Path, path: Path) -> str:
-    """The command that puts a file of the work tree into the cache."""
-    return f"cp {quoted(repo, place)} {quoted(repo, path)} && chmod 444 {quoted(repo, path)}"
+def copy_command(clone: Clone, source: Path, path: Path) -> str:
+    """The command that copies a file of the work tree into the cache."""
+    return f"cp {clone.quote(source)} {clone.quote(path)} && chmod 444 {clone.quote(path)}"
 
 
-def not_cached(repo: Any, out: Output) -> Iterator[Finding]:
-    """The objects of an output that are right in the work tree alone: no `dvc push` and no checkout has them."""
-    place = Path(repo.root_dir, out.path)
-    if not out.cached or not place.exists() or digest(repo, place) != out.md5:
-        return
-    for oid, file in belonging(repo, out).items():
-        path = Path(repo.cache.local.oid_to_path(oid))
-        if not path.exists():
-            mend = f"mkdir -p {quoted(repo, path.parent)} && {copied(repo, file, path)}"
-            if oid.endswith(".dir"):
-                mend = f"dvc commit --force {shlex.quote(out.stage)}"
-            yield Finding(f"{shown(repo, file)}: not in the cache, so that no `dvc push` or checkout has it", mend)
-
-
-def output(repo: Any, out: Output) -> Iterator[Finding]:
-    """What is wrong with an output in the work tree."""
-    place, path = Path(repo.root_dir, out.path), shlex.quote(out.path)
-    # Removed first: DVC goes by a file's time and size, and would take a flipped bit for what it wrote.
-    again = f"rm -rf {path} && python -m integrity.pull {path} || dvc repro"
-    what = f"{out.path}: not the bytes that {LOCK} names: damaged, or changed by hand"
-    if place.exists() and not (place.is_file() or place.is_dir()):
-        what = f"{out.path}: is no file, but a device, pipe or socket"
-    if place.exists() and digest(repo, place) == out.md5:
-        if place.is_symlink() and not place.resolve().is_relative_to(Path(repo.cache.local.path).resolve()):
+def check_output(clone: Clone, out: Output) -> Iterator[Finding]:
+    """Compare an output in the work tree with dvc.lock."""
+    place, name, found = clone.root / out.path, shlex.quote(out.path), clone.digest(out.path)
+    problem = f"{out.path}: does not match {LOCK}: damaged, or changed by hand"
+    if not place.exists():
+        problem = f"{out.path}: missing"
+    elif is_special(place):
+        problem = f"{out.path}: not a regular file, but a device, pipe or socket"
+    if found and found.md5 == out.md5:
+        if place.is_symlink() and not place.resolve().is_relative_to(Path(clone.repo.cache.local.path).resolve()):
             target = place.resolve()
-            instead = f"rm {path} && cp -R {shlex.quote(str(target))} {path}"
-            yield Finding(f"{out.path}: a link to {target}, which neither Git nor DVC keeps", instead)
-        if out.size is not None and size(repo, place) != out.size:
-            what = f"{LOCK}: {out.path} has {size(repo, place):,} bytes there, and not {out.size:,}: "
-            what += "cut off, or changed by hand"
-            yield Finding(what, sized_anew(repo, out.stage))
-    elif out.cached:
-        yield Finding(what if place.exists() else f"{out.path}: missing", again)
-    elif committed(repo, out.path) == out.md5:
-        yield Finding(what if place.exists() else f"{out.path}: missing", f"git checkout HEAD -- {path}")
-    else:  # the change is in HEAD as well
-        yield Finding(f"{what}, in HEAD as well", f"rm -f {path} && dvc repro {shlex.quote(out.stage)}")
+            fix = f"rm {name} && cp -R {shlex.quote(str(target))} {name}"
+            yield Finding(f"{out.path}: a link to {target}, which neither Git nor DVC keeps", fix)
+        if out.size not in (None, found.size):
+            problem = f"{LOCK}: gives {out.path} {out.size:,} bytes instead of {found.size:,}: truncated, or edited"
+            yield Finding(problem, fix_of_size(clone, out.stage))
+    elif out.cached:  # removed first: DVC compares time and size, and would miss a flipped bit
+        yield Finding(problem, f"rm -rf {name} && python -m integrity.pull {name} || dvc repro")
+    elif clone.committed_md5(out.path) == out.md5:
+        yield Finding(problem, f"git checkout HEAD -- {name}")
+    else:
+        yield Finding(f"{problem}, also in HEAD", f"rm -f {name} && dvc repro {shlex.quote(out.stage)}")
 
 
-def sized_anew(repo: Any, stage: str) -> str:
-    """The command that gets a size in dvc.lock right."""
-    if committed(repo, LOCK) == objects.md5_of(locked_text(repo)):
-        return f"dvc repro --force --single-item {shlex.quote(stage)}"
-    return f"git checkout HEAD -- {LOCK}, or dvc repro --force --single-item {shlex.quote(stage)}"
+def fix_of_size(clone: Clone, stage: str) -> str:
+    """The command that corrects a size in dvc.lock."""
+    run = f"dvc repro --force --single-item {shlex.quote(stage)}"
+    is_committed = clone.committed_md5(LOCK) == md5(clone.lock_content)
+    return run if is_committed else f"git checkout HEAD -- {LOCK}, or {run}"
 
 
-def file_md5(place: Path) -> str:
-    """DVC's name for a file; "" for what is none: a pipe would keep its reader waiting."""
-    return md5(place) if place.is_file() else ""
+def check_cached(clone: Clone, out: Output) -> Iterator[Finding]:
+    """Report objects of an intact output that the cache lacks: neither `dvc push` nor a checkout can use them."""
+    found = clone.digest(out.path)
+    if not out.cached or found is None or found.md5 != out.md5:
+        return
+    for oid, file in clone.objects_of(out).items():
+        path = clone.cached(oid)
+        if not path.exists():
+            fix = f"mkdir -p {clone.quote(path.parent)} && {copy_command(clone, file, path)}"
+            if oid.endswith(".dir"):
+                fix = f"dvc commit --force {shlex.quote(out.stage)}"
+            yield Finding(f"{clone.show(file)}: not in the cache, so `dvc push` and checkouts lack it", fix)
 
 
-def digest(repo: Any, place: Path) -> str:
-    """DVC's name for a file or a folder as it is in the work tree."""
-    if not place.is_dir():
-        return file_md5(place)
-    files = {Path(path).relative_to(place).as_posix(): path for path in repo.dvcignore.find(repo.fs, str(place))}
-    listed = [{"md5": file_md5(Path(path)), "relpath": name} for name, path in sorted(files.items())]
-    return f"{objects.md5_of(json.dumps(listed, sort_keys=True).encode())}.dir"
-
-
-def size(repo: Any, place: Path) -> int:
-    """As DVC counts it: without what .dvcignore names."""
-    if not place.is_dir():
-        return place.stat().st_size
-    return sum(Path(path).stat().st_size for path in repo.dvcignore.find(repo.fs, str(place)))
-
-
-def committed(repo: Any, path: str) -> str | None:
-    """The MD5 of a file in HEAD; None if HEAD has none."""
-    try:
-        return objects.md5_of(git.run(Path(repo.root_dir), "show", f"HEAD:./{path}"))
-    except UserError:
-        return None
-
-
-def inputs(repo: Any) -> Iterator[Finding]:
-    """What the stages would read now that is not what dvc.lock says they have read: code, parameters, other outputs."""
-    root = Path(repo.root_dir)
-    try:
-        lock = revisions.parse_lock(locked_text(repo), LOCK)
-    except UserError:
-        lock = Lock()
-    stages = declared(repo)
-
-    @functools.cache
-    def now(path: str) -> str | None:
-        return digest(repo, root / path) if (root / path).exists() else None
-
-    written = {out.path: (out.md5, name) for name, stage in lock.stages.items() for out in stage.outs}
-    for name, stage in lock.stages.items():
-        if stage.cmd is not None and name in stages and stage.cmd != stages[name].get("cmd"):
+def check_inputs(clone: Clone) -> Iterator[Finding]:
+    """Report code, parameters, commands and files that differ from what dvc.lock says the stages read."""
+    for reader, dep, writer in clone.lock.contradictions:
+        yield Finding(f"{LOCK}: {reader} read another {dep.path} than {writer} wrote", "dvc repro")
+    for name, stage in clone.lock.stages.items():
+        if stage.cmd is not None and name in clone.stages and stage.cmd != clone.stages[name].get("cmd"):
             yield Finding(f"{name}: ran with another command than {PIPELINE} has", f"dvc repro {shlex.quote(name)}")
         for file in stage.deps:
-            place = root / file.path
-            if file.path in written:
-                if file.md5 != written[file.path][0]:
-                    what = f"{LOCK}: {name} has read another {file.path} than {written[file.path][1]} has written"
-                    yield Finding(what, "dvc repro")
-            elif file.md5 and place.exists() and not (place.is_file() or place.is_dir()):
-                what = f"{file.path}: is no file, but a device, pipe or socket; {name} reads it"
-                yield Finding(what, f"rm {shlex.quote(file.path)} && git checkout HEAD -- {shlex.quote(file.path)}")
-            elif file.md5 and now(file.path) != file.md5:
-                yield Finding(f"{file.path}: not what {name} ran with: changed since, or {LOCK} was", "dvc repro")
-            if file.md5 and file.size is not None and now(file.path) == file.md5:
-                there = size(repo, place)
-                if there != file.size:
-                    what = f"{LOCK}: {name} has read {file.path} of {file.size:,} bytes there, and not of {there:,}"
-                    yield Finding(what, sized_anew(repo, name))
-        for key in changed_params(repo, name):
-            yield Finding(f"{key}: not what {name} ran with: changed since, or {LOCK} was", "dvc repro")
+            found = clone.digest(file.path) if file.md5 else None
+            if found and found.md5 == file.md5:
+                if file.size not in (None, found.size):
+                    problem = f"{LOCK}: {name} read {file.path} of {file.size:,} bytes, but it has {found.size:,}"
+                    yield Finding(problem, fix_of_size(clone, name))
+            elif file.md5 is None or file.path in clone.lock.writers:
+                continue  # `check_output` compares the outputs
+            elif is_special(clone.root / file.path):
+                problem = f"{file.path}: not a regular file, but a device, pipe or socket; {name} reads it"
+                yield Finding(problem, f"rm {shlex.quote(file.path)} && git checkout HEAD -- {shlex.quote(file.path)}")
+            else:
+                yield Finding(f"{file.path}: changed since {name} ran, or {LOCK} was edited", "dvc repro")
+        for key in changed_params(clone, name):
+            yield Finding(f"{key}: changed since {name} ran, or {LOCK} was edited", "dvc repro")
 
 
-def changed_params(repo: Any, stage: str) -> list[str]:
-    """The parameters that are not those which dvc.lock names for a stage."""
+def changed_params(clone: Clone, stage: str) -> list[str]:
+    """The parameters that differ from those in dvc.lock, as FILE: KEY."""
     from dvc.dependency import ParamsDependency
     from dvc.exceptions import DvcException
 
     try:
-        (found,) = repo.stage.collect(stage)
-        status = [dep.workspace_status() for dep in found.deps if isinstance(dep, ParamsDependency)]
-    except (DvcException, ValueError):  # ValueError: no such stage in dvc.yaml any more
+        (found,) = clone.repo.stage.collect(stage)
+        statuses = [dep.workspace_status() for dep in found.deps if isinstance(dep, ParamsDependency)]
+    except (DvcException, ValueError):  # ValueError: dvc.yaml has no such stage
         return []
-    return [
-        f"{file}: {key}" if isinstance(keys, dict) else file
-        for files in status
-        for file, keys in files.items()
-        for key in (keys if isinstance(keys, dict) else [""])
+    changes = [change for status in statuses for change in status.items()]
+    return [f"{file}: {key}" for file, keys in changes if isinstance(keys, dict) for key in keys] + [
+        file for file, keys in changes if not isinstance(keys, dict)
     ]
 
 
-def leftovers(repo: Any) -> Iterator[Finding]:
-    """What a killed program left and nobody reads."""
-    root = Path(repo.root_dir)
-    for path in [*repair.unfinished(root), *sorted(Path(repo.cache.local.path).glob("[0-9a-f][0-9a-f]/.*.tmp"))]:
-        what = f"{shown(repo, path)}: a file that was being written when its program was killed"
-        yield Finding(what, f"rm -f {quoted(repo, path)}")
-    for path in sorted((root / paths.RESUME).rglob("*.unreadable")):
-        yield Finding(f"{shown(repo, path)}: a checkpoint that was set aside", f"rm -f {quoted(repo, path)}")
-    for path in repair.unfinished_entries(Path(repo.stage_cache.cache_dir)):
-        what = f"{shown(repo, path)}: an entry of the run cache that a killed dvc had not finished"
-        yield Finding(f"{what}; the next may fail", "python -m integrity.repair")
-    locks = root / repair.RWLOCK
-    if locks.is_file() and (reason := repair.abandoned(locks)):
-        yield Finding(f"{repair.RWLOCK}: {reason}; dvc may refuse to run", "rm -f .dvc/tmp/rwlock")
+def check_leftovers(clone: Clone) -> Iterator[Finding]:
+    """Report files that a killed program left behind and nothing reads."""
+    unfinished = sorted(Path(clone.repo.cache.local.path).glob("[0-9a-f][0-9a-f]/.*.tmp"))
+    for path in [*repair.unfinished(clone.root), *unfinished]:
+        yield Finding(f"{clone.show(path)}: unfinished: its program was killed", f"rm -f {clone.quote(path)}")
+    for path in sorted((clone.root / paths.RESUME).rglob("*.unreadable")):
+        yield Finding(f"{clone.show(path)}: an unreadable checkpoint, set aside", f"rm -f {clone.quote(path)}")
+    for path in repair.unfinished_entries(Path(clone.repo.stage_cache.cache_dir)):
+        problem = f"{clone.show(path)}: an unfinished entry of the run cache, from a killed dvc; the next dvc may fail"
+        yield Finding(problem, "python -m integrity.repair")
+    locks = clone.root / repair.RWLOCK
+    if locks.is_file() and (reason := repair.stale_reason(locks)):
+        yield Finding(f"{repair.RWLOCK}: {reason}; dvc may refuse to run", f"rm -f {repair.RWLOCK}")
 
 
 if __name__ == "__main__":

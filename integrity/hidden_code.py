@@ -1,7 +1,7 @@
-"""Code that Python would run in place of the code that people read, and that dvc.lock names.
+"""Find code that Python would run instead of the code that people read and dvc.lock records.
 
-DVC leaves compiled code out of what a stage depends on, and looks at no file that only lies beside the stages: a
-committed `__pycache__` or a `tqdm.py` would change every result, and no hash.
+A stage does not depend on compiled code, nor on files that merely lie beside the stages: a committed `__pycache__` or a
+`tqdm.py` would change every result, but no hash.
 """
 
 import os
@@ -19,34 +19,31 @@ IMPORTED_AT_START = {"sitecustomize", "usercustomize"}
 
 
 def refuse(root: Path) -> None:
-    """Raise UserError if a project has such code, with the names of the files.
+    """Raise UserError with the names of such files, if a project has any.
 
-    What a run leaves in __pycache__ may stay as long as Git does not keep it: `rebuild.environment` has Python look
-    elsewhere.
+    __pycache__ is allowed unless Git keeps it: `rebuild.environment` makes Python look elsewhere.
     """
     if found := compiled(root):
         raise UserError(
-            f"compiled code, which Python may run in place of the source beside it: {', '.join(found)}; delete it (and "
-            "`git rm` it if Git keeps it)"
+            f"compiled code, which Python may run instead of the source: {', '.join(found)}; delete it (with `git rm` "
+            "if Git keeps it)"
         )
     if found := shadowing(root):
         raise UserError(
-            "named like an installed package or a module of Python, which it would replace: "
-            f"{', '.join(found)}; rename it"
+            f"named like an installed package or a module of Python, and would replace it: {', '.join(found)}; "
+            "rename it"
         )
 
 
 def compiled(root: Path) -> list[str]:
-    """Compiled code that Git keeps, and what of it lies beside the project's own packages."""
-    kept = _listed(root, "--cached", "--", ".")
-    beside = [
-        path for path in _listed(root, "--others", "--", *PACKAGES) if "__pycache__" not in path.split("/")
-    ]  # Python reads __pycache__ elsewhere here
-    return sorted({path for path in [*kept, *beside] if path.endswith(COMPILED)})
+    """Compiled code that Git keeps, or that lies in the project's own packages."""
+    tracked = _git_files(root, "--cached", "--", ".")
+    untracked = [path for path in _git_files(root, "--others", "--", *PACKAGES) if "__pycache__" not in path.split("/")]
+    return sorted({path for path in [*tracked, *untracked] if path.endswith(COMPILED)})
 
 
 def shadowing(root: Path) -> list[str]:
-    """Modules and packages at the root, where Python looks first, with the name of another that can be imported."""
+    """Modules and packages at the root, where Python looks first, that share a name with another module."""
     installed = packages_distributions()
     names = {*installed, *sys.stdlib_module_names, *IMPORTED_AT_START}
     return [
@@ -58,11 +55,11 @@ def shadowing(root: Path) -> list[str]:
 
 
 def _imported(folder: Path, installed: bool) -> bool:
-    """Whether a folder would be imported in place of a package: one without an __init__ only if that one has none."""
+    """Whether a folder would be imported instead of a package; without an __init__, only if the package has none."""
     if not installed:
         return any(file.name.startswith("__init__.") for file in folder.iterdir())
     return any(name.endswith(CODE) for _, _, names in os.walk(folder) for name in names)
 
 
-def _listed(root: Path, *options: str) -> list[str]:
+def _git_files(root: Path, *options: str) -> list[str]:
     return os.fsdecode(git.run(root, "ls-files", "-z", *options)).split("\0")[:-1]

@@ -1,64 +1,54 @@
-"""Objects as DVC stores them, and whether each can be trusted: files, lists of folders, entries of the run cache.
+"""Checks on DVC's objects: lists of folders, and entries of the run cache.
 
-DVC 3.67 hashes a file that it fetches (with `verify`), but neither the list of a folder's files (an object whose name
-ends in .dir) nor an entry of the run cache. Whoever can write to a remote, or a bit that flips there, then decides
+DVC 3.67 hashes the files it fetches (with `verify`), but neither the list of a folder's files (an object whose name
+ends in .dir) nor an entry of the run cache. So anyone who can write to a remote, or a bit that flips there, decides
 which files `dvc pull` and `dvc repro` write, and where.
 """
 
 import copy
-import hashlib
 import json
 import re
 import unicodedata
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from stages.common.digests import md5
 
 MD5 = re.compile(r"[0-9a-f]{32}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-MAX_LIST_BYTES = 256_000_000  # some three million files
+MAX_LIST_BYTES = 256_000_000  # about three million files
+WRONG_CONTENT = "its content does not match its name: damaged, or replaced"
 MAX_ENTRY_BYTES = 10_000_000
-# Names that Windows gives to devices, whatever follows the first dot.
+# Device names on Windows, with any extension.
 DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
 
 
-class BadObject(Exception):  # noqa: N818 - not one of ours
-    """An object that must not be used. The text says what is wrong with it."""
+class BadObject(Exception):  # noqa: N818 - becomes a UserError
+    """An object is unusable. The text gives the reason."""
 
 
 @dataclass(frozen=True)
 class ListedFile:
-    """One file of a folder: its path below the folder, with "/", and the name of its object."""
+    """A file of a folder: its path below the folder, with "/", and its MD5."""
 
     path: str
     md5: str
 
 
-def md5(path: Path) -> str:
-    """DVC's digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def md5_of(content: bytes) -> str:
-    """DVC's digest of bytes."""
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
 def folder_list(content: bytes, name: str) -> list[ListedFile]:
-    """The files of a folder, from the object that lists them. name: the object's, 32 hexadecimal digits and .dir.
+    """The files of a folder. content: of the object that lists them. name: of that object, an MD5 and ".dir".
 
-    Raises BadObject unless these are the bytes of that name and every path stays below the folder on every system.
+    Raises BadObject if the content does not match the name, or if a path could leave the folder on any system.
     """
     if len(content) > MAX_LIST_BYTES:
         raise BadObject(f"a list of more than {MAX_LIST_BYTES:,} bytes")
-    if f"{md5_of(content)}.dir" != name:
-        raise BadObject("not the bytes of its name: damaged, or replaced")
+    if f"{md5(content)}.dir" != name:
+        raise BadObject(WRONG_CONTENT)
     try:
         entries = json.loads(content)
         files = [ListedFile(str(entry["relpath"]), str(entry["md5"])) for entry in entries]
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise BadObject("no list of files") from None
+        raise BadObject("not a list of files") from None
     folded: set[str] = set()
     folders: set[str] = set()
     for file in files:
@@ -68,7 +58,9 @@ def folder_list(content: bytes, name: str) -> list[ListedFile]:
             raise BadObject(f"lists {file.path[:100]!r} with {file.md5[:40]!r}, which is no MD5")
         path = fold(file.path)
         if path in folded:
-            raise BadObject(f"lists {file.path[:100]!r} twice, or with another name that a file system takes for it")
+            raise BadObject(
+                f"lists {file.path[:100]!r} twice, or under two names that some file systems do not distinguish"
+            )
         folded.add(path)
         while (path := path.rpartition("/")[0]) and path not in folders:
             folders.add(path)
@@ -78,35 +70,34 @@ def folder_list(content: bytes, name: str) -> list[ListedFile]:
 
 
 def unsafe(path: str) -> str:
-    """Why a path of a list must not be written below a folder, or "" if it may."""
+    """Why it is unsafe to write a path below a folder; "" if it is safe."""
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in path):
-        return "control characters, or none that can be written"
+        return "control characters, or characters that no file name can have"
     if "\\" in path:
         return "a backslash, which separates folders on Windows"
     for part in path.split("/"):
         if part in ("", ".", ".."):
-            return "an absolute path, or one that leaves the folder"
+            return "an absolute path, or a path out of the folder"
         if re.match(r"[A-Za-z]:", part):
             return "a drive letter"
         if fold(part).rstrip(" .") in (".git", ".dvc"):
-            return "a folder that steers Git or DVC"
+            return "a folder that configures Git or DVC"
         if fold(part).partition(".")[0].rstrip() in DEVICES:
             return "a device on Windows"
     return ""
 
 
 def fold(path: str) -> str:
-    """The same text for all names that some file system does not tell apart."""
+    """The same text for all names that some file systems do not distinguish."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", path).casefold())
 
 
 def run_cache_fault(key: str, value: str, content: bytes) -> str:
-    """Why an entry of the run cache must not be used, or "" if it may.
+    """Why an entry of the run cache is unusable; "" if it is usable.
 
-    The key is the hash of what a stage reads, of its command and of the paths that it writes; the value that of the
-    whole entry. DVC looks up a stage's own key and believes the entry that it finds there. With its true key an entry
-    can only name the stage's own outputs; whether their bytes are what the stage makes is another question, which no
-    hash answers.
+    key: the hash of what a stage reads, its command and the paths it writes. value: the hash of the whole entry. DVC
+    looks up a stage's key and trusts the entry it finds. An entry with the right key can name only outputs of that
+    stage. Whether the stage makes these bytes, no hash can tell.
     """
     from dvc.schema import COMPILED_LOCK_FILE_STAGE_SCHEMA
     from dvc.stage.cache import _get_cache_hash
@@ -121,9 +112,9 @@ def run_cache_fault(key: str, value: str, content: bytes) -> str:
         # With key=True it replaces the outputs in what it is given.
         hashes = _get_cache_hash(copy.deepcopy(entry), key=True), _get_cache_hash(copy.deepcopy(entry))
     except (ParseError, Invalid, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return "no entry of a run cache"
+        return "not an entry of a run cache"
     if hashes != (key, value):
-        return "not the run of its name: damaged, or replaced"
+        return WRONG_CONTENT
     if not all(MD5.fullmatch(name.removesuffix(".dir")) for name in names):
         return "an output without an MD5"
     return ""

@@ -1,11 +1,11 @@
-"""Check all of params.yaml: `python -m integrity.params`. Reads that file and nothing else, and writes nothing."""
+"""Check all of params.yaml: `python -m integrity.params`. Reads only that file, and writes nothing."""
 
 from integrity import rules
 from stages.common import errors
 
 
 def main() -> None:
-    """Raise UserError, in a line a mistake, unless all of it is right."""
+    """Raise UserError with one line per error."""
     errors.no_arguments()
     rules.read()
 

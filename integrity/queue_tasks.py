@@ -1,45 +1,45 @@
-"""Experiments of `dvc queue` that were killed: DVC 3.67 shows each as Running for ever, and leaves its folder."""
+"""Killed experiments of `dvc queue`: DVC 3.67 shows each as Running forever, and never removes its folder."""
 
 import json
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from integrity import revisions
+from integrity.findings import Finding
 
 FOLDER = Path(".dvc/tmp/exps")
-T = TypeVar("T")
 
 
-def findings(repo: Any, finding: Callable[[str, str], T]) -> Iterator[T]:
-    """The tasks that nobody works on, and the folders that nobody works in, each with the command that frees it."""
+def findings(repo: Any) -> Iterator[Finding]:
+    """Report tasks without a process and folders that no process works in."""
     root = Path(repo.root_dir)
     if not (root / FOLDER).is_dir() or not Path("/proc/self/cwd").exists():
-        return  # no experiments; or a system on which nothing tells whether somebody is at work
+        return  # no experiments, or a system that does not list its processes in /proc
     if (root / FOLDER / "celery/broker").is_dir():
-        with revisions.repository(writes=True) as own:  # the queue is in the temporary folder of DVC itself
-            for entry in own.experiments.celery_queue.iter_active():
-                process, there = task_process(root, entry.stash_rev)
-                if there or (process is None and worker_at_work(root)):
+        with revisions.repository(writes=True) as dvc_repo:  # the queue is not in the temporary folder of `repo`
+            for entry in dvc_repo.experiments.celery_queue.iter_active():
+                process, is_running = task_process(root, entry.stash_rev)
+                if is_running or (process is None and worker_is_running(root)):
                     continue
                 name = shlex.quote(entry.name or entry.stash_rev[:7])
-                free = f"dvc queue kill {name}"  # it finds no process, and notes the task as failed
-                if process is not None and command_line(process):  # a zombie has none
-                    # Another program has the number now, and the signal would go to its whole group.
-                    free = f"rm -r {shlex.quote(str(FOLDER / 'run' / entry.stash_rev))} && {free}"
-                yield finding(f"experiment {name}: Running in `dvc queue status`, and no process works on it", free)
+                fix = f"dvc queue kill {name}"  # it finds no process, and records the task as failed
+                if process is not None and command_line(process):  # empty for a zombie
+                    # Another program has this number now, and the signal would reach its whole group.
+                    fix = f"rm -r {shlex.quote(str(FOLDER / 'run' / entry.stash_rev))} && {fix}"
+                yield Finding(f"experiment {name}: Running in `dvc queue status`, but without a process", fix)
     for folder in sorted([*(root / FOLDER).glob("tmp*"), *(root / FOLDER).glob("standalone/tmp*")]):
-        if folder.is_dir() and not worked_in(folder):
+        if folder.is_dir() and not has_process(folder):
             size = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
-            shown = folder.relative_to(root)
-            what = f"{shown}: left by an experiment that was killed, {size / 1e6:,.1f} MB"
-            yield finding(what, f"rm -rf {shlex.quote(str(shown))}")
+            name = str(folder.relative_to(root))
+            problem = f"{name}: left by an experiment that was killed, {size / 1e6:,.1f} MB"
+            yield Finding(problem, f"rm -rf {shlex.quote(name)}")
 
 
 def task_process(root: Path, stash_rev: str) -> tuple[int | None, bool]:
-    """The number of the process that runs a task, if it was started, and whether it is there still."""
+    """The process number of a task, if it was started, and whether that process still runs it."""
     try:
         number = int(json.loads((root / FOLDER / "run" / stash_rev / f"{stash_rev}.json").read_bytes())["pid"])
         return number, stash_rev in command_line(number)
@@ -47,8 +47,8 @@ def task_process(root: Path, stash_rev: str) -> tuple[int | None, bool]:
         return None, False
 
 
-def worker_at_work(root: Path) -> bool:
-    """Whether a worker of the queue is there: it may be about to start a task."""
+def worker_is_running(root: Path) -> bool:
+    """Whether a worker of the queue runs: it may be about to start a task."""
     for path in (root / FOLDER / "celery").glob("dvc-exp-worker-*.json"):
         with suppress(OSError, ValueError, KeyError, TypeError):
             if "queue-worker" in command_line(int(json.loads(path.read_bytes())["pid"])):
@@ -57,17 +57,17 @@ def worker_at_work(root: Path) -> bool:
 
 
 def command_line(process: int) -> str:
-    """How a process was started, "" if it is gone or a zombie, which nobody has reaped."""
+    """The command line of a process; "" if it has ended or is a zombie."""
     try:
         return Path(f"/proc/{process}/cmdline").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 
 
-def worked_in(folder: Path) -> bool:
-    """Whether the working directory of any process is in a folder."""
+def has_process(folder: Path) -> bool:
+    """Whether any process has its working directory in a folder."""
     for link in Path("/proc").glob("[0-9]*/cwd"):
-        with suppress(OSError):  # it has ended meanwhile, or belongs to somebody else
+        with suppress(OSError):  # the process has ended, or belongs to another user
             if link.readlink().is_relative_to(folder.resolve()):
                 return True
     return False

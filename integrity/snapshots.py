@@ -1,18 +1,17 @@
-"""The files of a commit, or of the work tree, with paths from DVC's root: a folder that may lie below Git's.
+"""The files of a commit, or of the work tree. Paths are relative to DVC's root, which may lie below Git's.
 
-A commit is read through git itself: libraries that read Git's objects wait forever for what a partial clone lacks.
+Commits are read by the program git: libraries that read Git's objects wait forever for what a partial clone lacks.
 """
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path, PurePosixPath
 
 from integrity import git
+from stages.common.digests import md5, path_md5
 
-MAX_HASHED_BYTES = 1_000_000_000  # of the work tree, in one comparison: about two seconds
+MAX_HASHED_BYTES = 1_000_000_000  # of the work tree, per comparison: about two seconds
 
 
 class WorkTree:
@@ -26,32 +25,31 @@ class WorkTree:
         return sorted(path.relative_to(self.root).as_posix() for path in self.root.glob(pattern) if path.is_file())
 
     def exists(self, path: str) -> bool:
-        """Whether there is a file or a folder of this name."""
+        """Whether a file or a folder has this name."""
         return (self.root / path).exists()
 
     def read(self, *paths: str) -> dict[str, bytes]:
-        """The contents of those paths that are files."""
+        """The contents of the paths that are files."""
         return {path: (self.root / path).read_bytes() for path in paths if (self.root / path).is_file()}
 
     def hashes(self, paths: Iterable[str]) -> dict[str, str]:
-        """MD5 of those paths that are there, as dvc.lock has it, the smallest first, up to MAX_HASHED_BYTES in all."""
+        """The MD5s of the existing paths, as in dvc.lock; the smallest first, up to MAX_HASHED_BYTES in total."""
         sizes = {path: _size(self.root / path) for path in paths if (self.root / path).exists()}
         hashed, total = {}, 0
         for path in sorted(sizes, key=lambda path: sizes[path]):
             total += sizes[path]
             if total > MAX_HASHED_BYTES:
                 break
-            place = self.root / path
-            hashed[path] = folder_md5(self.root, path) if place.is_dir() else file_md5(place)
+            hashed[path] = path_md5(self.root, path) or ""
         return hashed
 
 
 class Commit:
-    """The files of a commit; links and submodules are there, and have no content."""
+    """The files of a commit. Links and submodules exist, but have no content."""
 
     def __init__(self, root: Path, commit: str) -> None:
         self.root, self.commit = root, commit
-        self.blobs: dict[str, bytes] = {}  # path -> name of the object that holds its content
+        self.blobs: dict[str, bytes] = {}  # path -> object with its content
         self.others = set()  # paths of links and submodules
         for line in git.run(root, "ls-tree", "-r", "-z", commit).split(b"\0")[:-1]:
             (mode, _, blob), name = line[: line.index(b"\t")].split(), line[line.index(b"\t") + 1 :]
@@ -67,15 +65,15 @@ class Commit:
         return sorted(path.as_posix() for path in paths if path.match(pattern))
 
     def exists(self, path: str) -> bool:
-        """Whether there is a file or a folder of this name."""
+        """Whether a file or a folder has this name."""
         return any(name == path or name.startswith(f"{path}/") for name in [*self.blobs, *self.others])
 
     def read(self, *paths: str) -> dict[str, bytes]:
-        """The contents of those paths that are files."""
+        """The contents of the paths that are files."""
         found = [path for path in dict.fromkeys(paths) if path in self.blobs]
         if not found:
             return {}
-        if _is_partial(self.root):  # have git fetch what is missing at once, and not each object by itself
+        if git.is_partial(self.root):  # fetch all missing objects in one request
             nothing = git.run(self.root, "hash-object", "-t", "tree", "--stdin").decode().strip()
             options = ("--shortstat", "--no-ext-diff", "--no-textconv", nothing, self.commit, "--", *found)
             git.run(self.root, "--literal-pathspecs", "diff-tree", *options)
@@ -88,7 +86,7 @@ class Commit:
         return contents
 
     def hashes(self, paths: Iterable[str]) -> dict[str, str]:
-        """MD5 of those paths that Git keeps, as dvc.lock has it."""
+        """The MD5s of the paths that Git keeps, as in dvc.lock."""
         paths = list(paths)
         folders = [path for path in paths if any(name.startswith(f"{path}/") for name in self.blobs)]
         hashed = {path: md5(content) for path, content in self.read(*paths).items()}
@@ -97,51 +95,15 @@ class Commit:
                 prefixes = tuple(f"{path}/" for path in folders)
                 names = [name for name in self.blobs if name.startswith(prefixes) or name.endswith(".dvcignore")]
                 for name, content in self.read(*names).items():
-                    if ".." not in PurePosixPath(name).parts:  # only a forged tree has such a name
+                    if ".." not in PurePosixPath(name).parts:  # only a forged tree has such names
                         place = Path(scratch, name)
                         place.parent.mkdir(parents=True, exist_ok=True)
                         place.write_bytes(content)
-                hashed |= {path: folder_md5(Path(scratch), path) for path in folders}
+                hashed |= {path: path_md5(Path(scratch), path) or "" for path in folders}
         return hashed
-
-
-def md5(content: bytes) -> str:
-    """DVC's name of a content."""
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def file_md5(path: Path) -> str:
-    """The MD5 of a file, which may be larger than memory."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def folder_md5(root: Path, path: str) -> str:
-    """The MD5 that DVC gives a folder below its root: of a list of its files, without those that .dvcignore names.
-
-    Empty if DVC refuses the folder, which has a .dvcignore of its own.
-    """
-    from dvc.fs import localfs
-    from dvc.ignore import DvcIgnoreFilter
-    from dvc_data.hashfile.build import IgnoreInCollectedDirError, build
-    from dvc_data.hashfile.db import HashFileDB
-
-    ignore = DvcIgnoreFilter(localfs, str(root))
-    cache = HashFileDB(localfs, str(root))  # asked for by `build`, which writes nothing in a dry run
-    try:
-        _, _, tree = build(cache, str(root / path), localfs, "md5", dry_run=True, ignore=ignore)
-    except IgnoreInCollectedDirError:
-        return ""
-    return str(tree.hash_info.value)
 
 
 def _size(path: Path) -> int:
     """Bytes of a file, or of all files in a folder."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
-
-
-@cache
-def _is_partial(root: Path) -> bool:
-    """Whether this clone lacks objects on purpose (git clone --filter), which git fetches when it needs them."""
-    return b".promisor\n" in git.run(root, "config", "--list", "--name-only")

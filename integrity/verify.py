@@ -1,9 +1,8 @@
-"""Does the committed pipeline end in the committed bytes? `python -m integrity.verify`, or `make verify`.
+"""Rebuild HEAD from nothing and compare every byte: `python -m integrity.verify`, or `make verify`.
 
 Clones HEAD into a temporary folder, runs every stage there without DVC's cache or run cache, and compares three things
-for each output: the file that Git keeps, the MD5 in the committed dvc.lock, and the bytes that were rebuilt. Not a
-stage: it writes nothing outside that folder, which is deleted at the end. Exit status: 0, all the same; 1, something
-differs, and the table names it; 2, it could not be told.
+for each output: the file in Git, the MD5 in the committed dvc.lock, and the rebuilt bytes. Writes nothing outside of
+that folder, and deletes it at the end. Exit status: 0, all identical; 1, something differs; 2, an error.
 """
 
 import contextlib
@@ -15,23 +14,23 @@ from typing import Any
 from safetensors import SafetensorError
 
 from integrity import git, hidden_code, rebuild, revisions
-from integrity.revisions import Lock
+from integrity.dvc_lock import LOCK, Lock, LockedFile
 from stages.common import errors, params, paths, record
-from stages.common.errors import UserError
+from stages.common.errors import UserError, one_line
 from stages.evaluate import predictions
 
 MODEL, PREDICTIONS = paths.MODEL.as_posix(), paths.PREDICTIONS.as_posix()
 
 
 def main() -> int:
-    """Rebuild, compare, report; returns the exit status, 0 or 1."""
+    """Rebuild, compare, and print a table; returns the exit status, 0 or 1."""
     errors.no_arguments()
     root = rebuild.project()
     commit = git.head(root)
     with tempfile.TemporaryDirectory(prefix="verify-") as scratch:
-        committed = rebuild.lock(git.file(root, commit, revisions.LOCK), "HEAD")
+        committed = rebuild.lock(git.file(root, commit, LOCK), "HEAD")
         if git.run(root, "status", "--porcelain", "--untracked-files=no", "--", "."):
-            print("note: the work tree differs from HEAD; HEAD is what is verified", flush=True)
+            print("note: the work tree differs from HEAD; this verifies HEAD", flush=True)
         start = time.perf_counter()
         clone = git.clone(root, commit, Path(scratch) / "clone")
         hidden_code.refuse(clone)
@@ -60,13 +59,13 @@ def main() -> int:
             return 0
         if inputs:
             names = ", ".join(dict.fromkeys(name for _, name, _ in inputs))
-            print(f"{revisions.LOCK} was made from other code or inputs than HEAD's: {names}")
+            print(f"{LOCK} was made from other code or inputs than HEAD's: {names}")
         diverged = [out for out in outputs if out.rebuilt != (out.committed or out.locked)]
         if diverged:
-            print(f"diverged: {diverged[0].stage} is the first stage whose rebuilt bytes are not those on record")
+            print(f"diverged: {diverged[0].stage} is the first stage whose rebuilt bytes differ from the record")
         for out in diverged:
             print(f"  {out.path}: {difference(root, clone, commit, out)}")
-        print(f"not the same: {', '.join(wrong) or revisions.LOCK}")
+        print(f"different: {', '.join(wrong) or LOCK}")
         return 1
 
 
@@ -87,44 +86,44 @@ def lend_pictures(root: Path, clone: Path) -> None:
 
 
 def rebuild_all(clone: Path, scratch: Path, committed: Lock) -> Lock:
-    """Run all stages in a clone that has none of their results; returns the dvc.lock that this writes.
+    """Run all stages in a clone without their results; returns the new dvc.lock.
 
-    Raises UserError if one of them fails, or cannot be made to run.
+    Raises UserError if a stage fails, or would not run.
     """
     with contextlib.chdir(clone), revisions.repository() as repo:
         stages = rebuild.pipeline(repo)
     if reason := rebuild.idle(list(stages), stages):
-        raise UserError(f"HEAD: dvc.yaml: {reason}: it would not be run; remove `frozen: true`, and commit that")
-    (clone / revisions.LOCK).unlink()
-    for stage in committed.stages.values():  # what a stage does not write must not count as rebuilt
+        raise UserError(f"HEAD: dvc.yaml: {reason}, so it would not run; remove `frozen: true`, and commit that")
+    (clone / LOCK).unlink()
+    for stage in committed.stages.values():  # a file that no stage writes must not count as rebuilt
         for out in stage.outs:
             remove(clone, out.path)
     remove(clone, paths.ENVIRONMENT.as_posix())
-    environment = rebuild.isolated(clone, scratch, "cache")  # in .dvc: a cache that holds nothing
+    environment = rebuild.isolated(clone, scratch, "cache")  # an empty cache in .dvc
     ran = rebuild.repro(clone, ["--force", "--no-run-cache"], environment)
-    made = rebuild.lock((clone / revisions.LOCK).read_bytes(), "the rebuilt run")
-    if idle := [name for name in made.stages if name not in ran]:
-        raise UserError(f"HEAD: dvc.yaml: {', '.join(idle)} did not run")
+    made = rebuild.lock((clone / LOCK).read_bytes(), "the rebuilt run")
+    if skipped := [name for name in made.stages if name not in ran]:
+        raise UserError(f"HEAD: dvc.yaml: {', '.join(skipped)} did not run")
     return made
 
 
 def remove(clone: Path, path: str) -> None:
-    """Delete a file or a folder of the clone, if it is there. Raises UserError for a path that leads out of it."""
+    """Delete a file or a folder of the clone, if it exists. Raises UserError for a path outside of the clone."""
     place = clone / path
     if clone.resolve() not in place.parent.resolve().parents and place.parent.resolve() != clone.resolve():
-        raise UserError(f"HEAD: {revisions.LOCK} names an output outside of the project: {path}")
+        raise UserError(f"HEAD: {LOCK} lists an output outside of the project: {path}")
     rebuild.delete(place)
 
 
 def uncommitted(clone: Path, out: rebuild.Output) -> str:
-    """What is wrong with an output that Git has to keep, and does not; empty for one that DVC keeps."""
+    """What is wrong with an output that belongs into Git, but is missing there; "" for outputs that DVC keeps."""
     if out.committed is None and git.run(clone, "ls-files", "--others", "--exclude-standard", "--", out.path):
         return "missing in Git"
     return ""
 
 
 def difference(root: Path, clone: Path, commit: str, out: rebuild.Output) -> str:
-    """By how much a rebuilt output differs from the one on record, in a line."""
+    """By how much a rebuilt output differs from the recorded one, in one line."""
     try:
         here = (clone / out.path).read_bytes() if (clone / out.path).is_file() else b""
         if out.committed and out.path.endswith(".json"):
@@ -133,15 +132,15 @@ def difference(root: Path, clone: Path, commit: str, out: rebuild.Output) -> str
             return metrics(before, after)
         if out.path in (MODEL, PREDICTIONS):
             with revisions.repository() as repo:
-                content, _ = revisions.fetch(repo, revisions.LockedFile(path=out.path, md5=out.locked))
+                content, _ = revisions.fetch(repo, LockedFile(path=out.path, md5=out.locked))
             return weights(content, here) if out.path == MODEL else images(content, here)
     except (UserError, SafetensorError, ValueError, OSError) as error:
-        return f"by how much is not known: {revisions.one_line(error)}"
-    return "other bytes"
+        return f"the difference is unknown: {one_line(error)}"
+    return "different bytes"
 
 
 def metrics(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """The numbers that differ between two metrics files, flattened."""
+    """The numbers that differ between two flattened metrics files."""
     keys = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]
     numbers = [key for key in keys if all(isinstance(side.get(key), int | float) for side in (before, after))]
     shown = [f"{key} {before[key]:g} -> {after[key]:g} ({after[key] - before[key]:+.3g})" for key in numbers[:6]]
@@ -150,7 +149,7 @@ def metrics(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 def weights(before: bytes, after: bytes) -> str:
     """The largest difference of a weight between two model files."""
-    import torch  # its import takes longer than the rest of a comparison that finds no other model
+    import torch  # slow to import, and only needed if the models differ
     from safetensors.torch import load
 
     sides = [load(before), load(after)]
@@ -159,27 +158,27 @@ def weights(before: bytes, after: bytes) -> str:
     }:
         return "another network"
     largest = {name: (sides[0][name].double() - sides[1][name].double()).abs().max().item() for name in sides[0]}
-    name = max(largest, key=lambda each: largest[each])
+    name = max(largest, key=largest.__getitem__)
     size = max(tensor.double().abs().max().item() for tensor in sides[0].values())
-    changed = sum(int(torch.ne(sides[0][each], sides[1][each]).sum()) for each in largest)
+    changed = sum(int(torch.ne(sides[0][weight], sides[1][weight]).sum()) for weight in largest)
     if not changed:
-        return "the same weights, in another file: classes or options differ"
-    return f"{changed:,} weights differ, {name} by {largest[name]:.3g} at most (the largest weight is {size:.3g})"
+        return "the same weights; classes or options differ"
+    return f"{changed:,} weights differ, {name} by at most {largest[name]:.3g} (the largest weight is {size:.3g})"
 
 
 def images(before: bytes, after: bytes) -> str:
-    """How many predictions differ between two files of them."""
+    """How many predictions differ between two prediction files."""
     sides = [predictions.parse(content, "predictions") for content in (before, after)]
     if len(sides[0]) != len(sides[1]):
         return f"{len(sides[1]):,} predictions instead of {len(sides[0]):,}"
     changed = int((sides[0]["prediction"].astype(str) != sides[1]["prediction"].astype(str)).sum())
-    return f"{changed:,} of {len(sides[0]):,} predictions changed; the rest of the difference is in probabilities"
+    return f"{changed:,} of {len(sides[0]):,} predicted classes changed; the other differences are in probabilities"
 
 
 def environments(root: Path, clone: Path, commit: str, committed: Lock) -> list[str]:
-    """A line for each stage whose recorded environment is not that of this rebuild, or that has none.
+    """A line for each stage whose recorded environment is missing or differs from that of this rebuild.
 
-    A record that names its outputs counts if dvc.lock names the same: another run may have written it.
+    A record counts only if it lists the same outputs as dvc.lock: another run may have written it.
     """
     lines = []
     for path in sorted((clone / paths.ENVIRONMENT).glob("*.json")):
@@ -189,17 +188,15 @@ def environments(root: Path, clone: Path, commit: str, committed: Lock) -> list[
         except UserError:
             lines.append(f"environment of {path.stem}: not recorded with the commit")
             continue
-        locked = committed.stages.get(path.stem)
-        md5s = {out.path: out.md5 for out in locked.outs} if locked else {}
-        if not record.describes(before, md5s):
-            lines.append(f"environment of {path.stem}: not recorded: {name} describes other outputs")
+        if not record.describes(before, {path: out.md5 for path, out in committed.outs.items()}):
+            lines.append(f"environment of {path.stem}: not recorded, since {name} describes other outputs")
             continue
         here = revisions.parse_json(path.read_bytes(), name)
         keys = [key for key in dict.fromkeys([*before, *here]) if key != "outputs"]
         changed = [key for key in keys if before.get(key) != here.get(key)]
         if changed:
-            told = "; ".join(f"{key} {before.get(key)} there, {here.get(key)} here" for key in changed)
-            lines.append(f"environment of {path.stem}: {told}")
+            listed = "; ".join(f"{key} {before.get(key)} there, {here.get(key)} here" for key in changed)
+            lines.append(f"environment of {path.stem}: {listed}")
     return lines or ["environment: as recorded with the commit"]
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from integrity import revisions
+from integrity.dvc_lock import LOCK
 from integrity.revisions import Revision
 from stages.common.errors import UserError
 from stages.evaluate.predictions import parse
@@ -24,7 +25,7 @@ def load(repo: Any, side: Revision, path: str) -> Found:
     try:
         out = side.outs.get(path)
         if out is None:
-            raise UserError(f"{revisions.LOCK} there does not name {path}; run `dvc repro` there")
+            raise UserError(f"{LOCK} there does not name {path}; run `dvc repro` there")
         content, notes = revisions.fetch(repo, out)
         return Found(parse(content, path), "", notes)
     except UserError as error:

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from integrity import git, hidden_code, rebuild, revisions
+from integrity.dvc_lock import LOCK, SEEDS_LOCK, Lock, LockedFile
 from integrity.rebuild import Output
-from integrity.revisions import SEEDS_LOCK, Lock
 from review import comparison, comparison_text, options, significance, training
 from seeds.paths import PIPELINE
 from seeds.record import Record
 from stages.common import children, errors, files, paths
-from stages.common.errors import UserError
+from stages.common.digests import md5, path_md5
+from stages.common.errors import UserError, one_line
 
 SEEDS = 5  # per side: then a difference of four standard deviations between seeds is found in 99 of 100 comparisons
 SHOWN = 6  # artifacts that are named where many differ
@@ -159,7 +160,7 @@ def pull(root: Path, environment: dict[str, str]) -> list[str]:
         return []
     lines = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.strip()]
     crashed = any(line.startswith("Traceback") for line in lines)
-    reason = revisions.one_line(ValueError(lines[-1 if crashed else 0] if lines else "no reason given"))
+    reason = one_line(ValueError(lines[-1 if crashed else 0] if lines else "no reason given"))
     print(f"nothing pulled: {reason}", flush=True)
     return [f"nothing pulled, so run again: {reason}"]
 
@@ -195,15 +196,14 @@ def run_again(root: Path, names: Sequence[str], ran: Sequence[str], environment:
     They read what dvc.lock names and nothing else: the bytes are hashed first. Raises UserError if they are others, or
     if a stage does not run.
     """
-    lock = rebuild.lock((root / revisions.LOCK).read_bytes(), "the work tree")
+    lock = rebuild.lock((root / LOCK).read_bytes(), "the work tree")
     again = [name for name in names if name not in ran]
     wrote = {out.path: name for name, stage in lock.stages.items() for out in stage.outs}
     deps = [dep for name in again if name in lock.stages for dep in lock.stages[name].deps]
     for dep in {dep.path: dep for dep in deps}.values():
-        if dep.path in wrote and wrote[dep.path] not in again and rebuild.digest(root, dep.path) != dep.md5:
+        if dep.path in wrote and wrote[dep.path] not in again and path_md5(root, dep.path) != dep.md5:
             raise UserError(
-                f"{dep.path} is not what {revisions.LOCK} names, and DVC takes it for that: `make doctor` says what "
-                "mends it"
+                f"{dep.path} is not what {LOCK} names, and DVC takes it for that: `make doctor` prints the fix"
             )
     if not again:
         return []
@@ -219,12 +219,12 @@ def record(repo: Any, root: Path, head: str, ran: Sequence[str]) -> tuple[list[s
 
     Stale is not false: a dvc.lock of other inputs than HEAD has says so itself.
     """
-    after = rebuild.lock((root / revisions.LOCK).read_bytes(), "the work tree")
+    after = rebuild.lock((root / LOCK).read_bytes(), "the work tree")
     stages = {stage.addressing for stage in repo.index.stages}  # dvc.lock keeps those that dvc.yaml has no more
     after = Lock(stages={name: stage for name, stage in after.stages.items() if name in stages})
     notes = trust(list(after.stages), ran)
     try:
-        before = rebuild.lock(git.file(root, head, revisions.LOCK), "HEAD")
+        before = rebuild.lock(git.file(root, head, LOCK), "HEAD")
     except UserError as error:
         return [*notes, f"{error}"], []
 
@@ -235,13 +235,13 @@ def record(repo: Any, root: Path, head: str, ran: Sequence[str]) -> tuple[list[s
         stale |= {name for source in stale & set(after.stages) for out in after.stages[source].outs if out.path in read}
     if other:
         names = listed([row.name for row in other])
-        notes.append(f"stale: {revisions.LOCK} of HEAD was made from other inputs than HEAD's ({names}): {REMEDY}")
+        notes.append(f"stale: {LOCK} of HEAD was made from other inputs than HEAD's ({names}): {REMEDY}")
     outputs = rebuild.outputs(root, head, before, after, root, ran)
     wrong = [out for out in outputs if out.problem()]
     false = [out for out in wrong if out.stage not in stale or edited(out)]
     missing = [out.path for out in wrong if out.stage not in before.stages]
     if missing:
-        notes.append(f"stale: {revisions.LOCK} of HEAD does not name {listed(missing)}: {REMEDY}")
+        notes.append(f"stale: {LOCK} of HEAD does not name {listed(missing)}: {REMEDY}")
     false = [out for out in false if out.path not in missing]
     if false and rounded(repo, root, head, false):
         names = listed([out.path for out in false if not picture(out)])
@@ -294,7 +294,7 @@ def rounded(repo: Any, root: Path, head: str, outputs: Sequence[Output]) -> bool
             here = (root / out.path).read_bytes()
             content = git.file(root, head, out.path)
             if content is None:
-                content, _ = revisions.fetch(repo, revisions.LockedFile(path=out.path, md5=out.locked))
+                content, _ = revisions.fetch(repo, LockedFile(path=out.path, md5=out.locked))
             if out.path.endswith(".json"):
                 before, after = (revisions.parse_json(side, out.path) for side in (content, here))
                 if not near_metrics(before, after):
@@ -354,7 +354,7 @@ def rebuild_if_missing(repo: Any, root: Path, cache: str, start: str) -> list[st
         return []
     try:
         revisions.fetch(repo, out)
-        return [f"{start}: its predictions are those that its {revisions.LOCK} names, on trust; none of its stages ran"]
+        return [f"{start}: its predictions are those that its {LOCK} names, on trust; none of its stages ran"]
     except UserError as error:
         print(f"\nrunning {start} again: {error}", flush=True)
     with tempfile.TemporaryDirectory(prefix="base-") as scratch:
@@ -365,9 +365,9 @@ def rebuild_if_missing(repo: Any, root: Path, cache: str, start: str) -> list[st
         except UserError:
             metrics = paths.TEST_METRICS.as_posix()
             content = git.file(root, side.commit, metrics)
-            if content is not None and metrics in side.outs and rebuild.md5(content) != side.outs[metrics].md5:
+            if content is not None and metrics in side.outs and md5(content) != side.outs[metrics].md5:
                 raise UserError(
-                    f"{start}: {metrics} is not what its {revisions.LOCK} names, and its stages fail: no results of it"
+                    f"{start}: {metrics} is not what its {LOCK} names, and its stages fail: no results of it"
                 ) from None
             return [f"{start}: its stages fail, too; its metrics are taken on trust"]
 

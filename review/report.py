@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from integrity import git, revisions
+from integrity.dvc_lock import LOCK, LockedFile
 from review import comparison, own_pictures, pictures, report_page, results
 from review.report_page import Against
 from review.results import Results
@@ -111,11 +112,11 @@ def test_images(repo: Any, run: Results) -> tuple[Split | None, str]:
     return images, ""
 
 
-def locked(run: Results, path: Path) -> revisions.LockedFile:
+def locked(run: Results, path: Path) -> LockedFile:
     """An output as dvc.lock names it. Raises UserError."""
     out = run.revision.outs.get(path.as_posix())
     if out is None:
-        raise UserError(f"{revisions.LOCK} does not name {path}")
+        raise UserError(f"{LOCK} does not name {path}")
     return out
 
 
@@ -130,7 +131,7 @@ def provenance(repo: Any) -> list[tuple[str, str]]:
     branch = os.fsdecode(git.run(root, "branch", "--show-current")).strip()
     changed = sorted(os.fsdecode(git.run(root, "diff", "--name-only", "--relative", "-z", "HEAD")).split("\0")[:-1])
     more = f" and {len(changed) - MOST_CHANGED} more" if len(changed) > MOST_CHANGED else ""
-    lock = root / revisions.LOCK
+    lock = root / LOCK
     return [
         ("commit", revisions.resolve(repo, "HEAD")),
         ("branch", branch or "none (a detached HEAD)"),

@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 
 from integrity import revisions
+from integrity.dvc_lock import LOCK
 from integrity.revisions import Revision
-from integrity.snapshots import md5
 from review import predictions as review_predictions
 from review.predictions import Found
 from stages.common import paths, record
-from stages.common.errors import UserError
+from stages.common.digests import md5
+from stages.common.errors import UserError, one_line
 from stages.evaluate import scores
 from stages.evaluate.scores import Ints
 
@@ -97,9 +98,7 @@ def as_recorded(side: Revision, path: str) -> Callable[[bytes, str], bytes]:
     def parse(content: bytes, name: str) -> bytes:
         out = side.outs.get(path)
         if out is None or out.md5 != md5(content):
-            raise UserError(
-                f"{name}: left out, because it is not the file that {revisions.LOCK} names; `dvc repro` there"
-            )
+            raise UserError(f"{name}: left out, because it is not the file that {LOCK} names; `dvc repro` there")
         return content
 
     return parse
@@ -152,7 +151,7 @@ def _csv(content: bytes, name: str) -> pd.DataFrame:
     try:
         return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, encoding="utf-8")
     except (ValueError, RecursionError) as error:  # ValueError: EmptyDataError, ParserError, UnicodeDecodeError
-        raise UserError(f"{name}: not a CSV file: {revisions.one_line(error)}") from None
+        raise UserError(f"{name}: not a CSV file: {one_line(error)}") from None
 
 
 def _numbers(table: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -167,7 +166,7 @@ def _numbers(table: pd.DataFrame, name: str) -> pd.DataFrame:
     try:
         return pd.DataFrame({str(column): [number(text) for text in values] for column, values in table.items()})
     except ValueError as error:
-        raise UserError(f"{name}: {revisions.one_line(error)}; `dvc repro` writes it again") from None
+        raise UserError(f"{name}: {one_line(error)}; `dvc repro` writes it again") from None
 
 
 def most_confident(table: pd.DataFrame, places: Ints, most: int) -> Sequence[int]:

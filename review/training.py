@@ -48,7 +48,7 @@ class Side(NamedTuple):
             return found
         show(f"\n{self.name}: training {seeds} seeds, but for those that are cached\n")
         command = [sys.executable, "-m", "seeds", str(seeds), *(["--force"] if force else [])]
-        if children.run(command, self.folder, self.environment, each_line=show).returncode:
+        if children.run(command, self.folder, self.environment, on_line=show).returncode:
             raise UserError(f"{self.name}: its seeds cannot be trained; the reason is above")
         found = self.recorded()
         if len(found.rows) < seeds:

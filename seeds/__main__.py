@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from integrity import rebuild, revisions
+from integrity.dvc_lock import parse_lock
 from seeds import record
 from seeds.paths import CHOSEN, COLLECTED, LOCK, PIPELINE, PREDICTIONS, ROWS
 from stages.common import children, errors, files, paths
@@ -67,7 +68,7 @@ def choose(seeds: list[int]) -> None:
             path.unlink()
     if not LOCK.is_file():
         return
-    revisions.parse_lock(LOCK.read_bytes(), str(LOCK))  # one line, if it cannot be read
+    parse_lock(LOCK.read_bytes(), str(LOCK))  # one line, if it cannot be read
     lock = load_yaml(str(LOCK))
     names = {COLLECT, *(f"seed@{seed}" for seed in seeds)}
     if lock.get("stages", {}).keys() - names:

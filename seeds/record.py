@@ -12,11 +12,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from integrity import revisions
-from integrity.revisions import Lock, LockedStage, Revision
-from integrity.snapshots import md5
+from integrity.dvc_lock import Lock, LockedStage, parse_lock
+from integrity.revisions import Revision
 from seeds.paths import CHOSEN, COLLECTED, LOCK, ROWS
 from seeds.run import text
 from stages.common import params, paths
+from stages.common.digests import md5
 from stages.common.errors import UserError
 from stages.evaluate.scores import Floats
 
@@ -70,7 +71,7 @@ def _read(repo: Any, side: Revision) -> Record:
         raise UserError("no seeds; `make seeds` there trains them")
     chosen = _chosen(content[CHOSEN] or b"")
     again = f"`make seeds N={len(chosen)}` there"
-    lock = revisions.parse_lock(content[LOCK] or b"", str(LOCK))
+    lock = parse_lock(content[LOCK] or b"", str(LOCK))
     trained = {int(match[1]): stage for name, stage in lock.stages.items() if (match := STAGE.fullmatch(name))}
     done = [seed for seed in chosen if seed in trained]
     if len(done) < len(chosen):

@@ -22,9 +22,10 @@ def repro(folder: Path, options: Sequence[str], environment: Mapping[str, str]) 
 
     logger, handler = logging.getLogger("dvc.stage.run"), Ran()
     logger.addHandler(handler)
+    logger.disabled = False  # import-linter, in tests/test_layers.py, disables all loggers that exist by then
     try:
         if command(folder, ["repro", *options], environment):
-            raise UserError("`dvc repro` failed; what it says is above")
+            raise UserError("`dvc repro` failed, see above")
     finally:
         logger.removeHandler(handler)
     return ran

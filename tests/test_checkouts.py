@@ -228,7 +228,7 @@ def test_a_user_without_a_name_or_a_home(project: Project, monkeypatch: Patch, c
 def test_a_shallow_clone_says_how_to_complete_it(project: Project, tmp_path: Path, monkeypatch: Patch) -> None:
     folder = cloned(project, tmp_path / "shallow", "--depth=1")
     told = line(folder, monkeypatch, "HEAD~1")
-    assert told.startswith("unknown revision 'HEAD~1'; allowed: a commit, branch, tag or experiment that is here")
+    assert told.startswith("unknown revision 'HEAD~1'; allowed: a commit, branch, tag or experiment of this clone")
     assert "`git fetch --unshallow`" in told
 
 
@@ -255,7 +255,7 @@ def test_the_project_as_an_archive(project: Project, tmp_path: Path, monkeypatch
         f"git rev-list: {folder} is in no Git repository (a ZIP file, or a copy without .git?); `git"
     )
     git(folder, "init", "-q")
-    assert line(folder, monkeypatch, "main").startswith(f"{folder}: no commit there yet: ")
+    assert line(folder, monkeypatch, "main").startswith(f"{folder}: no commit yet: ")
 
 
 @pytest.mark.parametrize(

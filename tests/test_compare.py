@@ -336,8 +336,8 @@ def test_without_predictions_the_counts_in_git_are_compared(project: Project, mo
     found = document(monkeypatch, capsys, "main", "worse")
     assert found["images"] is None
     assert found["notes"] == [
-        "worse: no predictions, so no comparison image by image: data/predictions.csv is not in the cache, and the "
-        "folder of the remote 'beside' is not there"
+        "worse: no predictions, so no comparison image by image: data/predictions.csv is not in the cache; remote "
+        f"'beside': its folder {project.path / 'nowhere'} is missing"
     ]
     assert found["verdict"]["word"] == "worse"
     assert found["verdict"]["method"].startswith("Fisher's exact test (1922) of unpaired shares, the weaker one")
@@ -355,19 +355,19 @@ def test_each_reason_is_one_line(project: Project, monkeypatch: Patch, capsys: O
     def reason() -> str:
         (note,) = document(monkeypatch, capsys, "main", "worse")["notes"]
         return str(note).removeprefix(
-            "worse: no predictions, so no comparison image by image: data/predictions.csv is not in the cache, and "
+            "worse: no predictions, so no comparison image by image: data/predictions.csv is not in the cache; "
         )
 
     remote(project, url=f"ssh://127.0.0.1:{free}/x")
-    assert re.fullmatch(r"the remote 'beside' does not give it: .*Connect call failed.*", reason())
+    assert re.fullmatch(r"remote 'beside': cannot be read: .*Connect call failed.*", reason())
     remote(project, url="gs://bucket/x")
-    assert re.fullmatch(r"the remote 'beside' cannot be used: .*dvc.gs.*", reason())
+    assert re.fullmatch(r"remote 'beside' cannot be used: .*dvc.gs.*", reason())
     (project.path / "empty").mkdir()
     remote(project, url=str(project.path / "empty"))
-    assert reason() == "not in the remote 'beside'; `dvc push` (or `dvc exp push`) where it was made"
+    assert reason() == "remote 'beside': not there; `dvc push` (or `dvc exp push`) where it was made"
     (project.path / "empty").rmdir()
     project.dvc("remote", "default", "-q", "--unset")
-    assert reason() == "no remote is set (`dvc remote add --default`)"
+    assert reason() == "no remote is set: `dvc remote add --default NAME URL`"
     (project.path / ".dvc/config.local").unlink()
     project.run("git", "checkout", "-q", ".dvc/config")
 
@@ -377,7 +377,7 @@ def test_a_password_is_not_shown(project: Project, monkeypatch: Patch, capsys: O
     with servers.serving(lambda request: request.send_error(401)) as url:
         remote(project, url=url.replace("://", "://me:secret@"))
         printed = text(monkeypatch, capsys, "main", "worse")
-    assert "the remote 'beside' does not give it: 401, message='Unauthorized'" in printed
+    assert "remote 'beside': cannot be read: 401, message='Unauthorized'" in printed
     assert "secret" not in printed
 
 
@@ -397,7 +397,7 @@ def test_a_read_only_server_is_a_remote(project: Project, monkeypatch: Patch, ca
         assert document(monkeypatch, capsys, "main", "worse") == expected
         drop(project, "seed-1")
         (note,) = document(monkeypatch, capsys, "main", "seed-1")["notes"]
-        assert note.endswith("and not in the remote 'beside'; `dvc push` (or `dvc exp push`) where it was made")
+        assert note.endswith("remote 'beside': not there; `dvc push` (or `dvc exp push`) where it was made")
 
 
 def test_a_flipped_bit_in_the_cache_is_seen(project: Project, monkeypatch: Patch, capsys: Out) -> None:
@@ -417,7 +417,7 @@ def test_a_flipped_bit_in_the_cache_is_seen(project: Project, monkeypatch: Patch
     shutil.rmtree(project.path / "copy")
     assert found["images"] is None
     (note,) = found["notes"]
-    assert note.endswith("and damaged in the remote 'beside': not the MD5 that dvc.lock names")
+    assert note.endswith("remote 'beside': damaged: not the MD5 that dvc.lock records")
 
 
 def test_predictions_changed_by_hand_are_not_those_of_the_run(
@@ -489,13 +489,13 @@ def test_another_data_set_by_name(project: Project, monkeypatch: Patch, capsys: 
 @pytest.mark.parametrize(
     ("rev", "line"),
     [
-        ("nobody", "unknown revision 'nobody'; allowed: a commit, branch, tag or experiment that is here"),
+        ("nobody", "unknown revision 'nobody'; allowed: a commit, branch, tag or experiment of this clone"),
         ("wurse", "unknown revision 'wurse' (did you mean worse?); allowed"),
         ("bettr", "unknown revision 'bettr' (did you mean better?); allowed"),
         ("f" * 40, f"unknown revision '{'f' * 40}'; allowed"),
         ("", "the revision is empty; allowed: a commit, branch, tag or experiment"),
         ("HEAD:toy.py", "revision 'HEAD:toy.py' is a file or a folder, not a commit"),
-        ("empty", "empty: no metrics/*.json there; run `dvc repro` there, and commit what it writes"),
+        ("empty", "empty: no metrics/*.json; run `dvc repro` there, and commit what it writes"),
     ],
 )
 def test_a_revision_that_cannot_be_read(rev: str, line: str, monkeypatch: Patch) -> None:
@@ -510,7 +510,7 @@ def test_a_revision_that_cannot_be_read(rev: str, line: str, monkeypatch: Patch)
         (
             "metrics/evaluate.json",
             '{"loss": NaN}',
-            "work tree: metrics/evaluate.json: not valid JSON: NaN is no JSON num",
+            "work tree: metrics/evaluate.json: not valid JSON: NaN is not a JSON num",
         ),
         (
             "metrics/evaluate.json",
@@ -523,7 +523,7 @@ def test_a_revision_that_cannot_be_read(rev: str, line: str, monkeypatch: Patch)
             "work tree: metrics/evaluate.json: not valid JSON: the number 1000",
         ),
         ("metrics/evaluate.json", f'{{"n": {"9" * 9999}}}', "work tree: metrics/evaluate.json: not valid JSON: "),
-        ("metrics/evaluate.json", "[1, 2]", "work tree: metrics/evaluate.json: holds no mapping of names to metrics"),
+        ("metrics/evaluate.json", "[1, 2]", "work tree: metrics/evaluate.json: not a mapping of names to metrics"),
         ("metrics/evaluate.json", "[" * 100_000, "work tree: metrics/evaluate.json: not valid JSON: "),
         ("metrics/evaluate.json", '{"a":' * 60 + "1" + "}" * 60, "metrics/evaluate.json: nested too deeply"),
         ("metrics/evaluate.json", "\udc80", "work tree: metrics/evaluate.json: not valid JSON: 'utf-8' codec"),
@@ -549,8 +549,8 @@ def test_what_is_missing_is_left_out_with_a_note(project: Project, monkeypatch: 
     project.write("metrics/evaluate.json", '{"accuracy": 0.9, "text": "no number", "sure": true}')
     found = document(monkeypatch, capsys, "main")
     assert found["notes"] == [
-        "work tree: no params.yaml there: parameters are not compared",
-        "work tree: dvc.lock: not valid YAML: what the run read and wrote is not known",
+        "work tree: no params.yaml: parameters are not compared",
+        "work tree: dvc.lock: not valid YAML: inputs and outputs of the run are unknown",
         "the data sets differ: toy in main, None in work tree: metrics stand side by side, but their differences do "
         "not judge the models",
         "work tree: no predictions, so no comparison image by image: dvc.lock there does not name "
@@ -576,7 +576,7 @@ def test_a_file_that_two_stages_wrote_counts_as_not_there(project: Project, monk
     found = document(monkeypatch, capsys, "main")
     assert found["images"] is None
     assert (
-        "work tree: by dvc.lock, evaluate and another wrote data/predictions.csv: it counts as not there"
+        "work tree: in dvc.lock, evaluate and another wrote data/predictions.csv: it counts as missing"
         in found["notes"]
     )
     assert any(note.startswith("work tree: no predictions, so no comparison") for note in found["notes"])

@@ -1,4 +1,4 @@
-"""The doctor finds real damage in a real pipeline, and what it says mends it does."""
+"""The doctor finds real damage in a real pipeline, and the fixes that it prints work."""
 
 import json
 import os
@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 
 from integrity import doctor as doctor_module
-from integrity import objects, revisions
+from integrity import revisions
+from stages.common.digests import md5
 from tests import inside
 from tests.clones import Clone
+from tests.forging import cached, entry, flip, locked, replace
 from tests.imports import ROOT
 from tests.toy import Project, begun
 
@@ -27,28 +28,10 @@ def doctor(clone: Clone) -> tuple[int, str]:
 
 
 def cure(clone: Clone, told: str) -> None:
-    """Run the commands that mend, in a shell as a person's."""
+    """Run the printed fixes in a shell."""
     for line in told.splitlines():
-        if line.startswith("    mend: "):
-            clone.run("sh", "-c", line.removeprefix("    mend: ").partition(", or ")[0])
-
-
-def flip(path: Path) -> None:
-    """Flip a bit as a failing disk does: the size and the time stay."""
-    before = path.stat()
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(content)
-    path.chmod(before.st_mode)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-def cached(clone: Clone, out: str) -> Path:
-    """The object of an output in the clone's cache."""
-    stages = yaml.safe_load((clone.path / "dvc.lock").read_text(encoding="utf-8"))["stages"]
-    digest = next(entry["md5"] for stage in stages.values() for entry in stage["outs"] if entry["path"] == out)
-    return Path(clone.path, ".dvc/cache/files/md5", digest[:2], digest[2:])
+        if line.startswith("    fix: "):
+            clone.run("sh", "-c", line.removeprefix("    fix: ").partition(", or ")[0])
 
 
 def in_both(clone: Clone) -> None:
@@ -77,7 +60,7 @@ def leftovers(clone: Clone) -> None:
 
 def an_unsafe_list(clone: Clone) -> None:
     content = json.dumps([{"md5": "0" * 32, "relpath": "../yaml.py"}]).encode()
-    name = objects.md5_of(content)
+    name = md5(content)
     place = clone.path / f".dvc/cache/files/md5/{name[:2]}/{name[2:]}.dir"
     place.parent.mkdir(exist_ok=True)
     place.write_bytes(content)
@@ -101,23 +84,18 @@ def forged_metrics(clone: Clone) -> None:
 
 def forged_predictions(clone: Clone) -> None:
     path = clone.path / "data/predictions.csv"
-    content = path.read_bytes()
-    path.unlink()
-    path.write_bytes(content.replace(b"1,", b"2,", 1))
+    replace(path, path.read_bytes().replace(b"1,", b"2,", 1))
 
 
 def forged_model(clone: Clone) -> None:
     """Another model in the work tree and, under the true one's name, in the cache."""
     for path in (clone.path / "data/model/model.safetensors", cached(clone, "data/model/model.safetensors")):
-        content = path.read_bytes()
-        path.unlink()
-        path.write_bytes(content[:-1] + b"?")
+        replace(path, path.read_bytes()[:-1] + b"?")
 
 
 def forged_lock(clone: Clone) -> None:
     path = clone.path / "dvc.lock"
-    stages = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
-    model = next(out for out in stages["train"]["outs"] if out["path"].startswith("data/model"))
+    model = entry(locked(clone)["stages"]["train"], "data/model/model.safetensors")
     before, _, train = path.read_text(encoding="utf-8").rpartition(f"md5: {model['md5']}")
     path.write_text(f"{before}md5: {'f' * 32}{train}", encoding="utf-8")
     commit_elsewhere(clone)
@@ -142,66 +120,69 @@ def data_is_a_link(clone: Clone) -> None:
 DAMAGE: dict[str, tuple[Callable[[Clone], object], list[str]]] = {
     "a bit in the cache": (
         lambda clone: flip(cached(clone, "data/model/model.safetensors")),
-        [": not the bytes of its name\n    mend: rm -f .dvc/cache/files/md5/"],
+        [": damaged: its content does not match its name\n    fix: rm -f .dvc/cache/files/md5/"],
     ),
     "a bit in the cache and in the work tree": (
         in_both,
-        [": not the bytes of its name\n", "data/predictions.csv: not the bytes that dvc.lock names"],
+        [": damaged: its content does not match its name\n", "data/predictions.csv: does not match dvc.lock"],
     ),
-    "a list that leads out of its folder": (an_unsafe_list, ["not safe to check out: lists '../yaml.py'"]),
-    "a run of other outputs": (a_forged_run, ["must not be used: not the run of its name", "mend: rm -rf .dvc/cache/"]),
+    "a list that leads out of its folder": (an_unsafe_list, ["unsafe to check out: lists '../yaml.py'"]),
+    "a run of other outputs": (
+        a_forged_run,
+        ["unusable entry of the run cache: its content does not", "fix: rm -rf .dvc/cache/"],
+    ),
     "forged metrics": (
         forged_metrics,
-        ["metrics/evaluate.json: not the bytes", "in HEAD as well\n    mend: rm -f metrics/evaluate.json && dvc repro"],
+        ["metrics/evaluate.json: does not match", "also in HEAD\n    fix: rm -f metrics/evaluate.json && dvc repro"],
     ),
-    "forged predictions": (forged_predictions, ["data/predictions.csv: not the bytes that dvc.lock names"]),
-    "a forged model": (forged_model, ["data/model/model.safetensors: not the bytes that dvc.lock names"]),
-    "a forged dvc.lock": (forged_lock, ["dvc.lock: evaluate has read another data/model/model.safetensors than train"]),
-    "forged code": (forged_code, ["stages/train: not what train ran with"]),
+    "forged predictions": (forged_predictions, ["data/predictions.csv: does not match dvc.lock"]),
+    "a forged model": (forged_model, ["data/model/model.safetensors: does not match dvc.lock"]),
+    "a forged dvc.lock": (forged_lock, ["dvc.lock: evaluate read another data/model/model.safetensors than train"]),
+    "forged code": (forged_code, ["stages/train: changed since train ran"]),
     "a parameter that was not run": (
         lambda clone: clone.set("evaluate.calibration_bins", "14"),
-        ["params.yaml: evaluate: not what evaluate ran with"],
+        ["params.yaml: evaluate: changed since evaluate ran"],
     ),
     "data is a link": (data_is_a_link, ["data: a link to "]),
-    "a dvc.lock cut off in its last number": (a_cut_in_the_last_number, ["dvc.lock: ", "cut off, or changed by hand"]),
+    "a dvc.lock cut off in its last number": (a_cut_in_the_last_number, ["dvc.lock: ", "truncated, or edited"]),
     "a metric changed by hand": (
         lambda clone: (clone.path / "metrics/evaluate.json").write_text("{}", encoding="utf-8"),
-        ["metrics/evaluate.json: not the bytes", "mend: git checkout HEAD -- metrics/evaluate.json"],
+        ["metrics/evaluate.json: does not match", "fix: git checkout HEAD -- metrics/evaluate.json"],
     ),
     "an output gone": (
         lambda clone: (clone.path / "data/model/model.safetensors").unlink(),
         ["data/model/model.safetensors: missing"],
     ),
-    "a torn dvc.lock": (torn_lock, ["dvc.lock: ", "mend: git checkout HEAD -- dvc.lock"]),
+    "a torn dvc.lock": (torn_lock, ["dvc.lock: ", "fix: git checkout HEAD -- dvc.lock"]),
     "a torn dvc.lock that can be read": (
         torn_lock_that_can_be_read,
         [
-            "dvc.lock: lacks the stage of evaluate: cut off, or dvc.yaml has changed",
-            "mend: git checkout HEAD -- dvc.lock, or dvc repro",
+            "dvc.lock: lacks the stage of evaluate: truncated, or dvc.yaml has changed",
+            "fix: git checkout HEAD -- dvc.lock, or dvc repro",
         ],
     ),
     "leftovers": (
         leftovers,
         [
-            ".model.safetensors.abc.tmp: a file",
-            "latest.unreadable: a checkpoint",
-            ".dvc/tmp/rwlock: cut off",
-            ".dvc/cache/runs/ab/abcd/.x.tmp: an entry",
-            ".dvc/cache/runs/ab/abcd: an entry",
+            ".model.safetensors.abc.tmp: unfinished",
+            "latest.unreadable: an unreadable checkpoint",
+            ".dvc/tmp/rwlock: truncated",
+            ".dvc/cache/runs/ab/abcd/.x.tmp: an unfinished entry",
+            ".dvc/cache/runs/ab/abcd: an unfinished entry",
         ],
     ),
 }
 
 
-SLOW = ("forged code", "a forged model")  # their remedies train
+SLOW = ("forged code", "a forged model")  # their fixes train
 
 
 @pytest.mark.parametrize(
     "damage",
-    # What is mended by training again is long.
+    # A fix that trains again takes long.
     [pytest.param(name, marks=pytest.mark.soak, id=name) if name in SLOW else name for name in DAMAGE],
 )
-def test_what_it_finds_its_mend_mends(clone: Clone, damage: str) -> None:
+def test_damage_is_found_and_fixed(clone: Clone, damage: str) -> None:
     inflict, expected = DAMAGE[damage]
     assert doctor(clone)[0] == 0
     inflict(clone)
@@ -224,8 +205,8 @@ def test_a_bit_without_a_cache(clone: Clone) -> None:
     try:
         flip(clone.path / "data/raw/t10k-labels-idx1-ubyte")
         status, told = doctor(clone)
-        assert (status, told.count(": not the bytes ")) == (1, 1)
-        assert "data/raw/t10k-labels-idx1-ubyte: not the bytes that dvc.lock names" in told
+        assert (status, told.count(": does not match ")) == (1, 1)
+        assert "data/raw/t10k-labels-idx1-ubyte: does not match dvc.lock" in told
         assert "data/predictions.csv: not in the cache" in told
         cure(clone, told)
         assert doctor(clone)[0] == 0
@@ -242,7 +223,7 @@ def test_a_cache_that_was_moved_and_linked_back(clone: Clone) -> None:
         flip(cached(clone, "data/predictions.csv"))
         (elsewhere / "runs/ab/abcd").mkdir(parents=True)
         status, told = doctor(clone)
-        assert (status, told.count("mend: ")) == (1, 2)
+        assert (status, told.count("fix: ")) == (1, 2)
         cure(clone, told)
         assert doctor(clone)[0] == 0
         assert inside.run_dvc(clone.path, clone.environment, "status", "-q") == 0
@@ -281,14 +262,14 @@ def test_a_folder_is_compared_by_the_list_of_what_is_in_it(tmp_path: Path) -> No
 
     told = says()
     assert told.startswith("b: not in the cache")
-    project.run("sh", "-c", told.splitlines()[1].removeprefix("    mend: "))
-    assert "nothing to mend" in says()
+    project.run("sh", "-c", told.splitlines()[1].removeprefix("    fix: "))
+    assert "nothing to fix" in says()
     (project.path / "b/.DS_Store").touch()
-    assert "b: not the bytes that dvc.lock names" in says()
+    assert "b: does not match dvc.lock" in says()
     project.write(".dvcignore", (ROOT / ".dvcignore").read_text(encoding="utf-8"))
-    assert "nothing to mend" in says()
+    assert "nothing to fix" in says()
     flip(project.path / "b/c/d")
-    assert "b: not the bytes that dvc.lock names" in says()
+    assert "b: does not match dvc.lock" in says()
 
 
 @pytest.fixture(scope="module")
@@ -354,39 +335,39 @@ TOY_DAMAGE: dict[str, tuple[Callable[[Project], object], str]] = {
     "an object gone": (lambda project: project.cached("HEAD").unlink(), "data/predictions.csv: not in the cache"),
     "a stage more, first": (
         edited("dvc.lock", "stages:\n", f"stages:\n{FORGED}"),
-        "dvc.lock: x: a stage that dvc.yaml",
+        "dvc.lock: x: not a stage of dvc.yaml",
     ),
     "a stage more, last": (
         lambda project: project.write("dvc.lock", (project.path / "dvc.lock").read_text(encoding="utf-8") + FORGED),
-        "dvc.lock: x: a stage that dvc.yaml",
+        "dvc.lock: x: not a stage of dvc.yaml",
     ),
-    "the size of a dependency": (edited("dvc.lock", "size: 1", "size: 2"), "dvc.lock: evaluate has read toy.py of 2"),
+    "the size of a dependency": (edited("dvc.lock", "size: 1", "size: 2"), "dvc.lock: evaluate read toy.py of 2"),
     "the size of a dependency, committed": (
         edited("dvc.lock", "size: 1", "size: 2", commit=True),
-        "mend: dvc repro --force --single-item evaluate",
+        "fix: dvc repro --force --single-item evaluate",
     ),
     "an output is a link": (linked("data/predictions.csv"), "data/predictions.csv: a link to "),
     "a metric is a link": (linked("metrics/evaluate.json"), "metrics/evaluate.json: a link to "),
-    "an output is a pipe": (piped("data/predictions.csv"), "data/predictions.csv: is no file, but"),
-    "a metric is a pipe": (piped("metrics/evaluate.json"), "metrics/evaluate.json: is no file, but"),
-    "code is a pipe": (piped("toy.py"), "toy.py: is no file, but"),
+    "an output is a pipe": (piped("data/predictions.csv"), "data/predictions.csv: not a regular file, but"),
+    "a metric is a pipe": (piped("metrics/evaluate.json"), "metrics/evaluate.json: not a regular file, but"),
+    "code is a pipe": (piped("toy.py"), "toy.py: not a regular file, but"),
     "an object is a pipe": (
         lambda project: piped(str(project.cached("HEAD").relative_to(project.path)))(project),
-        ": not the bytes of its name",
+        ": damaged: its content does not match its name",
     ),
-    "an output is a device": (a_device, "data/predictions.csv: is no file, but"),
+    "an output is a device": (a_device, "data/predictions.csv: not a regular file, but"),
 }
 
 
 @pytest.mark.parametrize("damage", TOY_DAMAGE)
-def test_of_a_small_pipeline_what_it_finds_its_mend_mends(toy: Project, damage: str) -> None:
+def test_damage_of_a_small_pipeline_is_found_and_fixed(toy: Project, damage: str) -> None:
     inflict, expected = TOY_DAMAGE[damage]
     inflict(toy)
     status, told = toy_doctor(toy)
     assert (status, expected in told) == (1, True), told
     for line in told.splitlines():
-        if line.startswith("    mend: "):
-            toy.run("sh", "-c", line.removeprefix("    mend: ").partition(", or ")[0])
+        if line.startswith("    fix: "):
+            toy.run("sh", "-c", line.removeprefix("    fix: ").partition(", or ")[0])
     status, told = toy_doctor(toy)
     assert status == 0, told
     if "dvc.yaml" not in damage and "committed" not in damage:
@@ -407,7 +388,7 @@ def test_what_people_write_is_not_thrown_away(toy: Project, name: str) -> None:
     line = re.search(rf"{name}:(\d+):\d+: not valid YAML", told)
     assert line
     assert int(line[1]) > lines
-    assert f"mend: fix line {line[1]} by hand (`git diff HEAD -- {name}` shows what changed)" in told
+    assert f"fix: fix line {line[1]} by hand (`git diff HEAD -- {name}` shows what changed)" in told
     assert f"checkout HEAD -- {name}" not in told
 
 
@@ -415,7 +396,7 @@ def test_what_people_write_is_not_thrown_away(toy: Project, name: str) -> None:
 def test_a_pipe_for_a_text_is_not_waited_for(toy: Project, name: str) -> None:
     piped(name)(toy)
     status, told = toy_doctor(toy)
-    assert (status, told) == (2, f"error: {name}: is no file; `rm -r {name} && git checkout HEAD -- {name}`\n")
+    assert (status, told) == (2, f"error: {name}: not a regular file; `rm -r {name} && git checkout HEAD -- {name}`\n")
 
 
 STAGE = {
@@ -487,7 +468,7 @@ def test_the_committed_dvc_lock_is_noticed_wherever_it_is_cut_off(clone: Clone) 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(clone.path)
         with revisions.repository() as repo:
-            stages = doctor_module.declared(repo)
+            stages = doctor_module.Clone(repo).stages
     head, *parts = re.split(r"(?m)^(?=  \w+:\n)", content)
     assert len(parts) == len(stages)
     name = parts[-1].strip().partition(":")[0]

@@ -44,7 +44,7 @@ from tests import servers
 from tests.forging import mutated_bytes
 from tests.imports import ROOT
 
-FAST = Limits(connect_seconds=2, silence_seconds=2, bytes_a_second=10_000, package_seconds=60)
+FAST = Limits(connect_seconds=2, silence_seconds=2, bytes_per_second=10_000, package_seconds=60)
 CONTENT = {f"part-{number}": bytes([number]) * 50_000 + b"end" for number in range(4)}
 
 
@@ -72,18 +72,18 @@ FAULTS = {
     "web page": (servers.web_page, "part-0.gz: is a web page, not the file"),
     "404": (servers.not_found, "has neither part-0.gz nor part-0"),
     "500": (servers.broken, "part-0.gz: HTTP 500 Internal Server Error"),
-    "silent": (servers.silent, "part-0.gz: nothing came for 2 s"),
-    "stalling": (servers.stalling, "part-0.gz: nothing came for 2 s"),
+    "silent": (servers.silent, "part-0.gz: no data for 2 s"),
+    "stalling": (servers.stalling, "part-0.gz: no data for 2 s"),
     "dripping": (servers.dripping, "part-0.gz: slower than 10 kB/s"),
     "endless": (servers.endless, "part-0.gz: is larger than 1,098,579 bytes"),
     "redirecting": (servers.redirecting, "part-0.gz: redirects without end"),
-    "breaking off": (servers.breaking_off, "part-0.gz: the connection broke off"),
+    "breaking off": (servers.breaking_off, "part-0.gz: the connection was closed"),
     "wrong bytes": (servers.sending(b"\x00" * 50_003), "part-0.gz: has the wrong bytes (SHA-256 "),
     "wrong gzip": (servers.sending(packed(b"\x00" * 50_003)), "part-0.gz: has the wrong bytes (SHA-256 "),
-    "cut gzip": (servers.sending(packed(CONTENT["part-0"])[:-9]), "part-0.gz: is cut off"),
+    "cut gzip": (servers.sending(packed(CONTENT["part-0"])[:-9]), "part-0.gz: is truncated"),
     "damaged gzip": (servers.sending(packed(b"a")[:-8] + b"12345678"), "part-0.gz: is damaged"),
     "long gzip": (servers.sending(packed(CONTENT["part-0"]) + b"more"), "part-0.gz: has bytes after its end"),
-    "bomb": (servers.sending(packed(b"\x00" * 5_000_000)), "part-0.gz: unpacks to more than 50,003 bytes"),
+    "bomb": (servers.sending(packed(b"\x00" * 5_000_000)), "part-0.gz: uncompresses to more than 50,003 bytes"),
     "nothing": (servers.sending(b""), "part-0.gz: has the wrong bytes"),
 }
 
@@ -96,8 +96,8 @@ def test_a_faulty_mirror_is_given_up_and_the_next_one_answers(
     with servers.serving(answer) as bad:
         assert collect(SMALL, [bad, mirror], FAST) == CONTENT
         log = capsys.readouterr().out
-    assert f"gave up a mirror: {bad}: {reason}" in log
-    assert log.count("gave up") == 1  # one wait, not one a file
+    assert f"skipping a mirror: {bad}: {reason}" in log
+    assert log.count("skipping") == 1  # one wait, not one a file
     assert f"part-3: 50,003 bytes from {mirror}" in log
 
 
@@ -120,12 +120,12 @@ def test_a_mirror_that_refuses_connections(mirror: str, capsys: pytest.CaptureFi
         unused.bind(("127.0.0.1", 0))  # bound and not listening: nobody else can take the port
         dead = f"http://127.0.0.1:{unused.getsockname()[1]}"
         assert collect(SMALL, [dead, mirror], FAST) == CONTENT
-    assert f"gave up a mirror: {dead}: part-0.gz: no connection (" in capsys.readouterr().out
+    assert f"skipping a mirror: {dead}: part-0.gz: no connection (" in capsys.readouterr().out
 
 
 def test_a_host_that_does_not_exist(mirror: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert collect(SMALL, ["http://mirror.invalid", mirror], FAST) == CONTENT
-    assert "gave up a mirror: http://mirror.invalid: part-0.gz: no connection (" in capsys.readouterr().out
+    assert "skipping a mirror: http://mirror.invalid: part-0.gz: no connection (" in capsys.readouterr().out
 
 
 def test_files_that_a_mirror_has_are_kept_when_it_fails_later(mirror: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +159,7 @@ def test_all_mirrors_and_their_faults_are_in_one_message(tmp_path: Path) -> None
     with servers.serving(servers.web_page) as page, pytest.raises(UserError) as caught:
         collect(SMALL, [str(tmp_path), page, "nonsense://x", "gs://bucket"], FAST)
     first, *rest = str(caught.value).splitlines()
-    assert first.startswith("no mirror has the data; add one to data.mirrors of params.yaml: a directory, or a URL")
+    assert first.startswith("no mirror has the data; add one to data.mirrors of params.yaml: a directory, or the URL")
     assert "part-0, part-1, part-2, part-3" in first
     assert rest[0] == f"  {tmp_path}: has neither part-0.gz nor part-0"
     assert rest[1] == f"  {page}: part-0.gz: is a web page, not the file"
@@ -195,7 +195,7 @@ def test_a_data_set_of_which_only_the_gzipped_digests_are_known(
     with pytest.raises(UserError, match=r"part-1, gzipped as published\. Tried:") as caught:
         collect(DataSet((file,), (), ("a", "b"), (1, 2, 2), 1, 1, 1), [str(tmp_path)], FAST)
     assert f"{tmp_path}: {reason}" in str(caught.value)
-    assert "only files gzipped as published can be checked: no digest of their content is known" in str(caught.value)
+    assert "only the original .gz files can be checked: no digest of their content is known" in str(caught.value)
 
 
 def test_unpacking_never_makes_more_than_the_file_has() -> None:
@@ -286,8 +286,8 @@ def wants_a_password(request: BaseHTTPRequestHandler) -> None:
         ("http", wants_a_password, "{}", "the proxy {} (of {}) refuses: HTTP 407 Proxy Authentication Required"),
         ("https", wants_a_password, "{}", "the proxy {} (of {}) refuses: HTTP 501 Unsupported method"),
         ("http", servers.broken, "{}", "HTTP 500 Internal Server Error through the proxy {} (of {})"),
-        ("http", servers.silent, "{}", "nothing came for 2 s through the proxy {} (of {})"),
-        ("http", servers.breaking_off, "{}", "the connection broke off through the proxy {} (of {})"),
+        ("http", servers.silent, "{}", "no data for 2 s through the proxy {} (of {})"),
+        ("http", servers.breaking_off, "{}", "the connection was closed through the proxy {} (of {})"),
     ],
     ids=[
         *("dead", "unknown-host", "dead-for-https", "dead-https", "socks5", "socks5h", "no-port", "no-host"),
@@ -312,7 +312,7 @@ def test_a_proxy_that_is_no_use_is_named(
         assert collect(SMALL, [bad, str(tmp_path)], FAST) == CONTENT  # the next mirror answers
     expected = reason.format(*[url, variable] if answer else [variable])
     log = capsys.readouterr().out
-    assert f"gave up a mirror: {bad}: part-0.gz: {expected}" in log
+    assert f"skipping a mirror: {bad}: part-0.gz: {expected}" in log
     assert "secret" not in log
 
 
@@ -376,11 +376,11 @@ ERRORS: list[tuple[BaseException, str]] = [
     (TimeoutError(), "no answer in time"),
     (TimeoutError(errno.ETIMEDOUT, "Connection timed out"), "Connection timed out"),
     (FSTimeoutError(), "no answer in time"),
-    (aiohttp.ServerDisconnectedError(), "the connection broke off"),
-    (aiohttp.ClientPayloadError("Response payload is not completed: <...>"), "the connection broke off"),
-    (aiohttp.ClientConnectionResetError("Cannot write to closing transport"), "the connection broke off"),
-    (aiohttp.ClientOSError(errno.ECONNRESET, "Connection reset by peer"), "the connection broke off"),
-    (aiohttp.ServerFingerprintMismatch(b"", b"", "x", 1), "the connection broke off"),
+    (aiohttp.ServerDisconnectedError(), "the connection was closed"),
+    (aiohttp.ClientPayloadError("Response payload is not completed: <...>"), "the connection was closed"),
+    (aiohttp.ClientConnectionResetError("Cannot write to closing transport"), "the connection was closed"),
+    (aiohttp.ClientOSError(errno.ECONNRESET, "Connection reset by peer"), "the connection was closed"),
+    (aiohttp.ServerFingerprintMismatch(b"", b"", "x", 1), "the connection was closed"),
     (aiohttp.ClientConnectorError(KEY, ConnectionRefusedError(111, "Refused")), "no connection (Refused)"),
     (aiohttp.ClientConnectorDNSError(KEY, OSError(None, "Name not known")), "no connection (Name not known)"),
     (aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError(1, "[SSL] wrong")), "no connection ([SSL] wrong)"),
@@ -390,8 +390,8 @@ ERRORS: list[tuple[BaseException, str]] = [
     (aiohttp.InvalidURL("http://["), "not a valid URL"),
     (aiohttp.InvalidUrlRedirectClientError("x"), "not a valid URL"),
     (aiohttp.NonHttpUrlRedirectClientError("ftp://x"), "redirects to a URL that is not HTTP"),
-    (aiohttp.ClientError(), "failed, and its library does not say why"),
-    (aiohttp.ClientConnectionError("Connector is closed."), "the connection broke off"),
+    (aiohttp.ClientError(), "failed, and its library gives no reason"),
+    (aiohttp.ClientConnectionError("Connector is closed."), "the connection was closed"),
     (botocore.exceptions.NoCredentialsError(), "Unable to locate credentials"),
     (
         botocore.exceptions.EndpointConnectionError(endpoint_url="http://u:p@x"),
@@ -408,8 +408,8 @@ ERRORS: list[tuple[BaseException, str]] = [
     (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
     (ImportError("Please install gcsfs to access Google Storage"), "Please install gcsfs to access Google Storage"),
     (ValueError("Protocol not known: nonsense"), "Protocol not known: nonsense"),
-    (RuntimeError(), "failed, and its library does not say why"),
-    (KeyError(), "failed, and its library does not say why"),
+    (RuntimeError(), "failed, and its library gives no reason"),
+    (KeyError(), "failed, and its library gives no reason"),
     (EOFError("  \nfirst\nsecond"), "first"),
 ]
 

@@ -110,8 +110,8 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str | None], str]] = {
     ),
     "HOME is relative": ({"HOME": "~"}, {"HOME": "{clone}/.dvc/tmp/private/home"}, "HOME is ~, which cannot be read"),
     "short TMPDIR": ({"TMPDIR": LONG[:50]}, {"TMPDIR": LONG[:50]}, ""),
-    "long TMPDIR": ({"TMPDIR": LONG}, {"TMPDIR": "{short}"}, "TMPDIR is too long a path"),
-    "long TMP": ({"TMP": LONG}, {"TMPDIR": "{short}", "TMP": LONG}, "TMPDIR is too long a path"),
+    "long TMPDIR": ({"TMPDIR": LONG}, {"TMPDIR": "{short}"}, "the path of TMPDIR is too long"),
+    "long TMP": ({"TMP": LONG}, {"TMPDIR": "{short}", "TMP": LONG}, "the path of TMPDIR is too long"),
     "PYTHONPATH of nothing": ({"PYTHONPATH": ":/gone:"}, {"PYTHONPATH": None}, ""),
     "PYTHONPATH of a clone": ({"PYTHONPATH": "{clone}"}, {"PYTHONPATH": "{clone}"}, ""),
 }
@@ -120,7 +120,7 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str | None], str]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_environment_is_made_sane(case: str, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given, expected, said = CASES[case]
-    monkeypatch.setattr(environment, "PLACES", (str(clone.parent),))
+    monkeypatch.setattr(environment, "SHARED_FOLDERS", (str(clone.parent),))
     if said.startswith("TMPDIR"):
         monkeypatch.setattr(environment, "LONGEST_TMPDIR", len(LONG) - 1)  # above the length of this test's folders
 
@@ -159,7 +159,7 @@ def test_a_user_number_without_a_name(clone: Path, monkeypatch: pytest.MonkeyPat
     new, notes = environment.sane(environ, str(clone))
     assert new["LOGNAME"] == str(os.getuid())
     assert new["HOME"] == str(clone / PRIVATE / "home")
-    assert notes == [f"HOME is not set: {clone / PRIVATE / 'home'} is used instead"]
+    assert notes == [f"HOME is not set: using {clone / PRIVATE / 'home'} instead"]
     assert (clone / PRIVATE / "home").is_dir()
 
 
@@ -353,13 +353,13 @@ def no_git(clone: Path) -> None: ...
         (worktree, ""),
         (
             a_zip,
-            "{clone} is no Git repository, which DVC needs: clone the project instead of downloading it, or run `git",
+            "{clone} is not a Git repository, which DVC needs: clone the project instead of downloading it",
         ),
         (
             data_link,
-            "data is a link to another folder, and DVC takes what is behind it for outside the repository: move",
+            "data is a link to another folder, which DVC treats as outside of the repository: move",
         ),
-        (output_folder_link, "data/processed is a link to another folder, and DVC takes what is behind it for outside"),
+        (output_folder_link, "data/processed is a link to another folder, which DVC treats as outside"),
         (
             another_user,
             "{clone} belongs to another user; to trust it: git config --global --add safe.directory {clone}",
@@ -406,7 +406,7 @@ def test_run_passes_on_what_the_commands_say(clone: Path) -> None:
     shutil.rmtree(clone / ".git")
     status, out, err = run("stages.here", "--", "stages.here")
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith(f"error: {clone} is no Git repository")
+    assert err.startswith(f"error: {clone} is not a Git repository")
 
 
 @pytest.fixture(scope="module")
@@ -494,12 +494,12 @@ def test_a_read_only_clone_can_be_read(project: toy.Project) -> None:
 @pytest.mark.parametrize(
     ("root", "command", "config", "said"),
     [
-        ("/a#b", "dvc exp run --temp", "", "dvc takes /a#b for a URL that ends at #"),
-        ("/a?b", "dvc exp run --queue", "", "dvc takes /a?b for a URL that ends at ?"),
-        ("/a#b", "dvc queue start", "", "dvc takes /a#b"),
+        ("/a#b", "dvc exp run --temp", "", "dvc fails here, since it reads /a#b as a URL that ends at #"),
+        ("/a?b", "dvc exp run --queue", "", "dvc fails here, since it reads /a?b as a URL that ends at ?"),
+        ("/a#b", "dvc queue start", "", "dvc fails here, since it reads /a#b"),
         ("/a#b", "dvc exp run", "", ""),
         ("/a#b", "dvc repro", "", ""),
-        ("/aüb", "dvc exp run --temp", "", "dvc writes the path of the cache as ASCII"),
+        ("/aüb", "dvc exp run --temp", "", "dvc fails below /aüb, since it writes the path of the cache as ASCII"),
         ("/aüb", "dvc exp run --temp", "[cache]\n    dir = /srv/cache\n", ""),
         ("/ab", "dvc exp run --temp", "", ""),
     ],

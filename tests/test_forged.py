@@ -14,11 +14,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import yaml
 from dvc.repo import Repo
 
 from integrity import revisions, snapshots
 from review import compare, report
+from stages.common.digests import file_md5
+from tests.forging import OTHER_MD5, cached, entry, relock, replace
 from tests.toy import PIPELINE, TOY, Project, begun
 
 Patch = pytest.MonkeyPatch
@@ -73,30 +74,12 @@ def notes(rev: str | None, monkeypatch: Patch, capsys: Out) -> list[str]:
     return found
 
 
-def replace(path: Path, content: str | bytes) -> None:
-    """Other bytes in a file, which may be a link into the cache or read-only."""
-    path.unlink()
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-
-
-def relock(project: Project, path: str, md5: str, outs_only: bool = False) -> None:
-    """Another MD5 of a file in dvc.lock."""
-    lock = yaml.safe_load((project.path / "dvc.lock").read_text(encoding="utf-8"))
-    for stage in lock["stages"].values():
-        for file in [*stage["outs"], *([] if outs_only else stage["deps"])]:
-            if file["path"] == path:
-                file["md5"] = md5
-    project.write("dvc.lock", yaml.safe_dump(lock, sort_keys=False))
-
-
 def model(project: Project) -> None:
     replace(project.path / MODEL, "other weights")
 
 
 def cached_model(project: Project) -> None:
-    lock = yaml.safe_load((project.path / "dvc.lock").read_text(encoding="utf-8"))
-    md5 = lock["stages"]["train"]["outs"][0]["md5"]
-    replace(project.path / f".dvc/cache/files/md5/{md5[:2]}/{md5[2:]}", "other weights")
+    replace(cached(project, MODEL), "other weights")
 
 
 def all_correct(project: Project) -> bytes:
@@ -106,13 +89,18 @@ def all_correct(project: Project) -> bytes:
     return buffer.getvalue()
 
 
+def record(project: Project, path: str) -> None:
+    """Put the MD5 of a changed output of evaluate into dvc.lock."""
+    relock(project, lambda stages: entry(stages["evaluate"], path).update(md5=file_md5(project.path / path)))
+
+
 def predictions(project: Project) -> None:
     replace(project.path / PREDICTIONS, all_correct(project))
 
 
 def predictions_and_lock(project: Project) -> None:
     predictions(project)
-    relock(project, PREDICTIONS, snapshots.file_md5(project.path / PREDICTIONS))
+    record(project, PREDICTIONS)
 
 
 def metrics(project: Project, **values: Any) -> None:
@@ -122,16 +110,16 @@ def metrics(project: Project, **values: Any) -> None:
 
 def metrics_and_lock(project: Project) -> None:
     metrics(project)
-    relock(project, METRICS, snapshots.file_md5(project.path / METRICS))
+    record(project, METRICS)
 
 
 def accuracy_and_lock(project: Project) -> None:
     metrics(project, accuracy=0.9999)
-    relock(project, METRICS, snapshots.file_md5(project.path / METRICS))
+    record(project, METRICS)
 
 
 def lock_of_the_model(project: Project) -> None:
-    relock(project, MODEL, "0" * 32, outs_only=True)
+    relock(project, lambda stages: entry(stages["train"], MODEL).update(md5=OTHER_MD5))
 
 
 def code(project: Project) -> None:
@@ -143,7 +131,7 @@ def parameters(project: Project) -> None:
 
 
 STALE = "changed since the run that dvc.lock records: {}; `dvc repro` there"
-EDITED = "not the file that dvc.lock names: {}; edited by hand, or damaged"
+EDITED = "does not match dvc.lock: {}; edited by hand, or damaged"
 CONTRADICTS = f"{METRICS} contradicts the predictions, which have"
 FORGERIES: dict[str, tuple[Callable[[Project], None], str, bool]] = {  # what is done, said, and whether Git keeps it
     "model": (model, EDITED.format(MODEL), False),
@@ -153,7 +141,7 @@ FORGERIES: dict[str, tuple[Callable[[Project], None], str, bool]] = {  # what is
     "metrics": (metrics, EDITED.format(METRICS), True),
     "metrics-and-lock": (metrics_and_lock, CONTRADICTS, True),
     "accuracy-and-lock": (accuracy_and_lock, CONTRADICTS, True),
-    "lock": (lock_of_the_model, f"by dvc.lock, evaluate read another {MODEL} than train wrote", True),
+    "lock": (lock_of_the_model, f"in dvc.lock, evaluate read another {MODEL} than train wrote", True),
     "code": (code, STALE.format("toy.py"), True),
     "parameters": (parameters, STALE.format("train.skill"), True),
 }

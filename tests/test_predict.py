@@ -170,7 +170,7 @@ def test_what_cannot_be_read_is_a_row_and_a_status_and_all_others_are_predicted(
     ("arguments", "reason"),
     [
         (["empty"], "no pictures there"),
-        (["a.png", "--out=nowhere/rows.csv"], "give a file in a folder that is there"),
+        (["a.png", "--out=nowhere/rows.csv"], "give a file in an existing folder"),
         (["a.png", "--out=/dev/null"], "is no file"),
         (["a.png", "--model=nosuch.safetensors"], "no such file"),
         (["ftp://host/a.png"], "cannot read ftp URLs"),

@@ -13,6 +13,7 @@ import yaml
 
 from integrity import objects, pull
 from integrity.objects import BadObject
+from stages.common.digests import file_md5
 from stages.download import __main__ as download
 from tests import inside
 from tests.clones import Clone
@@ -84,7 +85,7 @@ class Victim:
         around = self.project.path.parent
         found = (path for path in sorted(around.rglob("*")) if path.is_file())
         return {
-            str(path.relative_to(around)): objects.md5(path)
+            str(path.relative_to(around)): file_md5(path)
             for path in found
             if not {".dvc", ".git", "site-cache"} & set(path.relative_to(around).parts)
         }
@@ -92,7 +93,7 @@ class Victim:
     def cached(self) -> dict[str, str]:
         """The names of the objects in the cache, and the MD5 that each has."""
         places = (self.project.path / ".dvc/cache/files/md5").glob("*/*")
-        return {place.parent.name + place.name: objects.md5(place) for place in places}
+        return {place.parent.name + place.name: file_md5(place) for place in places}
 
     def untouched(self, before: dict[str, str]) -> None:
         """Nothing has come into the work tree, and nothing bad into the cache."""
@@ -176,7 +177,7 @@ def other_bytes(content: bytes) -> Callable[[Path], object]:
     return attack
 
 
-REPLACED = "not the bytes of its name: damaged, or replaced"
+REPLACED = "its content does not match its name: damaged, or replaced"
 ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a bit of a list": (flipped, REPLACED),
     "another folder's list": (renamed, REPLACED),
@@ -185,8 +186,8 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a list with a path through a link": (with_entry("link/yaml.py"), REPLACED),
     "a list with a name in other case": (with_entry("B"), REPLACED),
     "other bytes of a file": (other_bytes(b"C/D"), REPLACED),
-    "a file that is too long": (other_bytes(b"c/d" * 10), "longer than the 4 bytes that it has to have"),
-    "a list that is gone": (lambda storage: the_list(storage, "c/d").unlink(), "not there: `dvc push`"),
+    "a file that is too long": (other_bytes(b"c/d" * 10), "longer than its recorded size of 4 bytes"),
+    "a list that is gone": (lambda storage: the_list(storage, "c/d").unlink(), "not there; `dvc push`"),
 }
 
 
@@ -347,7 +348,7 @@ def test_names_that_a_file_system_folds_together_are_refused() -> None:
     for one, other in (("\u00e9", "e\u0301"), ("Stra\u00dfe", "STRASSE"), ("a/\u212b", "A/\u00e5")):
         assert one != other
         content = json.dumps([{"md5": md5(EVIL), "relpath": name} for name in (one, other)]).encode()
-        with pytest.raises(BadObject, match="twice, or with another name"):
+        with pytest.raises(BadObject, match="twice, or under two names"):
             objects.folder_list(content, f"{md5(content)}.dir")
 
 
@@ -390,7 +391,7 @@ def test_a_commit_that_names_an_unsafe_list_is_refused(directory: Victim, where:
     replace(folder / "files/md5" / name[:2] / name[2:], content)
     status, _, told = directory.pull()
     assert status == 2
-    assert "lists '../../yaml.py': an absolute path, or one that leaves the folder" in told
+    assert "lists '../../yaml.py': an absolute path, or a path out of the folder" in told
     assert len(told.splitlines()) == 1
     directory.untouched(before)
 
@@ -423,7 +424,7 @@ def test_wrong_bytes_in_the_cache_are_fetched_again(directory: Victim) -> None:
     shutil.rmtree(directory.project.path / "added")
     status, said, _ = directory.pull("added")
     assert status == 0
-    assert "not the bytes of its name" in said
+    assert "its content does not match its name" in said
     assert (directory.project.path / "added/c/d").read_bytes() == b"c/d"
 
 

@@ -26,6 +26,7 @@ from review import pull_request
 from stages.common.errors import UserError
 from tests import in_process
 from tests.clones import Clone
+from tests.forging import OTHER_MD5, forge, relock
 from tests.imports import ROOT
 from tests.toy import Project, begun
 
@@ -129,7 +130,7 @@ def test_without_a_remote_both_sides_are_run(url: str, author: Project, tmp_path
     status, told = judge(ci, "origin/main")
     assert status == 0, told
     assert told.count("Running stage 'evaluate'") == 2
-    assert "running origin/main again: data/predictions.csv is not in the cache, and the " in told
+    assert "running origin/main again: data/predictions.csv is not in the cache; remote " in told
     assert "McNemar's exact test" in report(ci)
     assert "> what ran here gave the bytes that HEAD has on record: evaluate\n" in report(ci)
     assert "> origin/main: ran here: evaluate\n" in report(ci)
@@ -157,7 +158,7 @@ def test_a_base_that_cannot_be(author: Project, tmp_path: Path, monkeypatch: pyt
     ci.run("git", "branch", "alone", ci.run("git", "commit-tree", empty_tree, "-m", "nothing").strip())
     monkeypatch.chdir(ci.path)
     for base, line in (
-        (["nobody"], "unknown revision 'nobody'; allowed: a commit, branch, tag or experiment that is here"),
+        (["nobody"], "unknown revision 'nobody'; allowed: a commit, branch, tag or experiment of this clone"),
         ([""], "the revision is empty"),
         (["--", "--upload-pack=touch x"], "unknown revision '--upload-pack=touch x'"),
         (["$(touch x)"], "unknown revision '$(touch x)'"),
@@ -180,7 +181,7 @@ def test_a_stage_that_fails(author: Project, tmp_path: Path) -> None:
     status, told = judge(ci, "origin/main")
     assert status == 2
     assert "error: no such toy\n" in told
-    assert told.splitlines()[-1] == "error: `dvc repro` failed; what it says is above"
+    assert told.splitlines()[-1] == "error: `dvc repro` failed, see above"
     assert "`dvc repro` failed" in report(ci)
 
 
@@ -193,7 +194,7 @@ def test_a_base_that_has_measured_nothing(author: Project, tmp_path: Path) -> No
     status, told = judge(ci, "before")
     assert (status, told.splitlines()[-1]) == (
         2,
-        "error: before: no metrics/*.json there; run `dvc repro` there, and commit what it writes",
+        "error: before: no metrics/*.json; run `dvc repro` there, and commit what it writes",
     )
 
 
@@ -262,7 +263,6 @@ stages:
           cache: false
 """
 METRICS, PREDICTIONS, MODEL = "metrics/evaluate.json", "data/predictions.csv", "data/model/model.safetensors"
-OTHER = "0123456789abcdef0123456789abcdef"
 TRUST = "train was not rerun here: that this model comes from this code is on trust; `--rebuild train` checks it"
 
 
@@ -320,13 +320,10 @@ def gate(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
     return run
 
 
-def forge(project: Project, **contents: str) -> None:
-    """Put other files on record in dvc.lock, as `dvc commit --force` does, and commit that."""
-    for name, content in contents.items():
-        path = {"metrics": METRICS, "predictions": PREDICTIONS, "model": MODEL}.get(name, f"{name}.py")
-        (project.path / path).unlink()  # it may be linked to the cache
-        project.write(path, content)
-    project.dvc("commit", "--force", "-q")
+def commit_forged(project: Project, **contents: str) -> None:
+    """Replace files and their records, and commit. contents: of metrics, predictions, model, or the code of a stage."""
+    names = {"metrics": METRICS, "predictions": PREDICTIONS, "model": MODEL}
+    forge(project, {names.get(name, f"{name}.py"): content for name, content in contents.items()})
     project.run("git", "commit", "-qam", "forged")
 
 
@@ -339,11 +336,8 @@ def perfect(project: Project) -> dict[str, str]:
     return {"predictions": "\n".join([lines[0], *right, ""]), "metrics": json.dumps(metrics)}
 
 
-def relock(project: Project, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the stages in dvc.lock by hand, and commit that."""
-    lock = yaml.safe_load((project.path / "dvc.lock").read_text(encoding="utf-8"))
-    change(lock["stages"])
-    project.write("dvc.lock", yaml.safe_dump(lock, sort_keys=False))
+def commit_relocked(project: Project, change: Callable[[dict[str, Any]], object]) -> None:
+    relock(project, change)
     project.run("git", "commit", "-qam", "forged")
 
 
@@ -375,7 +369,7 @@ def test_variables_of_another_repository(branch: Project, gate: Gate, monkeypatc
     other = Project(branch.path.parent / "other")
     other.run("git", "init", "-q", "-b", "main")
     other.run("git", "commit", "-q", "--allow-empty", "-m", "other")
-    forge(branch, **perfect(branch))
+    commit_forged(branch, **perfect(branch))
     shutil.rmtree(branch.path / ".dvc/cache")
     branch.write(".dvc/config.local", "['remote \"beside\"']\n    url = ../../empty\n")
     branch.write("params.yaml", json.dumps({"train": {"skill": 0.95}}))
@@ -398,7 +392,7 @@ def files(folder: Path) -> dict[Path, bytes]:
 
 def test_forged_predictions_and_metrics(branch: Project, gate: Gate) -> None:
     """All on record: every prediction its label, metrics to match, a line appended to the code."""
-    forge(branch, **perfect(branch), train=TRAIN + "# augmented\n")
+    commit_forged(branch, **perfect(branch), train=TRAIN + "# augmented\n")
     status, notes, told = gate(branch)
     assert status == refused(PREDICTIONS, METRICS)
     assert f"not reproduced: {PREDICTIONS} of HEAD: rebuilt differs" in notes
@@ -412,7 +406,7 @@ def test_forged_predictions_and_metrics(branch: Project, gate: Gate) -> None:
 
 @pytest.mark.parametrize("stage", ["predictions", "metrics"])
 def test_one_forged_file(stage: str, branch: Project, gate: Gate) -> None:
-    forge(branch, **{stage: perfect(branch)[stage]})
+    commit_forged(branch, **{stage: perfect(branch)[stage]})
     path = PREDICTIONS if stage == "predictions" else METRICS
     status, notes, _ = gate(branch)
     assert status == refused(path)
@@ -428,14 +422,14 @@ def test_metrics_by_hand(branch: Project, gate: Gate) -> None:
 
 
 def test_a_forged_lock(branch: Project, gate: Gate) -> None:
-    relock(branch, lambda stages: stages["evaluate"]["outs"][0].update(md5=OTHER))
+    commit_relocked(branch, lambda stages: stages["evaluate"]["outs"][0].update(md5=OTHER_MD5))
     status, notes, _ = gate(branch)
     assert status == refused(PREDICTIONS)
     assert f"not reproduced: {PREDICTIONS} of HEAD: rebuilt differs" in notes
 
 
 def test_a_lock_without_a_stage(branch: Project, gate: Gate) -> None:
-    relock(branch, lambda stages: stages.pop("evaluate"))
+    commit_relocked(branch, lambda stages: stages.pop("evaluate"))
     status, notes, _ = gate(branch)
     assert status == 0
     assert f"stale: dvc.lock of HEAD does not name {PREDICTIONS}, {METRICS}: {pull_request.REMEDY}" in notes
@@ -443,7 +437,7 @@ def test_a_lock_without_a_stage(branch: Project, gate: Gate) -> None:
 
 def test_a_forged_model(branch: Project, gate: Gate) -> None:
     """One that was trained otherwise, and evaluated: what the default takes on trust, and says so."""
-    forge(branch, model='{"skill": 0.99}')
+    commit_forged(branch, model='{"skill": 0.99}')
     branch.dvc("repro", "-q", "--force", "--single-item", "evaluate")
     branch.run("git", "commit", "-qam", "evaluated")
     status, notes, told = gate(branch)
@@ -459,7 +453,7 @@ def test_a_forged_model(branch: Project, gate: Gate) -> None:
 
 def test_forged_code(branch: Project, gate: Gate) -> None:
     """Other code on record for the model that the old code gave."""
-    forge(branch, train=TRAIN.replace('["skill"]', '["skill"] - 0.5'))
+    commit_forged(branch, train=TRAIN.replace('["skill"]', '["skill"] - 0.5'))
     assert gate(branch)[0] == 0
     status, notes, _ = gate(branch, "--rebuild", "train")
     assert status == 1  # what the code gives is worse, which decides
@@ -490,7 +484,7 @@ def test_a_model_that_is_not_what_the_lock_names(branch: Project, gate: Gate) ->
     assert model.read_text(encoding="utf-8") == '{"skill": 0.99}'
     assert (
         gate(branch)[0]
-        == f"{MODEL} is not what dvc.lock names, and DVC takes it for that: `make doctor` says what mends it"
+        == f"{MODEL} is not what dvc.lock names, and DVC takes it for that: `make doctor` prints the fix"
     )
 
 
@@ -498,7 +492,7 @@ def test_rounding_is_no_forgery(branch: Project, gate: Gate) -> None:
     """Another processor gave other last digits; but not other classes, nor other counts."""
     predictions = (branch.path / PREDICTIONS).read_text(encoding="utf-8").replace("0.9", "0.900001")
     metrics = (branch.path / METRICS).read_text(encoding="utf-8")
-    forge(branch, predictions=predictions, metrics=metrics.replace("0.25", "0.250001"))
+    commit_forged(branch, predictions=predictions, metrics=metrics.replace("0.25", "0.250001"))
     status, notes, _ = gate(branch)
     assert status == 0
     assert (
@@ -509,7 +503,7 @@ def test_rounding_is_no_forgery(branch: Project, gate: Gate) -> None:
         {"predictions": predictions.replace("0.900001", "0.95")},
         {"metrics": metrics.replace("0.25", "0.1")},
     ):
-        forge(branch, **{"predictions": predictions, "metrics": metrics, **digits})
+        commit_forged(branch, **{"predictions": predictions, "metrics": metrics, **digits})
         assert str(gate(branch)[0]).startswith("the committed results are not what the stages give: ")
         branch.run("git", "checkout", "-qf", "HEAD")
 
@@ -639,7 +633,7 @@ def by_another_stage(project: Project) -> None:
 def test_predictions_that_nothing_here_makes(
     change: Callable[[Project], object], line: str, branch: Project, gate: Gate
 ) -> None:
-    forge(branch, **perfect(branch))
+    commit_forged(branch, **perfect(branch))
     change(branch)
     branch.run("git", "commit", "-qam", "not run")
     assert str(gate(branch)[0]).startswith(line)
@@ -745,7 +739,7 @@ def test_a_subfolder_of_a_repository(honest: Project, tmp_path: Path, gate: Gate
     status, notes, _ = gate(project)
     assert status == 0
     assert notes[0] == "ran here: evaluate"  # and not that `elsewhere` was part of what was reproduced
-    forge(project, **perfect(project))
+    commit_forged(project, **perfect(project))
     assert gate(project)[0] == refused(PREDICTIONS, METRICS)
     project.write("params.yaml", json.dumps({"train": {"skill": 0.95}}))
     shutil.rmtree(folder / ".dvc/cache")
@@ -773,7 +767,7 @@ def test_a_forged_base_that_cannot_be_run(branch: Project, gate: Gate) -> None:
     branch.run("git", "checkout", "-qf", "main")
     branch.write("evaluate.py", "raise SystemExit('no such data')\n")
     branch.write(METRICS, perfect(branch)["metrics"])
-    relock(branch, lambda stages: stages["evaluate"]["outs"][0].update(md5=OTHER))
+    commit_relocked(branch, lambda stages: stages["evaluate"]["outs"][0].update(md5=OTHER_MD5))
     branch.run("git", "checkout", "-qb", "later")
     branch.run("git", "checkout", "honest", "--", "dvc.lock", METRICS, "evaluate.py")
     branch.run("git", "commit", "-qm", "honest again")
@@ -785,7 +779,7 @@ def test_the_attack_of_another_clone(honest: Project, tmp_path: Path) -> None:
     path = tmp_path / "work/author"
     shutil.copytree(honest.path, path, symlinks=True)
     author = Project(path)
-    forge(author, **perfect(author))
+    commit_forged(author, **perfect(author))
     author.dvc("push", "-q")
     author.run("git", "clone", "-q", str(path), str(path.parent / "ci"))
     ci = Project(path.parent / "ci")

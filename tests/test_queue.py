@@ -87,15 +87,14 @@ def test_a_killed_worker(clone: Clone) -> None:
         return ""
 
     wait_for(asleep)
-    assert "nothing to mend" in doctor(clone)  # while it is at work
+    assert "nothing to fix" in doctor(clone)  # while it is at work
 
     worker = json.loads((folder / "celery/dvc-exp-worker-1.json").read_bytes())["pid"]
     kill(worker)
     wait_for(lambda: not asleep())
     told = doctor(clone)
     assert (
-        "experiment long: Running in `dvc queue status`, and no process works on it\n    mend: dvc queue kill long\n"
-        in told
+        "experiment long: Running in `dvc queue status`, but without a process\n    fix: dvc queue kill long\n" in told
     )
     left = next(folder.glob("tmp*"))
     assert f"{left.relative_to(clone.path)}: left by an experiment that was killed, 0." in told
@@ -105,18 +104,16 @@ def test_a_killed_worker(clone: Clone) -> None:
     (info,) = folder.glob("run/*/*.json")
     with subprocess.Popen(["sleep", "600"], start_new_session=True) as stranger:
         info.write_text(json.dumps({**json.loads(info.read_bytes()), "pid": stranger.pid}))
-        mends = [
-            line.removeprefix("    mend: ") for line in doctor(clone).splitlines() if line.startswith("    mend: ")
-        ]
-        assert f"rm -r {info.parent.relative_to(clone.path)} && dvc queue kill long" in mends
-        for command in mends:
+        fixes = [line.removeprefix("    fix: ") for line in doctor(clone).splitlines() if line.startswith("    fix: ")]
+        assert f"rm -r {info.parent.relative_to(clone.path)} && dvc queue kill long" in fixes
+        for command in fixes:
             clone.run("sh", "-c", command)
         assert stranger.poll() is None
         stranger.kill()
-    assert "nothing to mend" in doctor(clone)
+    assert "nothing to fix" in doctor(clone)
     assert "Running" not in clone.dvc("queue", "status")
 
     start_queue(clone)
     wait_for(lambda: "Success" in clone.dvc("queue", "status"))
     wait_for(lambda: "1 active" not in clone.dvc("queue", "status"))
-    assert "nothing to mend" in doctor(clone)
+    assert "nothing to fix" in doctor(clone)

@@ -1,4 +1,4 @@
-"""What `make repro` mends before it runs: it never drops a good dvc.lock, and looks where DVC's cache really is."""
+"""What `make repro` repairs before it runs: it never drops a good dvc.lock, and finds DVC's cache wherever it is."""
 
 import shutil
 import subprocess
@@ -42,18 +42,18 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         git.run(tmp_path / "git" if arguments[0] == "init" else root, *arguments)
     (root / "dvc.lock").write_text(TORN)
     monkeypatch.chdir(root)
-    monkeypatch.setattr(sys, "argv", ["mend"])
+    monkeypatch.setattr(sys, "argv", ["repair"])
     return root
 
 
-def test_that_of_head_takes_its_place(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_truncated_lock_is_replaced_by_that_of_head(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     repair.main()
     assert (repository / "dvc.lock").read_text() == GOOD
     assert (repository / "runs/dvc.lock.torn").read_text() == TORN
-    assert "that of HEAD takes its place" in capsys.readouterr().out
+    assert "replaced by HEAD's" in capsys.readouterr().out
 
 
-def test_where_head_has_none_it_is_begun_anew(repository: Path) -> None:
+def test_a_truncated_lock_is_deleted_if_head_has_none(repository: Path) -> None:
     for arguments in (["rm", "-q", "--cached", "dvc.lock"], ["commit", "-qm", "none"]):
         git.run(repository, *arguments)
     repair.main()
@@ -96,8 +96,8 @@ def test_if_head_cannot_be_read_nothing_is_changed(
         errors.run_command(repair.main)
     assert end.value.code == 2
     told = capsys.readouterr().err
-    assert told.startswith("error: dvc.lock was cut off while it was written, and that of HEAD cannot be read: ")
-    assert told.endswith("; nothing was changed. To begin anew: mv dvc.lock runs/dvc.lock.torn\n")
+    assert told.startswith("error: dvc.lock was truncated by a kill, and HEAD's cannot be read: ")
+    assert told.endswith("; nothing was changed. To start without it: mv dvc.lock runs/dvc.lock.torn\n")
     assert len(told.splitlines()) == 1
     assert (repository / "dvc.lock").read_text() == TORN
     assert not (repository / "runs/dvc.lock.torn").exists()
@@ -135,12 +135,12 @@ def test_an_unfinished_run_is_found_wherever_the_cache_is(
     (entry / ".x.tmp").touch()
     repair.main()
     assert not entry.exists()
-    assert capsys.readouterr().out.count("an entry of the run cache that a killed dvc had not finished") == 2
+    assert capsys.readouterr().out.count("an unfinished entry of the run cache, from a killed dvc") == 2
 
 
 def test_a_configuration_that_dvc_cannot_read(repository: Path) -> None:
     (repository / ".dvc/config").write_text("[cache]\n    dir\n")
-    with pytest.raises(UserError, match="DVC cannot say where its cache is: "):
+    with pytest.raises(UserError, match="DVC cannot read the location of its cache: "):
         repair.run_cache(Path())
 
 

@@ -238,8 +238,8 @@ def test_what_is_missing_is_said(compared: Clone, tmp_path: Path) -> None:
     for line in (
         "work tree: no metrics/plots/training.csv there",
         "work tree: metrics/plots/confusion.csv: not one row per pair of classes; dvc repro writes it again",
-        "work tree: no predictions, so no comparison image by image: data/predictions.csv is not in the cache, and",
-        "no test images: no predictions: data/predictions.csv is not in the cache, and the folder of the remote",
+        "work tree: no predictions, so no comparison image by image: data/predictions.csv is not in the cache; remote",
+        "no test images: no predictions: data/predictions.csv is not in the cache; remote 'beside': its folder",
         "Fisher's exact test",
     ):
         assert line in text
@@ -266,7 +266,7 @@ def test_what_cannot_be_done_is_one_line(
 
 
 def test_a_folder_that_is_none_is_one_line(compared: Clone) -> None:
-    line = "error: --out params.yaml/x.html: Not a directory: params.yaml; give a file in a folder that is there\n"
+    line = "error: --out params.yaml/x.html: Not a directory: params.yaml; give a file in an existing folder\n"
     assert make(compared, "--out", "params.yaml/x.html", check=False) == line
 
 
@@ -280,7 +280,7 @@ def test_no_run_yet(tmp_path: Path, compared: Clone, monkeypatch: pytest.MonkeyP
             report.main()
     finally:
         (tmp_path / "metrics").rename(moved)
-    line = "work tree: no metrics/*.json there; run `dvc repro` there, and commit what it writes"
+    line = "work tree: no metrics/*.json; run `dvc repro` there, and commit what it writes"
     assert str(error.value) == line
 
 
@@ -432,7 +432,7 @@ def test_a_matrix_that_contradicts_the_predictions_is_named(
     compared.run("git", "checkout", "-q", "metrics")
     text = harmless((tmp_path / "page.html").read_text(encoding="utf-8")).text
     assert "work tree: metrics/plots/confusion.csv contradicts the predictions; dvc repro there" in text
-    assert "not the file that dvc.lock names: metrics/plots/confusion.csv; edited by hand, or damaged" in text
+    assert "does not match dvc.lock: metrics/plots/confusion.csv; edited by hand, or damaged" in text
 
 
 @pytest.mark.parametrize("path", results.PICTURES, ids=["overview", "worst"])

@@ -471,6 +471,6 @@ def test_two_at_once_do_not_write_over_each_other(stage: Stage) -> None:
     both = [stage.start(), stage.start()]
     outputs = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    waited = ["waiting for a stage that is at work in this folder already" in output for output in outputs]
+    waited = ["waiting for another stage in this folder" in output for output in outputs]
     assert sorted(waited) == [False, True]
     assert not any("resuming" in output for output in outputs)

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from integrity import repair, revisions
+from integrity.dvc_lock import parse_lock
 from review import compare, comparison
 from seeds import __main__ as seeds_program
 from seeds import collect, paths, record
@@ -202,7 +203,7 @@ def test_it_travels_and_only_new_seeds_are_trained(project: Project) -> None:
     project.set(train={"seed": 9, "lr": 3e-05})
     assert train(project, 2) == [0, 1]  # the others are stale
     assert sorted(path.name for path in (project.path / paths.ROWS).iterdir()) == ["0.json", "1.json"]
-    lock = revisions.parse_lock((project.path / paths.LOCK).read_bytes(), "lock")
+    lock = parse_lock((project.path / paths.LOCK).read_bytes(), "lock")
     assert set(lock.stages) == {"seed@0", "seed@1", "collect@all"}
 
 

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -85,11 +87,27 @@ def test_a_state_that_is_nonsense_is_read_over(root: Path) -> None:
         assert surveyed(root) == whole
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_stops_it(root: Path) -> None:
-    (root / "a/1").chmod(0)
-    with pytest.raises(PermissionError):
-        surveyed(root)
+@contextmanager
+def another_user() -> Iterator[None]:
+    """Another user than root, who may read everything."""
+    if os.getuid() == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(os.getuid())
+
+
+@pytest.mark.parametrize("name", ["a/1", "a"])
+def test_what_may_not_be_read_stops_it_and_is_named(name: str, root: Path) -> None:
+    root.parent.chmod(0o777)
+    (root / name).chmod(0)
+    try:
+        with another_user(), pytest.raises(PermissionError) as error:
+            surveyed(Path("images"))  # from here: another user may not pass through the folders above
+    finally:
+        (root / name).chmod(0o755)
+    assert str(error.value.filename).rstrip("/") == f"images/{name}"
 
 
 def half(items: list[int]) -> list[float]:

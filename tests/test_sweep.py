@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from integrity.revisions import LockedFile, Revision
+from integrity.dvc_lock import LockedFile
+from integrity.revisions import Revision
 from review import sweep, sweep_figure
 from stages.common import paths
 from stages.common.errors import UserError

@@ -1,4 +1,4 @@
-"""tools/venv.py: when it leaves .venv alone, adds to it, or makes it anew. Nothing comes from an index."""
+"""tools/venv.py: when it leaves .venv alone, adds to it, or rebuilds it. Nothing comes from an index."""
 
 import ast
 import base64
@@ -141,7 +141,7 @@ def test_other_pins_are_added_to_what_is_there(project: Path, wheels: Path, venv
 def test_a_moved_folder_is_made_anew(project: Path, monkeypatch: pytest.MonkeyPatch, venv: Call) -> None:
     moved = project.rename(project.with_name(f"{project.name}_moved"))
     monkeypatch.chdir(moved)
-    assert venv("runtime.txt").stdout.startswith("making .venv anew (the old one is unfinished, moved")
+    assert venv("runtime.txt").stdout.startswith("making .venv again (the old one is unfinished, moved")
     assert installed("alpha") == "1"
     assert str(moved / ".venv") in Path(".venv/bin/pip").read_text()
 
@@ -167,8 +167,8 @@ def test_an_install_killed_midway_is_repaired(
 
     Path("runtime.txt").write_text(pins)
     done = venv("runtime.txt")
-    assert ("waiting for another install into .venv to end" in done.stdout) is not whole_group
-    assert "making .venv anew" in done.stdout
+    assert ("waiting for another installation into .venv" in done.stdout) is not whole_group
+    assert "making .venv again" in done.stdout
     assert (installed("alpha"), installed("slow")) == ("1", "")
     assert venv("runtime.txt").stdout == ""
 
@@ -203,7 +203,7 @@ def test_of_two_at_once_one_waits(tmp_path: Path, wheels: Path, environment: dic
     assert [call.returncode for call in calls] == [0, 0]
     assert printed == [
         "making .venv with runtime.txt: the first time takes a few minutes\n",
-        "waiting for another install into .venv to end\n",
+        "waiting for another installation into .venv\n",
     ]
 
 
@@ -235,7 +235,7 @@ def test_when_a_venv_is_in_doubt(
     harm: Callable[[], None], project_without_pip: Path, request: pytest.FixtureRequest
 ) -> None:
     harm()
-    assert tool.in_doubt() is (request.node.callspec.id != "none")
+    assert tool.is_in_doubt() is (request.node.callspec.id != "none")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_when_a_venv_is_in_doubt(
         ("sys.argv = ['venv.py', 'no.txt']", "error: no.txt: No such file or directory"),
     ],
 )
-def test_what_a_person_can_mend_is_one_line(before: str, message: str, tmp_path: Path) -> None:
+def test_what_a_user_can_fix_is_one_line(before: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "runtime.txt").touch()
     program = f"import runpy, sys; sys.argv = ['venv.py', 'runtime.txt']; {before}; "
     program += f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
@@ -275,7 +275,7 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
     monkeypatch.setattr(tool, "main", interrupted)
     assert tool.run_main(["runtime.txt"]) == 130
-    assert capsys.readouterr().err == "interrupted: the next call goes on from here\n"
+    assert capsys.readouterr().err == "interrupted: the next call continues from here\n"
 
 
 def remove_alpha() -> None:
@@ -302,12 +302,12 @@ def double_alpha() -> None:
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        pytest.param(remove_alpha, "mending .venv: alpha==1 is pinned, and nothing is there\n", id="removed"),
-        pytest.param(move_alpha, "mending .venv: alpha==1 is pinned, and 2 is there\n", id="moved"),
-        pytest.param(double_alpha, "mending .venv: alpha==1 is pinned, and ", id="twice"),
+        pytest.param(remove_alpha, "repairing .venv: alpha==1 is pinned, but nothing is installed\n", id="removed"),
+        pytest.param(move_alpha, "repairing .venv: alpha==1 is pinned, but 2 is installed\n", id="moved"),
+        pytest.param(double_alpha, "repairing .venv: alpha==1 is pinned, but ", id="twice"),
     ],
 )
-def test_what_was_changed_by_hand_is_mended(harm: Callable[[], None], said: str, project: Path, venv: Call) -> None:
+def test_what_was_changed_by_hand_is_repaired(harm: Callable[[], None], said: str, project: Path, venv: Call) -> None:
     harm()
     done = venv("runtime.txt")
     assert done.stdout.startswith(said)
@@ -321,7 +321,7 @@ def test_what_was_added_by_hand_is_said(project_without_pip: Path, venv: Call) -
     for _ in range(2):
         done = venv("runtime.txt")
         assert (done.returncode, done.stdout) == (0, "")
-        assert done.stderr == "note: .venv also holds what requirements do not name: gamma-3\n"
+        assert done.stderr == "note: .venv also holds packages that are not pinned: gamma-3\n"
 
 
 def test_pins_of_other_files_are_remembered(project: Path, wheels: Path, venv: Call) -> None:
@@ -375,7 +375,7 @@ def test_a_linked_venv_is_used_and_never_changed(project: Path, tmp_path: Path, 
     done = venv("runtime.txt")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        f"error: .venv is a link to {project}/.venv, which does not hold runtime.txt as made by `make` there: "
+        f"error: .venv is a link to {project}/.venv, which does not hold runtime.txt as installed by `make` there: "
         "remove the link\n"
     )
     assert files_below(project / ".venv") == before
@@ -425,9 +425,9 @@ def test_a_build_killed_midway_loses_neither_venv(at: str, project_without_pip: 
     Path(".venv.old/new").unlink()
     if at == "begun":
         Path(".venv/installing").touch()
-    tool.put_back_interrupted()
+    tool.restore_after_kill()
     assert Path(".venv/new").exists() is (at == "finished")
-    assert not tool.in_doubt()
+    assert not tool.is_in_doubt()
     assert not Path(".venv.old").exists()
 
 

@@ -12,16 +12,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from integrity import git, hidden_code, rebuild, verify
 from stages.common import paths
 from stages.common.errors import UserError
 from tests import in_process
 from tests.clones import Clone
+from tests.forging import OTHER_MD5, entry, forge, relock
 from tests.toy import Project
 
 PARAMS = "train:\n  seed: 0\nevaluate:\n  bins: 3\n"
@@ -150,32 +149,12 @@ def test_the_same_bytes_and_nothing_written(project: Project, verified: Verified
     assert files(project.path) == before  # on a read-only file system it works, then
 
 
-def relock(project: Project, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the stages in dvc.lock by hand."""
-    lock = yaml.safe_load((project.path / "dvc.lock").read_text(encoding="utf-8"))
-    change(lock["stages"])
-    project.write("dvc.lock", yaml.safe_dump(lock, sort_keys=False))
-
-
-def out(stage: dict[str, Any], path: str) -> dict[str, Any]:
-    """An output or a dependency of a stage in dvc.lock."""
-    return next(entry for entry in [*stage["outs"], *stage["deps"]] if entry["path"] == path)
-
-
-def forge(project: Project, path: str, content: str) -> None:
-    """Put another file on record in dvc.lock, and its bytes into the cache if it is an output that DVC keeps."""
-    (project.path / path).unlink()  # it may be linked to the cache
-    project.write(path, content)
-    project.dvc("commit", "--force", "-q")
-
-
 def link(project: Project, path: str, target: str) -> None:
     """Have Git keep a symbolic link in place of a file."""
     (project.path / path).unlink()
     (project.path / path).symlink_to(target)
 
 
-OTHER = "0123456789abcdef0123456789abcdef"
 METRICS = "metrics/evaluate.json"
 PERFECT = '{"accuracy": 1.0, "errors": 0}'
 
@@ -202,11 +181,11 @@ def resumed(project: Project) -> None:
 
 FORGERIES: dict[str, tuple[Callable[[Project], object], dict[str, str]]] = {
     "model": (
-        lambda project: forge(project, "data/model/model.safetensors", "trained elsewhere"),
+        lambda project: forge(project, {"data/model/model.safetensors": "trained elsewhere"}),
         {"data/model/model.safetensors": "rebuilt differs"},
     ),
     "predictions": (
-        lambda project: forge(project, "data/predictions.csv", "all right"),
+        lambda project: forge(project, {"data/predictions.csv": "all right"}),
         {"data/predictions.csv": "rebuilt differs"},
     ),
     "metrics by hand": (
@@ -214,7 +193,7 @@ FORGERIES: dict[str, tuple[Callable[[Project], object], dict[str, str]]] = {
         {METRICS: "committed file differs from dvc.lock"},
     ),
     "metrics and lock": (
-        lambda project: forge(project, METRICS, PERFECT),
+        lambda project: forge(project, {METRICS: PERFECT}),
         {METRICS: "rebuilt differs"},
     ),
     "plots by hand": (
@@ -230,19 +209,19 @@ FORGERIES: dict[str, tuple[Callable[[Project], object], dict[str, str]]] = {
         {METRICS: "committed file differs from dvc.lock"},
     ),
     "lock of metrics": (
-        lambda project: relock(project, lambda stages: out(stages["evaluate"], METRICS).update(md5=OTHER)),
+        lambda project: relock(project, lambda stages: entry(stages["evaluate"], METRICS).update(md5=OTHER_MD5)),
         {METRICS: "dvc.lock differs from the committed and the rebuilt file"},
     ),
     "lock of a folder": (
         lambda project: relock(
             project,
-            lambda stages: [out(stages[name], "data/folder").update(md5=f"{OTHER}.dir") for name in stages],
+            lambda stages: [entry(stages[name], "data/folder").update(md5=f"{OTHER_MD5}.dir") for name in stages],
         ),
         {"data/folder": "rebuilt differs"},
     ),
     "lock of a file that the next stage reads": (
         lambda project: relock(
-            project, lambda stages: out(stages["evaluate"], "data/model/model.safetensors").update(md5=OTHER)
+            project, lambda stages: entry(stages["evaluate"], "data/model/model.safetensors").update(md5=OTHER_MD5)
         ),
         {"data/model/model.safetensors (input)": "dvc.lock says that train wrote other bytes"},
     ),
@@ -256,12 +235,12 @@ FORGERIES: dict[str, tuple[Callable[[Project], object], dict[str, str]]] = {
     ),
     "lock with another stage": (
         lambda project: relock(project, lambda stages: stages.update(later=stages["evaluate"])),
-        {f"{path} (input)": "in dvc.lock, and not in dvc.yaml" for path in ("data/predictions.csv", METRICS)}
-        | {"metrics/plots/curve.csv (input)": "in dvc.lock, and not in dvc.yaml"},
+        {f"{path} (input)": "in dvc.lock, but not in dvc.yaml" for path in ("data/predictions.csv", METRICS)}
+        | {"metrics/plots/curve.csv (input)": "in dvc.lock, but not in dvc.yaml"},
     ),
     "lock of other code": (
-        lambda project: relock(project, lambda stages: out(stages["train"], "train.py").update(md5=OTHER)),
-        {"train.py (input)": "other than in dvc.lock"},
+        lambda project: relock(project, lambda stages: entry(stages["train"], "train.py").update(md5=OTHER_MD5)),
+        {"train.py (input)": "differs from dvc.lock"},
     ),
     "lock without code": (
         lambda project: relock(project, lambda stages: stages["train"]["deps"].pop(0)),
@@ -269,25 +248,25 @@ FORGERIES: dict[str, tuple[Callable[[Project], object], dict[str, str]]] = {
     ),
     "lock of a file that no stage reads": (
         lambda project: relock(
-            project, lambda stages: stages["train"]["deps"].append({"path": "x", "hash": "md5", "md5": OTHER})
+            project, lambda stages: stages["train"]["deps"].append({"path": "x", "hash": "md5", "md5": OTHER_MD5})
         ),
-        {"x (input)": "in dvc.lock, and not in dvc.yaml"},
+        {"x (input)": "in dvc.lock, but not in dvc.yaml"},
     ),
     "lock of another command": (
         lambda project: relock(project, lambda stages: stages["train"].update(cmd="python other.py")),
-        {"command (input)": "other than in dvc.lock"},
+        {"command (input)": "differs from dvc.lock"},
     ),
     "lock of other parameters": (
         lambda project: relock(project, lambda stages: stages["evaluate"]["params"]["params.yaml"].update(evaluate=5)),
-        {"params.yaml: evaluate.bins (input)": "other than in dvc.lock"}
-        | {"params.yaml: evaluate (input)": "other than in dvc.lock"},
+        {"params.yaml: evaluate.bins (input)": "differs from dvc.lock"}
+        | {"params.yaml: evaluate (input)": "differs from dvc.lock"},
     ),
     "code": (
         lambda project: project.write("evaluate.py", EVALUATE + "# appended\n"),
-        {"evaluate.py (input)": "other than in dvc.lock"},
+        {"evaluate.py (input)": "differs from dvc.lock"},
     ),
     "code, on record": (
-        lambda project: forge(project, "evaluate.py", EVALUATE.replace("0.9", "0.95")),
+        lambda project: forge(project, {"evaluate.py": EVALUATE.replace("0.9", "0.95")}),
         {METRICS: "rebuilt differs"},
     ),
     "metrics that no stage writes": (
@@ -299,7 +278,7 @@ FORGERIES: dict[str, tuple[Callable[[Project], object], dict[str, str]]] = {
         {"data/model/model.safetensors": "rebuilt differs", "data/predictions.csv": "rebuilt differs"},
     ),
     "a stage that only claims to run": (
-        lambda project: forge(project, "evaluate.py", "print('Running')\n"),
+        lambda project: forge(project, {"evaluate.py": "print('Running')\n"}),
         {},
     ),
 }
@@ -320,7 +299,7 @@ def test_a_forgery_is_named(name: str, project: Project, verified: Verified, mon
     assert rows(told) == named
     last = told.splitlines()[-1]
     artifacts = [artifact for artifact in named if not artifact.endswith("(input)")]
-    assert set(last.removeprefix("not the same: ").split(", ")) == set(artifacts or ["dvc.lock"])
+    assert set(last.removeprefix("different: ").split(", ")) == set(artifacts or ["dvc.lock"])
     inputs = [artifact.removesuffix(" (input)") for artifact in named if artifact.endswith("(input)")]
     assert not inputs or "dvc.lock was made from other code or inputs than HEAD's: " in told
     assert all(name in told for name in inputs)
@@ -333,15 +312,15 @@ def test_a_forgery_is_named(name: str, project: Project, verified: Verified, mon
         (lambda project: project.run("git", "rm", "-q", "dvc.lock"), "HEAD: dvc.lock has no stages; `dvc repro`"),
         (
             lambda project: relock(project, lambda stages: stages["train"]["outs"].append(stages["train"]["outs"][0])),
-            "HEAD: dvc.lock names data/folder twice",
+            "HEAD: dvc.lock lists data/folder twice",
         ),
         (
             lambda project: relock(project, lambda stages: stages["train"]["outs"][0].update(path="../../victim")),
-            "HEAD: dvc.lock names an output outside of the project: ../../victim",
+            "HEAD: dvc.lock lists an output outside of the project: ../../victim",
         ),
         (
             lambda project: project.write("dvc.yaml", PIPELINE.replace("  evaluate:", "  evaluate:\n    frozen: true")),
-            "HEAD: dvc.yaml: evaluate is frozen: it would not be run; remove `frozen: true`",
+            "HEAD: dvc.yaml: evaluate is frozen, so it would not run; remove `frozen: true`",
         ),
         (lambda project: added(project, "stages/__pycache__/a.cpython-311.pyc", ""), "compiled code, which Python may"),
         (lambda project: added(project, "tqdm/__init__.py", ""), "named like an installed package or a module of"),
@@ -449,7 +428,7 @@ def test_variables_of_another_repository(project: Project, verified: Verified, m
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
     monkeypatch.setenv("GIT_CONFIG_KEY_0", "core.quotePath")
     monkeypatch.setenv("GIT_CONFIG_VALUE_0", "false")
-    forge(project, "data/predictions.csv", "all right")  # by how much is read in this process
+    forge(project, {"data/predictions.csv": "all right"})  # by how much is read in this process
     monkeypatch.delenv("GIT_DIR")
     project.run("git", "commit", "-qam", "forged")
     monkeypatch.setenv("GIT_DIR", str(other.path / ".git"))
@@ -625,10 +604,10 @@ def test_the_real_stages(clone: Clone, tmp_path: Path) -> None:
     status, told = run()
     assert status == 1, told
     assert "dvc.lock was made from other code or inputs than HEAD's: params.yaml: train.seed\n" in told
-    assert "diverged: train is the first stage whose rebuilt bytes are not those on record" in told
+    assert "diverged: train is the first stage whose rebuilt bytes differ from the record" in told
     assert re.search(r"preprocess +data/processed/train +identical", told)
-    assert re.search(r"train +params.yaml: train.seed \(input\) +other than in dvc.lock", told)
-    assert re.search(r"model.safetensors: [\d,]+ weights differ, 1\.\d\.weight by 0\.\d+ at most", told)
-    assert re.search(r"predictions.csv: \d+ of 10,000 predictions changed", told)
+    assert re.search(r"train +params.yaml: train.seed \(input\) +differs from dvc.lock", told)
+    assert re.search(r"model.safetensors: [\d,]+ weights differ, 1\.\d\.weight by at most 0\.\d+", told)
+    assert re.search(r"predictions.csv: \d+ of 10,000 predicted classes changed", told)
     assert re.search(r"metrics/evaluate.json: accuracy 0\.\d+ -> 0\.\d+ \([+-]0\.\d+\)", told)
     assert "environment of train: device abacus there, cpu here" in told

@@ -1,8 +1,8 @@
-"""An environment that neither breaks a command nor changes its result.
+"""Clean the environment of variables that break a command or change its result.
 
-`make` runs every command in it (tools/run.py). tools/venv.py also copies this file into .venv, whose Python calls
-`at_start` first of all: so `.venv/bin/dvc repro` and `python -m stages.train` get it without `make`. It costs about a
-millisecond there, and imports only what Python itself has imported by then. Standard library only.
+`make` runs every command in this environment (tools/run.py). tools/venv.py also copies this file into .venv, whose
+Python calls `at_start` before anything else. So `.venv/bin/dvc repro` and `python -m stages.train` also get it. That
+takes about a millisecond, and imports only modules that Python has already imported. Standard library only.
 """
 
 from __future__ import annotations
@@ -12,41 +12,29 @@ import os
 import stat
 import sys
 
-NAME = "reproducible-pytorch-dvc"  # of private folders outside the clone
+NAME = "reproducible-pytorch-dvc"  # of private folders outside of the clone
 SHORT_NAME = "repro-dvc"
 STATE = os.path.join(".dvc", "tmp", "private")
-# They make Python search, start or warn differently, or a shell run a file before each command of a stage.
-STEERING = (
-    "PYTHONHOME",
-    "PYTHONINSPECT",
-    "PYTHONOPTIMIZE",  # without docstrings, pandas and scipy cannot be imported
-    "PYTHONSAFEPATH",
-    "PYTHONSTARTUP",
-    "PYTHONWARNINGS",
-    "BASH_ENV",
-    "ENV",
+# These change how Python starts, or make a shell run a file before each command of a stage. PYTHONOPTIMIZE removes
+# docstrings, and pandas and scipy cannot be imported without.
+REMOVED = (
+    *("PYTHONHOME", "PYTHONINSPECT", "PYTHONOPTIMIZE", "PYTHONSAFEPATH", "PYTHONSTARTUP", "PYTHONWARNINGS"),
+    *("BASH_ENV", "ENV"),
 )
-# Python's workers add 32 bytes to TMPDIR for a socket, whose path has 107 at most, and on macOS 103.
+# Python's workers append 32 bytes to TMPDIR for a socket, whose path may have 107 bytes, on macOS 103.
 LONGEST_TMPDIR = (107 if sys.platform == "linux" else 103) - 32
-PLACES = ("/tmp", "/var/tmp", "/dev/shm")  # the owner of what is made there is checked
-OUTPUTS = (
-    "data",
-    "data/raw",
-    "data/processed",
-    "data/model",
-    "metrics",
-    "metrics/plots",
-)  # folders that stages write to
+SHARED_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # `made_private` checks the owner of folders in them
+OUTPUTS = ("data", "data/raw", "data/processed", "data/model", "metrics", "metrics/plots")  # folders of stage outputs
 
 
 def sane(environ: dict[str, str], root: str, prefix: str = "") -> tuple[dict[str, str], list[str]]:
-    """The environment for a command in the clone `root`, and a line for each thing the user should know.
+    """The environment for a command in the clone `root`, and notes for the user, one line each.
 
-    prefix: the virtual environment, if it is not the clone's own .venv. Makes the private folders that it names.
+    prefix: the virtual environment, if it is not the clone's .venv. Makes the private folders that it refers to.
     """
     new, notes = dict(environ), []
     prefix = prefix or os.path.join(root, ".venv")
-    left_out = [name for name in STEERING if new.pop(name, "")]
+    left_out = [name for name in REMOVED if new.pop(name, "")]
     paths, shadowing = python_path(new.pop("PYTHONPATH", ""), root, prefix)
     if paths:
         new["PYTHONPATH"] = os.pathsep.join(paths)
@@ -58,7 +46,7 @@ def sane(environ: dict[str, str], root: str, prefix: str = "") -> tuple[dict[str
     others = [entry for entry in new.get("PATH", os.defpath).split(os.pathsep) if entry != scripts]
     new["PATH"] = os.pathsep.join([scripts, *others])
     new["PYTHONNOUSERSITE"] = "1"
-    # Files and their names are UTF-8 whatever the locale; a terminal that is not shows "?" for what it lacks.
+    # Files and their names are UTF-8 in any locale; other terminals show "?" for missing characters.
     new["PYTHONUTF8"] = "1"
     new.pop("PYTHONCOERCECLOCALE", None)
     if charset := terminal_charset(new):
@@ -66,15 +54,15 @@ def sane(environ: dict[str, str], root: str, prefix: str = "") -> tuple[dict[str
     if os.name == "nt":
         return new, notes
 
-    new["SHELL"] = "/bin/sh"  # DVC runs the stages with it, and a service's may be nologin
+    new["SHELL"] = "/bin/sh"  # DVC runs stages with it; that of a service may be nologin
     if not any(new.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")) and not user_entry():
-        new["LOGNAME"] = str(os.getuid())  # DVC and torch ask for a name, and a container's user may have none
+        new["LOGNAME"] = str(os.getuid())  # DVC and torch need a name; a container's user may have none
     private = private_folder(new, root)
     notes += home_folders(new, private)
-    new.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(private, "torchinductor"))  # not a shared one in /tmp
-    # DVC unpickles its state, and keeps it in a folder under /var/tmp that everybody can write to unless told
-    # otherwise: another user could plant a file there that runs code (CVE-2025-69872).
-    # Earlier versions of this project named the private folder in .dvc/config.local, which is no choice of the user's.
+    new.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(private, "torchinductor"))  # instead of a shared one in /tmp
+    # By default, DVC keeps its state in a folder under /var/tmp that everybody can write to, and unpickles it: another
+    # user could plant a file there that runs code (CVE-2025-69872).
+    # Earlier versions of this project wrote the private folder to .dvc/config.local; that is not the user's choice.
     chosen = [value for value in configured("site_cache_dir", new, root) if not value.endswith("/.dvc/tmp/private")]
     if not new.get("DVC_SITE_CACHE_DIR") and not chosen:
         new["DVC_SITE_CACHE_DIR"] = private
@@ -83,17 +71,17 @@ def sane(environ: dict[str, str], root: str, prefix: str = "") -> tuple[dict[str
     temporary = next((new[name] for name in ("TMPDIR", "TEMP", "TMP") if new.get(name)), "")
     if len(os.fsencode(temporary)) > LONGEST_TMPDIR and (short := short_folder()):
         new["TMPDIR"] = short
-        notes.append(f"TMPDIR is too long a path for the sockets of worker processes: {short} is used instead")
+        notes.append(f"the path of TMPDIR is too long for the sockets of worker processes: using {short} instead")
     return new, notes
 
 
 def python_path(value: str, root: str, prefix: str) -> tuple[list[str], list[tuple[str, str]]]:
-    """The entries of PYTHONPATH that may stay, and those that would replace a module of .venv or of Python, with it.
+    """The harmless entries of PYTHONPATH, and those that would replace a module of .venv or Python, with its name.
 
-    A name that the clone has itself (`stages`, `tests`) replaces nothing: stages are run in other folders by
-    PYTHONPATH. Empty entries mean the working directory, where `python -m` looks anyway.
+    The clone's own modules (`stages`, `tests`) do not count: PYTHONPATH is how stages run in other folders. Empty
+    entries mean the working directory, which `python -m` searches anyway.
     """
-    stay, shadowing = [], []
+    harmless, shadowing = [], []
     pinned: set[str] = set()
     for entry in filter(None, value.split(os.pathsep)):
         if not pinned:
@@ -105,13 +93,13 @@ def python_path(value: str, root: str, prefix: str) -> tuple[list[str], list[tup
         )
         if found:
             shadowing.append((entry, found[0]))
-        elif os.path.isdir(entry):  # nor can what is in a ZIP be told so quickly
-            stay.append(entry)
-    return stay, shadowing
+        elif os.path.isdir(entry):  # a ZIP file is left out: reading it takes longer
+            harmless.append(entry)
+    return harmless, shadowing
 
 
 def modules(folder: str) -> dict[str, str]:
-    """What `import` could find in a folder: name -> file or folder."""
+    """The modules that `import` could find in a folder: name -> file or folder."""
     try:
         return {file.partition(".")[0]: file for file in os.listdir(folder or ".")}
     except OSError:
@@ -119,22 +107,22 @@ def modules(folder: str) -> dict[str, str]:
 
 
 def is_package(folder: str) -> bool:
-    """Whether a folder wins over the packages that come later; one without __init__ does not."""
+    """Whether a folder takes precedence over packages later in the path: it needs an __init__."""
     return "__init__" in modules(folder)
 
 
 def site_packages(prefix: str) -> str:
-    """Where a virtual environment has its packages."""
+    """The folder of packages of a virtual environment."""
     if os.name == "nt":
         return os.path.join(prefix, "Lib", "site-packages")
     return os.path.join(prefix, "lib", "python{}.{}".format(*sys.version_info[:2]), "site-packages")
 
 
 def terminal_charset(environ: dict[str, str]) -> str:
-    """The encoding of what is printed, or "" for UTF-8."""
-    asked = environ.get("PYTHONIOENCODING", "").partition(":")[0]
+    """The encoding of the terminal, or "" for UTF-8."""
+    chosen = environ.get("PYTHONIOENCODING", "").partition(":")[0]
     locale = next((environ[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if environ.get(name)), "")
-    charset = asked or locale.partition(".")[2].partition("@")[0]
+    charset = chosen or locale.partition(".")[2].partition("@")[0]
     try:
         "".encode(charset or "utf-8")
     except LookupError:
@@ -143,7 +131,7 @@ def terminal_charset(environ: dict[str, str]) -> str:
 
 
 def user_entry() -> tuple[str, str] | None:
-    """Name and home of this user number, if it has them."""
+    """The name and home of this user number, if it has any."""
     import pwd
 
     try:
@@ -154,9 +142,9 @@ def user_entry() -> tuple[str, str] | None:
 
 
 def private_folder(environ: dict[str, str], root: str) -> str:
-    """A folder that this user alone can enter, in the clone if possible.
+    """A folder that only this user can enter, in the clone if possible.
 
-    Where there is none, the clone's: DVC then says that it cannot be written to, which is better than /var/tmp.
+    If there is none, the clone's: then DVC fails with a message, which is better than using /var/tmp.
     """
     folders = [os.path.join(root, STATE)]
     home = environ.get("HOME", "")
@@ -167,19 +155,19 @@ def private_folder(environ: dict[str, str], root: str) -> str:
 
 
 def short_folder() -> str:
-    """A private folder with a short path, or "" where there can be none."""
-    folders = (f"{place}/{SHORT_NAME}-{os.getuid()}" for place in PLACES)
+    """A private folder with a short path, or "" if none can be made."""
+    folders = (f"{place}/{SHORT_NAME}-{os.getuid()}" for place in SHARED_FOLDERS)
     return next((folder for folder in folders if made_private(folder)), "")
 
 
 def made_private(folder: str) -> bool:
-    """Whether a folder, made if it is missing, belongs to this user, is closed to all others, and can be written to."""
+    """Make a folder if needed; whether it belongs to this user, is closed to others, and can be written to."""
     try:
         os.makedirs(folder, 0o700, exist_ok=True)
         status = os.lstat(folder)
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
             return False
-        if status.st_mode & 0o077:  # DVC, where it came first, makes folders that everybody may write to
+        if status.st_mode & 0o077:  # DVC makes folders that everybody may write to
             os.chmod(folder, 0o700)
             status = os.lstat(folder)
     except OSError:
@@ -188,14 +176,14 @@ def made_private(folder: str) -> bool:
 
 
 def home_folders(environ: dict[str, str], private: str) -> list[str]:
-    """Give a user without a home one, and matplotlib a cache where the home cannot be written to; a line if so."""
+    """Provide a home if the user has none, and a cache for matplotlib if the home is read-only; returns notes."""
     home, entry = environ.get("HOME", ""), user_entry()
     if not home and entry:
         home = environ["HOME"] = entry[1]
     if not os.path.isabs(home) or not os.access(home, os.R_OK | os.X_OK):
         environ["HOME"] = os.path.join(private, "home")
         made_private(environ["HOME"])
-        return [f"HOME is {f'{home}, which cannot be read' if home else 'not set'}: {environ['HOME']} is used instead"]
+        return [f"HOME is {f'{home}, which cannot be read' if home else 'not set'}: using {environ['HOME']} instead"]
     if not os.access(home, os.W_OK):
         environ.setdefault("MPLCONFIGDIR", os.path.join(private, "matplotlib"))
         environ.setdefault("XDG_CACHE_HOME", os.path.join(private, "cache"))
@@ -204,7 +192,7 @@ def home_folders(environ: dict[str, str], private: str) -> list[str]:
 
 
 def configured(key: str, environ: dict[str, str], root: str) -> list[str]:
-    """The values that DVC's configuration gives a key, of whatever section; what wins comes first."""
+    """The values of a key in DVC's configuration, of any section; the one with precedence comes first."""
     values = []
     for file in config_files(environ, root):
         try:
@@ -217,7 +205,7 @@ def configured(key: str, environ: dict[str, str], root: str) -> list[str]:
 
 
 def config_files(environ: dict[str, str], root: str) -> list[str]:
-    """DVC's configuration: of the clone, of the user, of the machine."""
+    """The configuration files of DVC: of the clone, the user and the machine."""
     home = environ.get("HOME", "")
     mac = sys.platform == "darwin"
     user = environ.get("XDG_CONFIG_HOME") or f"{home}/{'Library/Application Support' if mac else '.config'}"
@@ -231,13 +219,13 @@ def config_files(environ: dict[str, str], root: str) -> list[str]:
 
 
 def obstacle(environ: dict[str, str], root: str) -> str:
-    """What no environment can mend, in a line with the remedy; "" if there is nothing."""
+    """A problem that no environment can fix, in one line with the remedy; "" if there is none."""
     for folder in (os.path.join(root, name) for name in OUTPUTS):
         if os.path.islink(folder) and os.path.isdir(folder):
             return (
-                f"{os.path.relpath(folder, root)} is a link to another folder, and DVC takes what is behind it for "
-                "outside the repository: move the folder back, and the cache (`dvc cache dir --local FOLDER`) or the "
-                "whole clone to the other disk"
+                f"{os.path.relpath(folder, root)} is a link to another folder, which DVC treats as outside of the "
+                "repository: move the folder back, and the cache (`dvc cache dir --local FOLDER`) or the whole clone "
+                "to the other disk"
             )
     path = environ.get("PATH", os.defpath).split(os.pathsep)
     if os.name != "nt" and not any(os.access(os.path.join(entry, "git"), os.X_OK) for entry in path):
@@ -245,41 +233,44 @@ def obstacle(environ: dict[str, str], root: str) -> str:
     git = os.path.join(root, ".git")
     if os.name == "nt" or (os.path.isdir(git) and os.lstat(root).st_uid == os.lstat(git).st_uid == os.geteuid()):
         return ""
-    return gits_own(environ, root)
+    return git_problem(environ, root)
 
 
-def gits_own(environ: dict[str, str], root: str) -> str:
-    """Why Git does not work in the clone: another owner, or no repository at all."""
+def git_problem(environ: dict[str, str], root: str) -> str:
+    """Why Git does not work in the clone: another owner, or no repository."""
     import subprocess
 
-    # A hook's GIT_DIR would answer for another repository; GIT_CONFIG_COUNT and the like can hold safe.directory.
-    own = {name: value for name, value in environ.items() if not name.startswith("GIT_") or "CONFIG" in name}
-    asked = subprocess.run(
+    # A hook's GIT_DIR points to another repository; GIT_CONFIG_COUNT and the like can hold safe.directory.
+    variables = {name: value for name, value in environ.items() if not name.startswith("GIT_") or "CONFIG" in name}
+    done = subprocess.run(
         ["git", "rev-parse", "--show-toplevel"],  # noqa: S607
         cwd=root,
-        env={**own, "LC_ALL": "C"},
+        env={**variables, "LC_ALL": "C"},
         capture_output=True,
         text=True,
         errors="replace",
     )
-    if asked.returncode == 0:
+    if done.returncode == 0:
         return ""
-    lines = [line.strip() for line in asked.stderr.splitlines() if line.strip()] or ["no reason given"]
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
     if "dubious ownership" in lines[0]:
         return f"{root} belongs to another user; to trust it: {lines[-1]}"
     if "not a git repository" in lines[0]:
         return (
-            f"{root} is no Git repository, which DVC needs: clone the project instead of downloading it, or run "
+            f"{root} is not a Git repository, which DVC needs: clone the project instead of downloading it, or run "
             "`git init && git add --all && git commit --message=start`"
         )
     return f"git: {lines[0]}"
 
 
 def at_start() -> None:
-    """Called when .venv's Python starts: in a clone, the environment of this process and its children. Never raises."""
+    """Clean the environment of this process, and so of its children, if it works in a clone. Never raises.
+
+    .venv's Python calls it at its start.
+    """
     try:
-        words = sys.orig_argv
-        root = clone_around(words[words.index("--cd") + 1] if "--cd" in words[:-1] else os.getcwd())  # dvc --cd CLONE
+        command = sys.orig_argv
+        root = clone_around(command[command.index("--cd") + 1] if "--cd" in command[:-1] else os.getcwd())  # dvc --cd
         if not root:
             return
         before = os.environ.copy()
@@ -289,9 +280,8 @@ def at_start() -> None:
         for name, value in new.items():
             if before.get(name) != value:
                 os.environ[name] = value
-        kept = new.get("PYTHONPATH", "").split(os.pathsep)
         left_out = {os.path.abspath(entry) for entry in before.get("PYTHONPATH", "").split(os.pathsep)}
-        left_out -= {os.path.abspath(entry) for entry in kept}
+        left_out -= {os.path.abspath(entry) for entry in new.get("PYTHONPATH", "").split(os.pathsep)}
         library = os.path.dirname(os.__file__)
         left_out -= {site_packages(sys.prefix), library, os.path.join(library, "lib-dynload")}  # Python's own
         sys.path[:] = [entry for entry in sys.path if entry not in left_out]
@@ -299,15 +289,15 @@ def at_start() -> None:
             sys.path.insert(0, os.getcwd())
         out = sys.stdout
         if isinstance(out, io.TextIOWrapper) and out.encoding.lower() != "utf-8":
-            out.reconfigure(errors="replace")  # a "…" is no reason to die
-        if line := unusable_for_experiments(new, root, words):
+            out.reconfigure(errors="replace")  # a missing character must not be an error
+        if line := unusable_for_experiments(new, root, command):
             print(f"note: {line}", file=sys.stderr)
     except Exception:
         return
 
 
 def clone_around(folder: str) -> str:
-    """The clone of this project that a folder is in, or ""."""
+    """The clone of this project around a folder, or ""."""
     folder = os.path.abspath(folder)
     while not os.path.isfile(os.path.join(folder, "tools", "environment.py")):
         parent = os.path.dirname(folder)
@@ -318,18 +308,18 @@ def clone_around(folder: str) -> str:
 
 
 def unusable_for_experiments(environ: dict[str, str], root: str, command: list[str]) -> str:
-    """Why DVC 3.67 will fail at a command that runs experiments in temporary folders, or ""."""
+    """Why DVC 3.67 would fail to run experiments in temporary folders, or ""."""
     if not {"--temp", "--queue", "--run-all"} & {*command} and command[-2:] != ["queue", "start"]:
         return ""
     if "#" in root or "?" in root:
         return (
-            f"dvc takes {root} for a URL that ends at {'#' if '#' in root else '?'}, and fails: "
+            f"dvc fails here, since it reads {root} as a URL that ends at {'#' if '#' in root else '?'}: "
             "rename the folder, or run experiments without --temp and --queue"
         )
     cache = next(iter(configured("dir", environ, root)), root)
     if not cache.isascii() or (not os.path.isabs(cache) and not root.isascii()):
         return (
-            f"dvc writes the path of the cache as ASCII, and fails below {root}: give it a cache elsewhere "
+            f"dvc fails below {root}, since it writes the path of the cache as ASCII: move the cache "
             "(`dvc cache dir --local FOLDER`), or run experiments without --temp and --queue"
         )
     return ""

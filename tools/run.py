@@ -2,9 +2,9 @@
 
     python3 -I -S tools/run.py requirements.txt integrity.params -- dvc repro
 
-looks for what is in the way, makes or mends .venv, runs `python -m integrity.params`, and then becomes `python -m dvc
-repro`: one start of Python besides the commands' own. Exit status: the command's; 2 if something is in the way; 130
-for Ctrl-C. -I and -S keep PYTHONHOME and the like from this Python, too.
+checks for problems, makes or repairs .venv, runs `python -m integrity.params`, and then becomes `python -m dvc repro`.
+Exit status: that of the command; 2 for a problem; 130 for Ctrl-C. -I and -S protect this Python from PYTHONHOME and the
+like.
 """
 
 import os
@@ -14,9 +14,9 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def main(arguments: "list[str]") -> int:
-    """`[REQUIREMENTS.txt ...] [MODULE ...] -- MODULE [ARGUMENT ...]`. Returns the exit status, if a command fails."""
+    """`[REQUIREMENTS.txt ...] [MODULE ...] -- MODULE [ARGUMENT ...]`. Returns the exit status if a command fails."""
     sys.path.insert(0, ROOT)
-    from tools import venv  # first: it ends in a line if this Python is too old to read environment.py
+    from tools import venv  # first: it exits with one line if this Python is too old for environment.py
 
     if "--" not in arguments[:-1]:
         print(
@@ -25,15 +25,15 @@ def main(arguments: "list[str]") -> int:
         )
         return 2
     before, last = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
-    files = [word for word in before if word.endswith(".txt")]
-    steps = [[word] for word in before if not word.endswith(".txt")]
+    files = [argument for argument in before if argument.endswith(".txt")]
+    steps = [[argument] for argument in before if not argument.endswith(".txt")]
     os.chdir(ROOT)
 
     from tools import environment
 
-    in_the_way = environment.obstacle(dict(os.environ), ROOT)
-    if in_the_way:
-        print(f"error: {in_the_way}", file=sys.stderr)
+    problem = environment.obstacle(dict(os.environ), ROOT)
+    if problem:
+        print(f"error: {problem}", file=sys.stderr)
         return 2
     status = venv.run_main(files)
     if status:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import nn
 
 from integrity import revisions
+from integrity.dvc_lock import LOCK, parse_lock
 from integrity.snapshots import Commit
 from stages.common import paths
 from stages.common.errors import UserError
@@ -34,14 +35,14 @@ def load(name: str) -> Loaded:
         return _read(file)
     with revisions.repository() as repo:
         commit = revisions.resolve(repo, name)
-        locked = Commit(Path(repo.root_dir), commit).read(revisions.LOCK).get(revisions.LOCK)
+        locked = Commit(Path(repo.root_dir), commit).read(LOCK).get(LOCK)
         if locked is None:
-            raise UserError(f"{name}: no {revisions.LOCK} there; run `dvc repro` there, and commit it")
-        lock = revisions.parse_lock(locked, f"{name}: {revisions.LOCK}")
-        outs = [out for stage in lock.stages.values() for out in stage.outs if out.path == paths.MODEL.as_posix()]
-        if len(outs) != 1:
-            raise UserError(f"{name}: {revisions.LOCK} there does not name one {paths.MODEL}; run `dvc repro` there")
-        content, _ = revisions.fetch(repo, outs[0])
+            raise UserError(f"{name}: no {LOCK} there; run `dvc repro` there, and commit it")
+        lock = parse_lock(locked, f"{name}: {LOCK}")
+        out = lock.outs.get(paths.MODEL.as_posix())
+        if out is None:
+            raise UserError(f"{name}: {LOCK} there does not name one {paths.MODEL}; run `dvc repro` there")
+        content, _ = revisions.fetch(repo, out)
     with tempfile.TemporaryDirectory(prefix="model-") as folder:
         copy = Path(folder, paths.MODEL.name)
         copy.write_bytes(content)

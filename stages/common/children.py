@@ -1,4 +1,4 @@
-"""Running other programs so that none of them outlives the command that started it."""
+"""Run other programs so that none of them outlives the command that started it."""
 
 import os
 import signal
@@ -17,13 +17,13 @@ POLL_SECONDS = 0.05
 
 
 class Ended(Exception):  # noqa: N818 - not an error
-    """A program was not started, since the group that it belongs to has ended."""
+    """A program was not started, since its group has ended."""
 
 
 class Group:
-    """Programs that end together, run by several threads: leaving the block ends all of them, and no more can start.
+    """Programs that end together, run by several threads. Leaving the block ends all of them, and no more can start.
 
-    A thread that waits in `run` then goes on as if its program had ended by itself.
+    A thread that waits in `run` then continues as if its program had ended on its own.
     """
 
     def __init__(self) -> None:
@@ -47,9 +47,14 @@ class Group:
         environment: Mapping[str, str],
         capture: bool = False,
         timeout_seconds: float | None = None,
-        each_line: Callable[[str], None] | None = None,
+        on_line: Callable[[str], None] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """As the function `run`. Raises Ended as well."""
+        """Run a program in `folder` and wait for it. The caller checks the exit status.
+
+        capture: return its output instead of showing it. on_line: called with each line of its standard output as it
+        comes; standard error is shown. Whatever ends the wait (Ctrl-C, SIGTERM, a time limit), the program and all that
+        it started end first. Raises subprocess.TimeoutExpired; Ended if the group has ended.
+        """
         pipe = subprocess.PIPE if capture else None
         process = None
         try:
@@ -59,20 +64,20 @@ class Group:
                 process = subprocess.Popen(
                     [str(word) for word in command],
                     cwd=folder,
-                    # A stage watches the process that is named here: not even SIGKILL lets it go on alone.
+                    # A stage watches this process, and so ends even if this one is killed by SIGKILL.
                     env={**environment, errors.STARTED_BY: str(os.getpid())},
                     stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE if each_line else pipe,
+                    stdout=subprocess.PIPE if on_line else pipe,
                     stderr=pipe,
                     text=True,
                     errors="replace",
                     start_new_session=True,
                 )
                 self._running.add(process)
-            if each_line and process.stdout:
+            if on_line and process.stdout:
                 for line in process.stdout:
-                    each_line(line)
-            output, complaints = process.communicate(timeout=timeout_seconds)
+                    on_line(line)
+            output, error_output = process.communicate(timeout=timeout_seconds)
         except BaseException:
             if process is not None:
                 with process:  # closes its pipes
@@ -81,56 +86,42 @@ class Group:
         finally:
             with self._lock:
                 self._running.discard(process)
-        return subprocess.CompletedProcess(process.args, process.returncode, output, complaints)
+        return subprocess.CompletedProcess(process.args, process.returncode, output, error_output)
 
 
-def run(
-    command: Sequence[str | Path],
-    folder: Path,
-    environment: Mapping[str, str],
-    capture: bool = False,
-    timeout_seconds: float | None = None,
-    each_line: Callable[[str], None] | None = None,
-) -> subprocess.CompletedProcess[str]:
-    """Run a program in `folder` and wait for it; a status other than 0 is the caller's to judge.
-
-    capture: return what it prints instead of showing it. each_line: is given each line that it prints, with its end, as
-    it comes; standard error is shown. Whatever ends the wait (Ctrl-C, SIGTERM, a time limit), the program and all that
-    it has started end first. Raises subprocess.TimeoutExpired.
-    """
-    return Group().run(command, folder, environment, capture, timeout_seconds, each_line)
+run = Group().run  # for a program of its own: this group never ends
 
 
 def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
-    """End programs and all that they have started: SIGTERM, then SIGKILL after GRACE_SECONDS or at a second signal."""
+    """End programs and all that they started: SIGTERM, then SIGKILL after GRACE_SECONDS or at a second signal."""
     for process in processes:
         _signal(process, signal.SIGTERM)
     deadline = time.monotonic() + GRACE_SECONDS
     try:
-        while any(map(_lives, processes)) and time.monotonic() < deadline and not errors.second_signal_came():
+        while any(map(_is_alive, processes)) and time.monotonic() < deadline and not errors.second_signal_came():
             time.sleep(POLL_SECONDS)
     finally:
         for process in processes:
-            if _lives(process):
+            if _is_alive(process):
                 _signal(process, signal.SIGKILL)
         for process in processes:
             process.wait()
 
 
 def _signal(process: subprocess.Popen[str], signum: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):  # PermissionError: macOS says so of a group of zombies
+    with suppress(ProcessLookupError, PermissionError):  # PermissionError: on macOS, for a group of zombies
         os.killpg(process.pid, signum)
 
 
-def _lives(process: subprocess.Popen[str]) -> bool:
-    """Whether a program, or one that it has started, still runs: dvc ends at once, its stage after a checkpoint."""
+def _is_alive(process: subprocess.Popen[str]) -> bool:
+    """Whether a program, or one that it started, still runs: dvc ends at once, its stage after a checkpoint."""
     if process.poll() is None:
         return True
     try:
         os.killpg(process.pid, 0)
     except (ProcessLookupError, PermissionError):
         return False
-    # In a container without an init process zombies stay: they do not count.
+    # In a container without an init process zombies remain; they do not count.
     states = [_group_and_state(folder) for folder in Path("/proc").glob("[0-9]*")]
     return any(group == process.pid and state != "Z" for group, state in states) or not states
 
@@ -138,6 +129,6 @@ def _lives(process: subprocess.Popen[str]) -> bool:
 def _group_and_state(folder: Path) -> tuple[int, str]:
     try:
         state, _, group = (folder / "stat").read_text(errors="replace").rpartition(") ")[2].split()[:3]
-    except (OSError, ValueError):  # it has ended meanwhile
+    except (OSError, ValueError):  # the process has ended
         return 0, "Z"
     return int(group), state

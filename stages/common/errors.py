@@ -1,14 +1,15 @@
-"""How a program of this project ends: in one line that says what to do, and with a status that says what happened.
+"""Run a program of this project, and turn errors and signals into one line and an exit status.
 
-0: done. 1: a verdict (worse, other bytes, damaged), which only the program itself returns. 2: anything that went wrong;
-a traceback means a bug of ours. 3: done, but for pictures that could not be read (use.predict alone). 128 + the
-signal's number: told to stop, or (SIGPIPE) nobody reads the output any more.
+0: success. 1: a verdict (worse, different, damaged), which only the program itself returns. 2: an error; a traceback
+means a bug in this project. 3: success, except for pictures that could not be read (only use.predict). 128 + the
+signal's number: stopped by a signal, or (SIGPIPE) nobody reads the output.
 """
 
 import errno
 import fcntl
 import io
 import os
+import re
 import select
 import signal
 import sys
@@ -24,24 +25,22 @@ from typing import Any, NoReturn, TextIO
 from stages.common import paths
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-STARTED_BY = (
-    "STAGES_STARTED_BY"  # environment variable of the programs that one of ours runs: the number of its process
-)
+STARTED_BY = "STAGES_STARTED_BY"  # environment variable: the process number of the program that started this one
 POLL_SECONDS = 0.1  # while waiting for another stage
-WATCH_SECONDS = 0.5  # between two looks at whether dvc is still there
-WAKE_SECONDS = 0.1  # between a signal and the interruption of a wait that has not noticed it
-SWALLOWED_SECONDS = 15  # after which a signal raises again; the cleanup takes less
+WATCH_SECONDS = 0.5  # between two checks that dvc still runs
+WAKE_SECONDS = 0.1  # between a signal and the interruption of a wait that missed it
+SWALLOWED_SECONDS = 15  # after that, a signal raises again; the cleanup takes less
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)  # of a file system without flock
 NO_MEMORY = ("can't allocate memory", "DefaultCPUAllocator", "out of memory", "bad_alloc", "can't start new thread")
-KEPT = "nothing is kept of this stage; `dvc repro` begins it again"
+KEPT = "nothing of this stage is kept; `dvc repro` restarts it"
 
 
 class UserError(Exception):
-    """Something the user can fix. The text says what is wrong, where, and how to fix it."""
+    """An error that the user can fix. The text says what is wrong, where, and how to fix it."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
-    """The program was told to stop (SIGTERM, Ctrl-C). The text says what is kept."""
+    """A signal stopped the program (SIGTERM, Ctrl-C). The text says what is kept."""
 
     def __init__(self, signum: int, kept: str) -> None:
         super().__init__(kept)
@@ -49,7 +48,7 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal, raised in the main thread, so that every `with` and `finally` on the way out does its work."""
+    """A signal, raised in the main thread so that every `with` and `finally` runs."""
 
     def __init__(self, signum: int) -> None:
         super().__init__()
@@ -57,18 +56,18 @@ class Stopped(KeyboardInterrupt):
 
 
 def run(main: Callable[[], int | None], alone: bool = True, kept: str = KEPT, memory: str = "") -> NoReturn:
-    """Run a program, command line and all, and exit: with the status it returns, or as the module's docstring says.
+    """Run a program and exit with its status, or as described above.
 
-    alone: a stage, which takes no arguments, and waits until no other is at work in this folder. kept: what is left if
-    a signal ends it. memory: the keys of params.yaml that decide how much memory it takes.
+    alone: a stage; it takes no arguments, and waits until no other stage runs in this folder. kept: what remains if a
+    signal ends the program. memory: the keys of params.yaml that determine how much memory it needs.
     """
     for stream in _streams():
         if isinstance(stream, io.TextIOWrapper):  # a character that the terminal cannot show is no reason to fail
             stream.reconfigure(errors="replace")
     with _signals_raise():
-        _watch_who_started_this()
+        _watch_parent()
         status = _status(main, alone, kept, memory)
-        _drop_what_cannot_be_written()
+        _discard_unwritten_output()
     sys.exit(status)
 
 
@@ -101,13 +100,13 @@ def _status(main: Callable[[], int | None], alone: bool, kept: str, memory: str)
 
 
 def _explain(error: BaseException, memory: str) -> int:
-    """Say what went wrong, in one line if the user can do something about it; return the exit status."""
+    """Print the error, in one line if the user can fix it; return the exit status."""
     if isinstance(error, UserError):
         _print_line(f"error: {error}")
-    elif isinstance(error, BrokenPipeError) and _nobody_reads():
+    elif isinstance(error, BrokenPipeError) and _reader_is_gone():
         return 128 + signal.SIGPIPE
     elif _is_lack_of_memory(error):
-        keys = f"; what decides it in {paths.PARAMS}: {memory}" if memory else ""
+        keys = f"; it depends on {memory} in {paths.PARAMS}" if memory else ""
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         _print_line(f"error: not enough memory in {_program()} ({reason[:200]}){keys}")
     elif isinstance(error, OSError):  # disk full, no permission, not a directory
@@ -127,24 +126,30 @@ def _explain(error: BaseException, memory: str) -> int:
     else:
         with suppress(OSError):
             traceback.print_exception(error)
-        _print_line(f"error: this is a bug in {_program()}, no mistake of yours: please report it with the lines above")
+        _print_line(f"error: this is a bug in {_program()}: please report it with the lines above")
     return 2
 
 
 def uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A `sys.excepthook` for what is raised before `run` is reached, as an import that fails: it ends as in `run`."""
+    """A `sys.excepthook` for errors before `run` is called, such as a failing import."""
     if isinstance(error, KeyboardInterrupt):
-        _print_line("interrupted: it had not begun")
+        _print_line("interrupted before the start")
         status = 128 + signal.SIGINT
     else:
         status = _explain(error, "")
-    _drop_what_cannot_be_written()
-    os._exit(status)  # after a hook, Python itself would exit with 1, which is a verdict
+    _discard_unwritten_output()
+    os._exit(status)  # Python would exit with 1, which is a verdict
 
 
 def printable(text: str) -> str:
-    """Without the control characters that a name in a file could send to a terminal."""
+    """Replace control characters, which a name in a file could send to a terminal."""
     return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
+
+
+def one_line(error: object) -> str:
+    """A message or an error as one short line, without the password of a URL in it."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.sub(r"://[^@/\s]+@", "://***@", text)[:200]
 
 
 def _print_line(line: str) -> None:
@@ -153,30 +158,30 @@ def _print_line(line: str) -> None:
 
 
 def _streams() -> list[TextIO]:
-    """Standard output and error, of which Python has none where the caller has closed it."""
+    """Standard output and error; Python has none if the caller closed it."""
     streams: list[TextIO | None] = [sys.stdout, sys.stderr]
     return [stream for stream in streams if stream is not None]
 
 
 def _program() -> str:
-    """What runs: "train" of `python -m stages.train`."""
+    """The name of the running program: "train" for `python -m stages.train`."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return (spec.name if spec else Path(sys.argv[0]).stem).removesuffix(".__main__").rpartition(".")[2]
 
 
 def _is_lack_of_memory(error: BaseException) -> bool:
-    """By names and words: importing torch for its exception classes would take longer than most programs run."""
+    """Compares names and texts: importing torch for its exception classes would take too long."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY))
+        or (isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY))
     )
 
 
 def _shadow(error: BaseException) -> str:
-    """The file in the working directory that was imported for a package, if an import fails of it; else ""."""
+    """The file in the working directory that hides a package and so makes an import fail; else ""."""
     module: Any = None
     if isinstance(error, ImportError):
         module = sys.modules.get((error.name or "").partition(".")[0])
@@ -186,17 +191,17 @@ def _shadow(error: BaseException) -> str:
     return file if file and module.__name__ != "__main__" and Path(file).parent == Path.cwd() else ""
 
 
-def _nobody_reads() -> bool:
-    """Whether standard output is a pipe whose reader has gone, as in `… | head`."""
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe without a reader, as in `… | head`."""
     poll = select.poll()
     for stream in _streams():
-        with suppress(OSError):  # one that is no file
+        with suppress(OSError):  # not a file
             poll.register(stream.fileno(), 0)
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
-def _drop_what_cannot_be_written() -> None:
-    """Keep Python from trying once more at its end, which would change the exit status to 120."""
+def _discard_unwritten_output() -> None:
+    """Keep Python from writing again when it exits, which would change the exit status to 120."""
     for stream in _streams():
         try:
             stream.flush()
@@ -207,15 +212,14 @@ def _drop_what_cannot_be_written() -> None:
 
 # --- signals
 
-_deferred: list[int] | None = None  # signals that came within `signals_deferred`; None outside of it
-_signal_times: list[float] = []  # when signals came, since `run` began
+_deferred: list[int] | None = None  # signals received within `signals_deferred`; None outside of it
+_signal_times: list[float] = []  # times of the signals since `run` started
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    """Raise Stopped at the first signal. Later ones only shorten waits: a second exception would break off the cleanup.
+    """Raise Stopped at the first signal. Later ones only shorten waits: a second exception would abort the cleanup.
 
-    If a library swallows the exception (in a __del__, for instance), signals must not stay without effect: after a
-    while the next one raises again.
+    A library may swallow the exception (in a __del__, for instance). So after a while the next signal raises again.
     """
     if _deferred is not None:
         _deferred.append(signum)
@@ -228,9 +232,9 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def signals_deferred() -> Iterator[None]:
-    """Within the block a signal does not interrupt the main thread, which is interrupted at the end of the block.
+    """A block at whose end, and not earlier, a signal interrupts the main thread.
 
-    For what must not be half done, such as starting a program and noting that it runs. Other threads never are.
+    For steps that belong together, such as starting a program and recording that it runs.
     """
     global _deferred
     if threading.current_thread() is not threading.main_thread():
@@ -246,19 +250,19 @@ def signals_deferred() -> Iterator[None]:
 
 
 def second_signal_came() -> bool:
-    """Whether a second signal has come: the person does not want to wait for the cleanup."""
+    """Whether a second signal came: the user does not want to wait for the cleanup."""
     return len(_signal_times) > 1
 
 
 def _not_ignored() -> list[signal.Signals]:
-    """The signals that end a program; nohup ignores SIGHUP, and a shell's `&` in a script SIGINT."""
-    return [each for each in SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+    """The signals that end a program: nohup ignores SIGHUP, and `&` in a shell script SIGINT."""
+    return [signum for signum in SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
 
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
     _signal_times.clear()
-    before: dict[signal.Signals, Any] = {each: signal.signal(each, _stop) for each in _not_ignored()}
+    before: dict[signal.Signals, Any] = {signum: signal.signal(signum, _stop) for signum in _not_ignored()}
     before[signal.SIGURG] = signal.signal(signal.SIGURG, lambda signum, frame: None)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -269,15 +273,15 @@ def _signals_raise() -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(wakeup)
         os.close(writer)
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _interrupt_waits(reader: int) -> None:
-    """Interrupt the main thread a few times after a signal, with one that does nothing: SIGURG.
+    """After a signal, interrupt the main thread a few times with SIGURG, which does nothing else.
 
-    Python calls its handlers between two instructions. A signal that comes after the last of them and before the system
-    call in which the main thread waits (for a lock, a child) would otherwise be noticed when that wait is over: never.
+    Python calls its handlers between two instructions. A signal after the last instruction, but before the system call
+    in which the main thread waits (for a lock, a child), would go unnoticed until that wait is over: forever.
     """
     with open(reader, "rb", buffering=0) as signals:
         while number := signals.read(1):
@@ -291,32 +295,32 @@ def _interrupt_waits(reader: int) -> None:
 _held: set[int] = set()  # descriptors of the lock
 
 
-def _let_go() -> None:
-    """In a forked child, as a worker of torch's loader: a copy would hold the lock after the stage was killed."""
+def _release() -> None:
+    """In a forked child, such as a loader worker: its copy would hold the lock after the stage was killed."""
     while _held:
         os.close(_held.pop())
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_release)
 
 
 @contextmanager
 def one_stage_at_a_time(wait: bool = True) -> Iterator[bool]:
-    """Wait until no other stage is at work in this folder; gives whether none is, which without `wait` may be False.
+    """Wait until no other stage runs in this folder; yields whether none does, which may be False without `wait`.
 
-    A stage notices within a second that its dvc was killed; until then, a new `dvc repro` could write beside it. The
-    system releases the lock when the process ends, however it ends. A file system without locks has none.
+    A stage needs up to a second to notice that its dvc was killed; meanwhile a new `dvc repro` could write the same
+    files. The system releases the lock when the process ends, however it ends. Some file systems have no locks.
     """
     paths.RUNS.mkdir(exist_ok=True)
     try:
         descriptor = os.open(paths.LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    except PermissionError:  # another user's file, in a shared clone: locking it does not need write access
+    except PermissionError:  # another user's file in a shared clone; locking needs no write access
         descriptor = os.open(paths.LOCK, os.O_RDONLY)
     _held.add(descriptor)
     try:
         free = _locked(descriptor)
         if not free and wait:
-            print("waiting for a stage that is at work in this folder already", flush=True)
+            print("waiting for another stage in this folder", flush=True)
             while not (free := _locked(descriptor)):
                 time.sleep(POLL_SECONDS)
         yield free
@@ -327,14 +331,14 @@ def one_stage_at_a_time(wait: bool = True) -> Iterator[bool]:
 
 
 def _locked(descriptor: int) -> bool:
-    """Try to take the lock. True where the file system has none to give."""
+    """Try to take the lock. True if the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in NO_LOCKS:
             _print_line(
-                f"{paths.LOCK}: this file system has no locks ({error.strerror}): this stage runs without its own, so "
-                "start no second one here; DVC needs `dvc config --local core.hardlink_lock true`"
+                f"{paths.LOCK}: this file system has no locks ({error.strerror}): do not run two stages here at once; "
+                "DVC needs `dvc config --local core.hardlink_lock true`"
             )
             return True
         if error.errno in (errno.EAGAIN, errno.EACCES):
@@ -348,7 +352,7 @@ def _locked(descriptor: int) -> bool:
 
 
 def _parent(process: int) -> int:
-    """The number of a process's parent; 0 if that cannot be told."""
+    """The process number of the parent; 0 if unknown."""
     if process == os.getpid():
         return os.getppid()
     try:
@@ -358,10 +362,10 @@ def _parent(process: int) -> int:
 
 
 def _chain() -> list[tuple[int, int]]:
-    """Pairs of a process and its parent, from this process up to the ancestor that must outlive it; empty without one.
+    """Pairs of a process and its parent, from this process up to the ancestor that it must not outlive; may be empty.
 
-    Under DVC that is dvc itself: the first ancestor that was not started with DVC_STAGE of this stage, as a shell in
-    between was. A program that one of ours runs (stages/common/children.py) must not outlive that one either.
+    In a stage that is dvc: the first ancestor without DVC_STAGE in its environment, which a shell in between has. In a
+    program started by stages/common/children.py it is the program that did so.
     """
     stage, starter = os.environ.get("DVC_STAGE"), os.environ.get(STARTED_BY)
     chain: list[tuple[int, int]] = []
@@ -377,26 +381,26 @@ def _chain() -> list[tuple[int, int]]:
 
 
 def _started_with(process: int, variable: str) -> bool:
-    """Whether an environment variable was set for a process; False where the system does not tell."""
+    """Whether a process was started with an environment variable; False if the system does not tell."""
     try:
         return os.fsencode(variable) in Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
     except OSError:
         return False
 
 
-_CHAIN = _chain()  # now: by the time that torch is imported, dvc may be gone
+_CHAIN = _chain()  # now: dvc may be gone once torch is imported
 
 
-def _watch_who_started_this() -> None:
-    """End this program as SIGTERM does, with a checkpoint, once the program that started it is gone.
+def _watch_parent() -> None:
+    """End this program as SIGTERM does, with a checkpoint, once the program that started it has ended.
 
-    A program that was started by hand or with nohup is not watched: it may outlive its shell.
+    Not for programs started by hand or with nohup: they may outlive their shell.
     """
 
     def watch() -> None:
         while all(_parent(process) == parent for process, parent in _CHAIN):
             time.sleep(WATCH_SECONDS)
-        _print_line("the program that started this one is gone: ending")
+        _print_line("the program that started this one has ended: stopping")
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
     if _CHAIN:
@@ -404,12 +408,12 @@ def _watch_who_started_this() -> None:
 
 
 def run_command(main: Callable[[], int | None], kept: str = "nothing was changed") -> NoReturn:
-    """Run a command as stages.common.errors.run does. kept: what is left if a signal ends it."""
+    """`run` for a command that is not a stage. kept: what remains if a signal ends it."""
     run(main, alone=False, kept=kept)
 
 
 def no_arguments() -> None:
-    """Raise UserError if any were given; --help is answered."""
+    """Raise UserError if there are command-line arguments; print the docstring for --help."""
     if sys.argv[1:] in (["-h"], ["--help"]):
         print((sys.modules["__main__"].__doc__ or "").strip())
         sys.exit(0)

@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a run after a crash, finds the whole file or none."""
+"""Write files so that a reader, or a run after a crash, finds the whole file or none."""
 
 import errno
 import json
@@ -13,8 +13,8 @@ from typing import Any
 
 from stages.common.errors import UserError
 
-# How a mount (WSL's /mnt/c, CIFS, some FUSE) says that it has no fsync; the bytes are written all the same.
-REFUSED = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+# Errors of file systems without fsync (WSL's /mnt/c, CIFS, some FUSE); the bytes are written anyway.
+NO_FSYNC = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 DESCRIPTORS = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))  # /dev/stdout may be a terminal, a pipe or a file
 
 
@@ -24,10 +24,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write `parts` to `path` atomically: a temporary file beside it, flushed to the disk, then renamed.
+    """Write `parts` to `path` atomically: to a temporary file beside it, flushed to disk, then renamed.
 
-    Through a link, which stays. The umask decides who may read it. Raises OSError (disk full, no permission), which
-    names `path`; that then still holds what it held. Raises UserError if `path` is a folder, a disk or the like.
+    Follows a link, which remains. The umask determines the permissions. Raises OSError with the name of `path` (disk
+    full, no permission), and leaves the old content then. Raises UserError if `path` is a folder, a disk or the like.
     """
     if _is_stream(path):
         with path.open("ab") as stream:
@@ -43,7 +43,7 @@ def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
             try:
                 os.fsync(file.fileno())
             except OSError as error:
-                if error.errno not in REFUSED:
+                if error.errno not in NO_FSYNC:
                     raise
         temporary.replace(place)
     except BaseException as error:
@@ -55,7 +55,7 @@ def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
 
 
 def check_target(path: Path) -> None:
-    """Raise UserError unless what --out names can be written, in a folder that is there: before the work, not after."""
+    """Raise UserError unless the file of --out can be written, in an existing folder. To be called before the work."""
     try:
         if _is_stream(path):
             return
@@ -65,46 +65,44 @@ def check_target(path: Path) -> None:
         with tempfile.TemporaryFile(dir=_place(path).parent):
             pass
     except OSError as error:
-        raise UserError(
-            f"--out {path}: {error.strerror}: {path.parent}; give a file in a folder that is there"
-        ) from None
+        raise UserError(f"--out {path}: {error.strerror}: {path.parent}; give a file in an existing folder") from None
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether it is /dev/null, a terminal or /dev/stdout. Raises UserError if it is there, and no place for a file."""
+    """Whether it is /dev/null, a terminal or /dev/stdout. Raises UserError if it is a folder, a disk or the like."""
     try:
         mode = path.stat().st_mode
-    except OSError:  # nothing there, or no way there: what is written says which
+    except OSError:  # missing or unreachable: writing raises the error
         return False
     if stat.S_ISCHR(mode) or (path.parent in DESCRIPTORS and not stat.S_ISBLK(mode) and not stat.S_ISDIR(mode)):
         return True
     if stat.S_ISDIR(mode):
         raise UserError(f"{path}: is a folder; give the name of a file in it")
     if not stat.S_ISREG(mode):
-        raise UserError(f"{path}: is no file, but a device, pipe or socket; give another name")
+        raise UserError(f"{path}: not a regular file, but a device, pipe or socket; give another name")
     return False
 
 
 def _place(path: Path) -> Path:
-    """The file that a link leads to; the link itself if that file is write-protected, as those of DVC's cache are."""
+    """The target of a link; the link itself if its target is write-protected, as files of DVC's cache are."""
     try:
         place = path.resolve() if path.is_symlink() else path
         protected = place != path and place.exists() and not place.stat().st_mode & 0o222
-    except (OSError, RuntimeError):  # links in a circle, which the write replaces
+    except (OSError, RuntimeError):  # a circle of links, which the write replaces
         return path
     return path if protected else place
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write text as UTF-8 with \\n line ends on every system, atomically."""
+    """Write text atomically, as UTF-8 with \\n line ends on every system."""
     write_bytes(path, content.encode("utf-8"))
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON that diffs well: indented, floats to 6 decimals, a new line at the end, atomically.
+    """Write JSON atomically, in a form that diffs well: indented, floats to 6 decimals, a newline at the end.
 
-    Six decimals are past what 10,000 images can tell apart, and keep noise out of `git diff`.
-    Raises ValueError on NaN and infinity, which JSON does not have.
+    Six decimals are finer than 10,000 images can resolve, and keep noise out of `git diff`.
+    Raises ValueError for NaN and infinity, which JSON lacks.
     """
     write_text(path, json.dumps(_rounded(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 

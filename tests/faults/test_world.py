@@ -18,7 +18,7 @@ from tests.clones import Clone
 from tests.faults import mounts
 from tests.faults.lab import PROC, STAGES, Lab
 from tests.faults.ledger import faults
-from tests.test_doctor import cached, flip
+from tests.forging import cached, flip
 
 MOUNTS = mounts.possible()
 GENEROUS = 500_000_000  # bytes
@@ -95,7 +95,7 @@ def test_a_full_disk_under_everything(free: int, what: str, lab: Lab, tmp_path: 
             other.clone.set("evaluate.calibration_bins", "15")
             other.clone.dvc("repro")
         assert other.digest() == lab.digests
-        assert "nothing to mend" in other.doctor()
+        assert "nothing to fix" in other.doctor()
 
 
 @pytest.mark.soak
@@ -204,7 +204,7 @@ def test_locks_of_a_dvc_that_is_gone(lab: Lab) -> None:
     with faults("locks left behind") as count:
         for content, expected in (
             (strange(lab), "removed .dvc/tmp/rwlock: of a dvc that is gone (process 1)"),
-            ('{"write": {"/a', "removed .dvc/tmp/rwlock: cut off while it was written"),
+            ('{"write": {"/a', "removed .dvc/tmp/rwlock: truncated by a kill"),
         ):
             rwlock.write_text(content)
             count["locks left behind"] += 1
@@ -241,14 +241,17 @@ def test_a_bit_flipped_in_the_cache(lab: Lab) -> None:
         told = lab.doctor()
         for out in outs:
             assert lab.digest()[out] != lab.digests[out]
-            assert f"{cached(lab.clone, out).relative_to(lab.clone.path)}: not the bytes of its name\n" in told
-            assert f"{out}: not the bytes that dvc.lock names" in told
+            assert (
+                f"{cached(lab.clone, out).relative_to(lab.clone.path)}: damaged: its content does not match its name\n"
+                in told
+            )
+            assert f"{out}: does not match dvc.lock" in told
         for line in told.splitlines():
-            if line.startswith("    mend: "):
-                lab.clone.run("sh", "-c", line.removeprefix("    mend: ").partition(", or ")[0])
+            if line.startswith("    fix: "):
+                lab.clone.run("sh", "-c", line.removeprefix("    fix: ").partition(", or ")[0])
         lab.clone.dvc("repro")
         assert lab.digest() == lab.digests
-        assert "nothing to mend" in lab.doctor()
+        assert "nothing to fix" in lab.doctor()
 
 
 @pytest.mark.soak
