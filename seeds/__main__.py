@@ -18,6 +18,7 @@ from stages.common import children, errors, files, paths
 from stages.common.errors import UserError
 
 MAX_SEEDS = 1000
+COLLECT = "collect@all"  # the stage that writes metrics/seeds.json
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
         raise UserError(f"{PIPELINE}: no such file; run from the top of the repository, where params.yaml is")
     seeds = range(max(arguments.n, up_to_date()))
     choose(list(seeds))
-    targets = [*(f"{PIPELINE}:seed@{seed}" for seed in seeds), f"{PIPELINE}:collect"]
+    targets = [*(f"{PIPELINE}:seed@{seed}" for seed in seeds), f"{PIPELINE}:{COLLECT}"]
     options = ["--force", "--no-run-cache", "--single-item", *targets] if arguments.force else [str(PIPELINE)]
     command = [sys.executable, "-m", "dvc", "repro", *options]
     if children.run(command, Path(), rebuild.dvc_environment()).returncode:
@@ -59,7 +60,7 @@ def choose(seeds: list[int]) -> None:
     """Make these the seeds of the pipeline; what stale others left leaves the work tree and seeds/dvc.lock."""
     from dvc.utils.serialize import dumps_yaml, load_yaml
 
-    content = f"seeds: {seeds}\n"
+    content = f"seeds: {seeds}\ncollect: [all]\n"
     if not CHOSEN.is_file() or CHOSEN.read_text(encoding="utf-8") != content:
         files.write_text(CHOSEN, content)
     for path in [*ROWS.glob("*.json"), *PREDICTIONS.glob("*.csv")]:
@@ -69,7 +70,7 @@ def choose(seeds: list[int]) -> None:
         return
     parse_lock(LOCK.read_bytes(), str(LOCK))  # one line, if it cannot be read
     lock = load_yaml(str(LOCK))
-    names = {"collect", *(f"seed@{seed}" for seed in seeds)}
+    names = {COLLECT, *(f"seed@{seed}" for seed in seeds)}
     if lock.get("stages", {}).keys() - names:
         kept = {name: stage for name, stage in lock["stages"].items() if name in names}
         files.write_text(LOCK, dumps_yaml({**lock, "stages": kept}))
