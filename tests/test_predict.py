@@ -126,7 +126,7 @@ def test_the_model_of_a_revision_comes_from_the_cache_and_a_damaged_one_is_refus
         copy.chmod(0o644)
         copy.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     try:
-        with pytest.raises(UserError, match="damaged in the cache.*damaged in the remote"):
+        with pytest.raises(UserError, match="damaged in the cache.*remote 'beside': damaged"):
             load.load("v1")
     finally:
         for copy in (cached, remote):
