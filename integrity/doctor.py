@@ -19,7 +19,7 @@ from typing import Any
 from integrity import git, objects, pull, queue_tasks, repair, revisions
 from integrity.dvc_lock import LOCK, Lock, LockedStage, parse_lock
 from integrity.findings import Finding
-from integrity.objects import BadObject
+from integrity.objects import BadObjectError
 from stages.common import errors, params, paths
 from stages.common.digests import Digest, digest, file_md5, md5
 from stages.common.errors import UserError, one_line
@@ -101,7 +101,7 @@ class Clone:
         """The objects of an output, each with its file in the work tree."""
         found = {out.md5: self.root / out.path}
         if out.md5.endswith(".dir"):
-            with suppress(OSError, BadObject):
+            with suppress(OSError, BadObjectError):
                 listed = objects.folder_list(self.cached(out.md5).read_bytes(), out.md5)
                 found |= {file.md5: self.root / out.path / file.path for file in listed}
         return found
@@ -256,7 +256,7 @@ def check_cache(clone: Clone) -> tuple[int, list[Finding]]:
         elif name.endswith(".dir"):
             try:
                 objects.folder_list(path.read_bytes(), name)
-            except BadObject as error:
+            except BadObjectError as error:
                 problem = f"{clone.show(path)}: a list of files that is unsafe to check out: {error}"
                 findings.append(Finding(problem, f"rm -f {clone.quote(path)}"))
     for path, fault in pull.unusable_runs(Path(clone.repo.stage_cache.cache_dir)):

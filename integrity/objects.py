@@ -23,7 +23,7 @@ MAX_ENTRY_BYTES = 10_000_000
 DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
 
 
-class BadObject(Exception):  # noqa: N818 - becomes a UserError
+class BadObjectError(Exception):
     """An object is unusable. The text gives the reason."""
 
 
@@ -38,34 +38,34 @@ class ListedFile:
 def folder_list(content: bytes, name: str) -> list[ListedFile]:
     """The files of a folder. content: of the object that lists them. name: of that object, an MD5 and ".dir".
 
-    Raises BadObject if the content does not match the name, or if a path could leave the folder on any system.
+    Raises BadObjectError if the content does not match the name, or if a path could leave the folder on any system.
     """
     if len(content) > MAX_LIST_BYTES:
-        raise BadObject(f"a list of more than {MAX_LIST_BYTES:,} bytes")
+        raise BadObjectError(f"a list of more than {MAX_LIST_BYTES:,} bytes")
     if f"{md5(content)}.dir" != name:
-        raise BadObject(WRONG_CONTENT)
+        raise BadObjectError(WRONG_CONTENT)
     try:
         entries = json.loads(content)
         files = [ListedFile(str(entry["relpath"]), str(entry["md5"])) for entry in entries]
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise BadObject("not a list of files") from None
+        raise BadObjectError("not a list of files") from None
     folded: set[str] = set()
     folders: set[str] = set()
     for file in files:
         if reason := unsafe(file.path):
-            raise BadObject(f"lists {file.path[:100]!r}: {reason}")
+            raise BadObjectError(f"lists {file.path[:100]!r}: {reason}")
         if not MD5.fullmatch(file.md5):
-            raise BadObject(f"lists {file.path[:100]!r} with {file.md5[:40]!r}, which is no MD5")
+            raise BadObjectError(f"lists {file.path[:100]!r} with {file.md5[:40]!r}, which is no MD5")
         path = fold(file.path)
         if path in folded:
-            raise BadObject(
+            raise BadObjectError(
                 f"lists {file.path[:100]!r} twice, or under two names that some file systems do not distinguish"
             )
         folded.add(path)
         while (path := path.rpartition("/")[0]) and path not in folders:
             folders.add(path)
     if both := folded & folders:
-        raise BadObject(f"lists {min(both)[:100]!r} as a file and as a folder")
+        raise BadObjectError(f"lists {min(both)[:100]!r} as a file and as a folder")
     return files
 
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from integrity import objects, revisions
 from integrity.dvc_lock import LOCK
-from integrity.objects import BadObject
-from integrity.remotes import MissingObject, Remote, UnreadableObject, open_remote
+from integrity.objects import BadObjectError
+from integrity.remotes import MissingObjectError, Remote, UnreadableObjectError, open_remote
 from stages.common import errors, files
 from stages.common.digests import file_md5
 from stages.common.errors import UserError, one_line, printable
@@ -162,7 +162,7 @@ class Cache:
     def fetch(self, oid: str, remote: Remote, limit: int | None) -> None:
         """Fetch an object of at most `limit` bytes, whole and correct, or not at all.
 
-        Raises BadObject, MissingObject or UnreadableObject; OSError if the local disk fails.
+        Raises BadObjectError, MissingObjectError or UnreadableObjectError; OSError if the local disk fails.
         """
         place = self.place(oid)
         self.odb.makedirs(str(place.parent))
@@ -174,10 +174,10 @@ class Cache:
                     digest.update(chunk)
                     size += len(chunk)
                     if limit is not None and size > limit:
-                        raise BadObject(f"longer than its recorded size of {limit:,} bytes")
+                        raise BadObjectError(f"longer than its recorded size of {limit:,} bytes")
                     target.write(chunk)
             if digest.hexdigest() != oid.removesuffix(".dir"):
-                raise BadObject(objects.WRONG_CONTENT)
+                raise BadObjectError(objects.WRONG_CONTENT)
             if oid.endswith(".dir"):
                 objects.folder_list(Path(temporary).read_bytes(), oid)
             Path(temporary).replace(place)
@@ -201,8 +201,8 @@ def fetch_lists(
             if not cache.holds(out.oid):
                 cache.fetch(out.oid, remotes[out.remote], objects.MAX_LIST_BYTES)
             folders[out] = checked_list(cache, root, out)
-        except (BadObject, MissingObject, UnreadableObject) as error:
-            if not (allow_missing and isinstance(error, MissingObject)):
+        except (BadObjectError, MissingObjectError, UnreadableObjectError) as error:
+            if not (allow_missing and isinstance(error, MissingObjectError)):
                 raise refusal(remotes[out.remote], {out.oid: error}, out.path) from None
             absent.append(out)
     return folders, absent
@@ -214,7 +214,7 @@ def checked_list(cache: Cache, root: Path, out: Output) -> list[objects.ListedFi
     try:
         listed = objects.folder_list(place.read_bytes(), out.oid)
         refuse_links(root, out.path, listed)
-    except BadObject as error:
+    except BadObjectError as error:
         raise UserError(
             f"{out.path}: its list of files, {place}, {error}; nothing was checked out. Do not trust the commit that "
             f"records it (in {LOCK} or a .dvc file)"
@@ -223,11 +223,11 @@ def checked_list(cache: Cache, root: Path, out: Output) -> list[objects.ListedFi
 
 
 def refuse_links(root: Path, folder: Path, listed: list[objects.ListedFile]) -> None:
-    """Raise BadObject if a link in the work tree leads a path out of the folder."""
+    """Raise BadObjectError if a link in the work tree leads a path out of the folder."""
     inside = (root / folder).resolve()
     for parent in {Path(file.path).parent for file in listed}:
         if not (root / folder / parent).resolve().is_relative_to(inside):
-            raise BadObject(f"goes through the link {folder / parent} out of the folder; remove the link")
+            raise BadObjectError(f"goes through the link {folder / parent} out of the folder; remove the link")
 
 
 def fetch_files(
@@ -253,13 +253,13 @@ def fetch_files(
     def fetch(oid: str) -> Exception | None:
         try:
             cache.fetch(oid, remotes[owners[oid].remote], owners[oid].size)
-        except (BadObject, MissingObject, UnreadableObject) as error:
+        except (BadObjectError, MissingObjectError, UnreadableObjectError) as error:
             return error
         return None
 
     with ThreadPoolExecutor(jobs or max([1, *(remote.jobs for remote in used)])) as pool:
         faults = {oid: fault for oid, fault in zip(lacking, pool.map(fetch, lacking), strict=True) if fault}
-    absent = [oid for oid, fault in faults.items() if allow_missing and isinstance(fault, MissingObject)]
+    absent = [oid for oid, fault in faults.items() if allow_missing and isinstance(fault, MissingObjectError)]
     if refused := {oid: fault for oid, fault in faults.items() if oid not in absent}:
         first = owners[next(iter(refused))]
         raise refusal(remotes[first.remote], refused, first.path)
@@ -271,7 +271,7 @@ def refusal(remote: Remote, faults: dict[str, Exception], path: Path) -> UserErr
     oid, fault = next(iter(faults.items()))
     more = f" ({len(faults) - 1} more likewise)" if len(faults) > 1 else ""
     fix = f"delete {remote.place(oid)} and `dvc push` from a clone that has the right one"
-    end = f"; nothing of it was used. To fix the remote: {fix}" if isinstance(fault, BadObject) else ""
+    end = f"; nothing of it was used. To fix the remote: {fix}" if isinstance(fault, BadObjectError) else ""
     return UserError(f"remote {remote.name!r}: object {oid} of {path}: {fault}{more}{end}")
 
 
@@ -301,7 +301,7 @@ def fetch_runs(repo: Any, name: str | None) -> tuple[int, list[str]]:
                 if len(content) > objects.MAX_ENTRY_BYTES:
                     break
             fault = objects.run_cache_fault(key, value, bytes(content))
-        except (MissingObject, UnreadableObject) as error:
+        except (MissingObjectError, UnreadableObjectError) as error:
             fault = str(error)
         if fault:
             url = one_line(fs.unstrip_protocol(path))

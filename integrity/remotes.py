@@ -10,11 +10,11 @@ from stages.common.errors import UserError, one_line
 CHUNK = 1 << 20  # bytes
 
 
-class MissingObject(Exception):  # noqa: N818 - the caller may ignore it
+class MissingObjectError(Exception):
     """The remote lacks an object. The text says so, and what to do."""
 
 
-class UnreadableObject(Exception):  # noqa: N818 - becomes a UserError
+class UnreadableObjectError(Exception):
     """The remote fails to deliver an object. The text gives the reason."""
 
 
@@ -31,7 +31,7 @@ class Remote:
         return one_line(self.odb.fs.unstrip_protocol(self.odb.oid_to_path(oid)))
 
     def read(self, path: str) -> Iterator[bytes]:
-        """The content of a path, in chunks. Raises MissingObject and UnreadableObject."""
+        """The content of a path, in chunks. Raises MissingObjectError and UnreadableObjectError."""
         try:
             with self.odb.fs.open(path, "rb") as source:
                 while chunk := source.read(CHUNK):
@@ -44,9 +44,9 @@ class Remote:
             is_down = cause is not error and (isinstance(cause, OSError) or getattr(cause, "status", 404) != 404)
             if isinstance(error, FileNotFoundError) and not is_down:
                 if self.odb.fs.protocol == "local" and not Path(self.odb.path).parents[1].is_dir():  # not files/md5
-                    raise MissingObject(f"its folder {Path(self.odb.path).parents[1]} is missing") from None
-                raise MissingObject("not there; `dvc push` (or `dvc exp push`) where it was made") from None
-            raise UnreadableObject(f"cannot be read: {one_line(cause)}") from None
+                    raise MissingObjectError(f"its folder {Path(self.odb.path).parents[1]} is missing") from None
+                raise MissingObjectError("not there; `dvc push` (or `dvc exp push`) where it was made") from None
+            raise UnreadableObjectError(f"cannot be read: {one_line(cause)}") from None
 
 
 def open_remote(repo: Any, name: str | None, hash_name: str = "md5") -> Remote:

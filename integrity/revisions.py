@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 
 from integrity import git, objects
 from integrity.dvc_lock import LOCK, Lock, LockedFile, parse_lock
-from integrity.objects import BadObject
-from integrity.remotes import MissingObject, UnreadableObject, open_remote
+from integrity.objects import BadObjectError
+from integrity.remotes import MissingObjectError, UnreadableObjectError, open_remote
 from integrity.snapshots import MAX_HASHED_BYTES, Commit, WorkTree
 from stages.common import machine_settings, params
 from stages.common.digests import md5, path_md5
@@ -241,7 +241,7 @@ def _with_files(repo: Any, side: Revision) -> Iterator[LockedFile]:
     for out in side.outs.values():
         yield out
         if out.md5 is not None and out.md5.endswith(".dir"):
-            with suppress(OSError, BadObject):
+            with suppress(OSError, BadObjectError):
                 listed = objects.folder_list(Path(repo.cache.local.oid_to_path(out.md5)).read_bytes(), out.md5)
                 yield from (LockedFile(path=f"{out.path}/{file.path}", md5=file.md5) for file in listed)
 
@@ -279,7 +279,7 @@ def fetch_folder(repo: Any, out: LockedFile, scratch: Path) -> Path:
         return local
     try:
         listed = objects.folder_list(_stored_copy(repo, LockedFile(path=out.path, md5=out.md5))[0], out.md5)
-    except BadObject as error:
+    except BadObjectError as error:
         raise UserError(f"{out.path}: its list of files: {error}") from None
     for file in listed:
         content, _ = fetch(repo, LockedFile(path=f"{out.path}/{file.path}", md5=file.md5, size=out.size))
@@ -321,7 +321,7 @@ def _remote_copy(repo: Any, out: LockedFile) -> bytes:
             content += chunk
             if out.size is not None and len(content) > out.size:
                 break  # too long, so the MD5 will not match
-    except (MissingObject, UnreadableObject) as error:
+    except (MissingObjectError, UnreadableObjectError) as error:
         raise UserError(f"remote {remote.name!r}: {error}") from None
     if md5(content) != str(out.md5).removesuffix(".dir"):
         raise UserError(f"remote {remote.name!r}: damaged: not the MD5 that {LOCK} records")

@@ -16,7 +16,7 @@ from stages.common.errors import UserError
 from stages.common.params import Section
 from stages.common.preparation import Preparation
 from stages.dataset.folder import Reader
-from stages.dataset.pictures import UnusablePicture, decode
+from stages.dataset.pictures import UnusablePictureError, decode
 
 MOST_SHOWN = 12  # groups of pictures of each kind
 MOST_LISTED = 100  # rows of a table
@@ -193,7 +193,7 @@ def _thumbnails(folder: Path | None) -> Thumbnail:
             return None
         try:
             return pictures.data_uri(decode(Reader(folder).read(name), THUMBNAIL))
-        except (UnusablePicture, UserError, OSError, KeyError):
+        except (UnusablePictureError, UserError, OSError, KeyError):
             return None
 
     return thumbnail

@@ -15,7 +15,7 @@ import pytest
 from stages.common.errors import UserError
 from stages.dataset import archives, folder
 from stages.dataset.folder import Listing, Reader, scan
-from stages.dataset.pictures import UnusablePicture
+from stages.dataset.pictures import UnusablePictureError
 from tests.imports import ROOT
 
 FILES = ("cat/1.png", "cat/old/2, the \n second.jpg", "dog/ü 猫.png", "dog/3")
@@ -39,7 +39,7 @@ def test_a_folder_per_class(tmp_path: Path) -> None:
     assert listing.layout == "a folder per class"
     assert rows(listing) == [(name, name.split("/")[0], None, None) for name in sorted(FILES)]
     assert listing.others == ["README.md"]
-    reader = pickle.loads(pickle.dumps(Reader(tmp_path)))  # noqa: S301 - as a worker gets it
+    reader = pickle.loads(pickle.dumps(Reader(tmp_path)))
     assert [reader.read(name) for name in FILES] == [name.encode() for name in FILES]
 
 
@@ -140,13 +140,13 @@ def test_links_are_followed(tmp_path: Path) -> None:
     (tmp_path / "data/b2.png").unlink()
     listing = scan(tmp_path / "link")
     assert [each.name for each in listing.pictures] == ["a/1.png", "a/2.png", "b/1.png"]
-    with pytest.raises(UnusablePicture, match="a link to nowhere, which does not exist"):
+    with pytest.raises(UnusablePictureError, match="a link to nowhere, which does not exist"):
         Reader(tmp_path / "link").read("a/2.png")
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UnusablePicture, match="a device, pipe or socket"):
+    with pytest.raises(UnusablePictureError, match="a device, pipe or socket"):
         Reader(tmp_path).read("pipe")
 
 
@@ -294,7 +294,7 @@ def test_links_in_a_tar_stay_inside_it(tmp_path: Path) -> None:
     read = Reader(path).read
     assert (read("set.tar/b/2"), read("set.tar/b/6")) == (b"one", b"one")
     for name in ("b/3", "b/4", "b/5"):
-        with pytest.raises(UnusablePicture, match="a link to|not a plain file"):
+        with pytest.raises(UnusablePictureError, match="a link to|not a plain file"):
             read(f"set.tar/{name}")
 
 
@@ -303,7 +303,7 @@ def test_a_link_in_a_zip_is_not_followed(tmp_path: Path) -> None:
         link = zipfile.ZipInfo("a/1")
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
         archive.writestr(link, "/etc/passwd")
-    with pytest.raises(UnusablePicture, match="a link, which is not followed"):
+    with pytest.raises(UnusablePictureError, match="a link, which is not followed"):
         Reader(tmp_path / "set.zip").read("set.zip/a/1")
 
 
@@ -377,5 +377,5 @@ def test_a_file_that_is_damaged_inside_a_zip(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[500] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UnusablePicture, match="damaged in its archive"):
+    with pytest.raises(UnusablePictureError, match="damaged in its archive"):
         Reader(path).read("set.zip/a/1")

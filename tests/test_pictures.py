@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from stages.common.preparation import Preparation
 from stages.dataset import pictures
-from stages.dataset.pictures import Facts, UnusablePicture, decode, facts
+from stages.dataset.pictures import Facts, UnusablePictureError, decode, facts
 
 
 def preparation(
@@ -204,7 +204,7 @@ JPEG = saved(Image.fromarray(PHOTO), "JPEG")
     ],
 )
 def test_what_cannot_be_used(content: bytes, reason: str) -> None:
-    with pytest.raises(UnusablePicture) as error:
+    with pytest.raises(UnusablePictureError) as error:
         decode(content, preparation())
     assert any(choice in error.value.reason for choice in reason.split("|"))
     assert len(error.value.reason.splitlines()) == 1
@@ -220,5 +220,5 @@ def test_no_damage_ends_in_a_traceback(content: bytes, changes: list[tuple[int, 
     for place, value in changes:
         damaged[place % len(damaged)] = value
     for function in (facts, lambda each: decode(each, preparation())):
-        with suppress(UnusablePicture):
+        with suppress(UnusablePictureError):
             function(bytes(damaged))

@@ -274,7 +274,7 @@ def test_what_is_no_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("a\0b", "null"),
         (str(tmp_path / "nosuch"), "No such file"),
     ):
-        with pytest.raises(sources.Unreadable, match=reason):
+        with pytest.raises(sources.UnreadablePictureError, match=reason):
             sources.read(name)
 
 
@@ -288,7 +288,7 @@ def test_pictures_are_read_over_http_and_no_more_of_them_than_allowed(monkeypatc
         (servers.not_found, "no such file"),
         (servers.broken, "500"),
     ):
-        with servers.serving(answer) as url, pytest.raises(sources.Unreadable, match=reason):
+        with servers.serving(answer) as url, pytest.raises(sources.UnreadablePictureError, match=reason):
             sources.read(f"{url}/a.png")
 
 
@@ -454,11 +454,11 @@ def test_objects_of_s3_are_listed_and_read(tmp_path: Path, monkeypatch: pytest.M
         assert list(sources.expand(["s3://bucket/photos/"], [])) == [a, b, c]
         assert list(sources.expand(["s3://bucket/photos/b*", b], [])) == [b, b]
         assert sources.read(a) == png(digit())
-        with pytest.raises(sources.Unreadable, match="no such file"):
+        with pytest.raises(sources.UnreadablePictureError, match="no such file"):
             sources.read("s3://bucket/photos/nosuch.png")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
         fsspec.filesystem("s3").clear_instance_cache()
-        with pytest.raises(sources.Unreadable):
+        with pytest.raises(sources.UnreadablePictureError):
             sources.read(a)
         with pytest.raises(UserError, match="cannot be listed"):
             list(sources.expand(["s3://bucket/photos/"], []))

@@ -123,7 +123,7 @@ def test_a_split_of_many_shards_is_read_as_one_array(tmp_path: Path) -> None:
     assert not any(shard.flags.writeable for shard in split.shards)
     sent = pickle.dumps(split)  # as a worker gets it: opened again there, and no image is sent
     assert len(sent) < 1000
-    assert np.array_equal(pickle.loads(sent)[:], images)  # noqa: S301 - our own
+    assert np.array_equal(pickle.loads(sent)[:], images)
 
 
 @pytest.mark.usefixtures("_small_shards")

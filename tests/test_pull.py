@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from integrity import objects, pull
-from integrity.objects import BadObject
+from integrity.objects import BadObjectError
 from stages.common.digests import file_md5
 from stages.download import __main__ as download
 from tests import inside
@@ -330,7 +330,7 @@ UNSAFE = {
 def test_a_list_with_this_path_is_refused(path: str) -> None:
     """Also if the list has its true MD5: whoever made the commit may be the one who attacks."""
     content = json.dumps([{"md5": md5(EVIL), "relpath": name} for name in ("b", "c/d", path)]).encode()
-    with pytest.raises(BadObject, match="lists '"):
+    with pytest.raises(BadObjectError, match="lists '"):
         objects.folder_list(content, f"{md5(content)}.dir")
 
 
@@ -348,7 +348,7 @@ def test_names_that_a_file_system_folds_together_are_refused() -> None:
     for one, other in (("\u00e9", "e\u0301"), ("Stra\u00dfe", "STRASSE"), ("a/\u212b", "A/\u00e5")):
         assert one != other
         content = json.dumps([{"md5": md5(EVIL), "relpath": name} for name in (one, other)]).encode()
-        with pytest.raises(BadObject, match="twice, or under two names"):
+        with pytest.raises(BadObjectError, match="twice, or under two names"):
             objects.folder_list(content, f"{md5(content)}.dir")
 
 
@@ -361,7 +361,7 @@ def test_what_is_no_list_is_refused(content: bytes) -> None:
     if content == b"{}":
         assert objects.folder_list(content, f"{md5(content)}.dir") == []
         return
-    with pytest.raises(BadObject):
+    with pytest.raises(BadObjectError):
         objects.folder_list(content, f"{md5(content)}.dir")
 
 

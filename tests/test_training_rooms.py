@@ -438,7 +438,7 @@ def test_batches_of_workers_take_no_shared_memory_and_no_sockets() -> None:
     assert [labels.tolist() for _, labels in got] == [list(range(10)), list(range(10, 20))]
     assert not any(tensor.is_shared() for batch in got for tensor in batch)
     # A worker that is not forked, as from Python 3.14 on, gets the images in the same way.
-    sent: PackedImages = pickle.loads(ForkingPickler.dumps(dataset))  # noqa: S301 - our own
+    sent: PackedImages = pickle.loads(ForkingPickler.dumps(dataset))
     assert torch.equal(sent.__getitems__(list(range(20)))[0], images)
     assert not images.is_shared()
 

@@ -24,7 +24,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from stages.dataset import pictures
-from stages.dataset.pictures import UnusablePicture
+from stages.dataset.pictures import UnusablePictureError
 from stages.network import device
 from use.batching import Batching
 from use.classifier import Classifier
@@ -162,7 +162,7 @@ class Service:
         async with self.waiting:
             try:
                 prepared = await self._prepare(content, question)
-            except UnusablePicture as error:
+            except UnusablePictureError as error:
                 self.metrics.pictures.labels("unreadable").inc()
                 return Prediction(file=name, error=str(error))
             log_p = await self.batching.classify(prepared.pixels)
@@ -177,11 +177,13 @@ class Service:
         )
 
     async def _prepare(self, content: bytes, question: Question) -> Prepared:
-        """Decode, on another thread if that takes long. Raises UnusablePicture."""
+        """Decode, on another thread if that takes long. Raises UnusablePictureError."""
         facts = pictures.facts(content)
         pixels = facts.width * facts.height
         if pixels > MAX_PIXELS:
-            raise UnusablePicture(f"{facts.width} x {facts.height} pixels; at most {MAX_PIXELS:,} are decoded here")
+            raise UnusablePictureError(
+                f"{facts.width} x {facts.height} pixels; at most {MAX_PIXELS:,} are decoded here"
+            )
         if pixels <= SMALL and len(content) <= SMALL:
             return self.classifier.prepare(content, question.invert)
         run = asyncio.get_running_loop().run_in_executor

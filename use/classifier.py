@@ -41,7 +41,7 @@ class Classifier:
         self.network = network.to(self.device)
 
     def prepare(self, content: bytes, invert: Invert) -> Prepared:
-        """A picture file as the network sees it. Raises pictures.UnusablePicture."""
+        """A picture file as the network sees it. Raises pictures.UnusablePictureError."""
         return prepare(content, self.spec, self.training_mean, invert)
 
     def classify(self, pixels: Pixels, parallel: Map = map, part_size: int | None = None) -> Logs:

@@ -19,14 +19,14 @@ from tqdm import tqdm
 
 from stages.common import errors, files, paths
 from stages.common.errors import UserError
-from stages.dataset.pictures import UnusablePicture
+from stages.dataset.pictures import UnusablePictureError
 from stages.network import device, inference
 from stages.network.device import Map
 from use import rows, sources
 from use.classifier import Classifier
 from use.journal import Journal, Row
 from use.prepare import Invert, Prepared
-from use.sources import Unreadable
+from use.sources import UnreadablePictureError
 
 UNREADABLE = 3  # exit status
 GROUP = 16  # pictures that a thread decodes at a time
@@ -158,7 +158,7 @@ def read(name: str, classifier: Classifier, invert: Invert) -> Prepared | str:
     """A picture as the network sees it, or the reason why there is none."""
     try:
         return classifier.prepare(sources.read(name), invert)
-    except (UnusablePicture, Unreadable) as error:
+    except (UnusablePictureError, UnreadablePictureError) as error:
         return str(error)
     except MemoryError:
         return "not enough memory for it"

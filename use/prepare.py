@@ -26,7 +26,7 @@ class Prepared(NamedTuple):
 def prepare(content: bytes, spec: Spec, training_mean: float, invert: Invert) -> Prepared:
     """Decode a picture file for a network. training_mean: of the training pixels, of 0 … 1.
 
-    Raises pictures.UnusablePicture with the reason.
+    Raises pictures.UnusablePictureError with the reason.
     """
     if spec.preparation is None:
         pixels = like_published(content, spec.image_shape)

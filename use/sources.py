@@ -16,7 +16,7 @@ MAX_BYTES = 256_000_000  # of one picture file
 SCHEMES = ("http", "https", "s3")
 
 
-class Unreadable(Exception):  # noqa: N818 - becomes a row
+class UnreadablePictureError(Exception):
     """Why the bytes of a picture are not available."""
 
 
@@ -94,24 +94,26 @@ def _stored(url: str) -> Iterator[str]:
 
 
 def read(name: str) -> bytes:
-    """The bytes of a picture file, at most MAX_BYTES of them. Raises Unreadable with the reason."""
+    """The bytes of a picture file, at most MAX_BYTES of them. Raises UnreadablePictureError with the reason."""
     if _scheme(name):
         try:
             return mirrors.read(name, MAX_BYTES, mirrors.Limits())
         except FileNotFoundError:
-            raise Unreadable("no such file") from None
+            raise UnreadablePictureError("no such file") from None
         except mirrors.MirrorError as error:
-            raise Unreadable(str(error)) from None
+            raise UnreadablePictureError(str(error)) from None
     try:
         path = Path(name)
         if not stat.S_ISREG(path.stat().st_mode):
-            raise Unreadable("not a file")  # but a folder, a pipe or a device, which could be read without end
+            raise UnreadablePictureError(
+                "not a file"
+            )  # but a folder, a pipe or a device, which could be read without end
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise Unreadable(getattr(error, "strerror", None) or str(error)) from None
+        raise UnreadablePictureError(getattr(error, "strerror", None) or str(error)) from None
     if len(content) > MAX_BYTES:
-        raise Unreadable(f"larger than {MAX_BYTES:,} bytes")
+        raise UnreadablePictureError(f"larger than {MAX_BYTES:,} bytes")
     return content
 
 

@@ -116,7 +116,7 @@ def _explain(error: BaseException, memory: str) -> int:
         reason = (str(error).splitlines() or [""])[0]
         _print_line(f"error: {shadow} hides the package of that name ({reason[:200]}); rename or remove it")
     elif isinstance(error, ImportError) and not (error.name or "").startswith(
-        ("stages", "review", "integrity", "use.")
+        ("stages", "review", "integrity", "seeds", "use.")
     ):
         reason = (str(error).splitlines() or [""])[0]
         _print_line(

@@ -18,11 +18,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from stages.common.errors import UserError
 from stages.common.text import shown
-from stages.dataset.pictures import UnusablePicture
+from stages.dataset.pictures import UnusablePictureError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 MAX_BYTES = 2**30  # of one file: far more than any picture that is small enough to decode
@@ -47,7 +50,7 @@ class Archive:
     names: list[str]
 
     def read(self, name: str) -> bytes:
-        """The content of a file. Raises UnusablePicture."""
+        """The content of a file. Raises UnusablePictureError."""
         raise NotImplementedError
 
 
@@ -116,12 +119,12 @@ class Zip(Archive):
     def read(self, name: str) -> bytes:
         member = self._members[name]
         if stat.S_ISLNK(member.external_attr >> 16):
-            raise UnusablePicture("a link, which is not followed in a .zip")
+            raise UnusablePictureError("a link, which is not followed in a .zip")
         try:
             with self._file.open(member) as file:
                 return _bounded(file.read(MAX_BYTES + 1))
         except DAMAGED as error:
-            raise UnusablePicture(f"damaged in its archive ({error})") from None
+            raise UnusablePictureError(f"damaged in its archive ({error})") from None
 
 
 class Tar(Archive):
@@ -154,18 +157,18 @@ class Tar(Archive):
             target = self._links.get(target, target)
         if target not in self._places:
             what = f"a link to {shown(target)}, which the archive lacks" if target != name else "not a plain file"
-            raise UnusablePicture(what)
+            raise UnusablePictureError(what)
         offset, size = self._places[target]
         if size > MAX_BYTES:
-            raise UnusablePicture(f"{size:,} bytes; at most {MAX_BYTES:,} are read")
+            raise UnusablePictureError(f"{size:,} bytes; at most {MAX_BYTES:,} are read")
         try:
             with self._content() as file:
                 file.seek(offset)
                 content = file.read(size)
         except DAMAGED as error:
-            raise UnusablePicture(f"damaged in its archive ({error})") from None
+            raise UnusablePictureError(f"damaged in its archive ({error})") from None
         if len(content) < size:
-            raise UnusablePicture(f"damaged in its archive (ends after {len(content):,} of {size:,} bytes)")
+            raise UnusablePictureError(f"damaged in its archive (ends after {len(content):,} of {size:,} bytes)")
         return content
 
     def _content(self) -> AbstractContextManager[IO[bytes]]:
@@ -175,7 +178,7 @@ class Tar(Archive):
 
 def _bounded(content: bytes) -> bytes:
     if len(content) > MAX_BYTES:
-        raise UnusablePicture(f"more than {MAX_BYTES:,} bytes, which is what is read at most")
+        raise UnusablePictureError(f"more than {MAX_BYTES:,} bytes, which is what is read at most")
     return content
 
 
@@ -213,9 +216,10 @@ class Gunzipped(io.RawIOBase):
     def tell(self) -> int:
         return self._at
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        content = self._next(len(buffer))
-        buffer[: len(content)] = content
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        with memoryview(buffer).cast("B") as view:
+            content = self._next(len(view))
+            view[: len(content)] = content
         return len(content)
 
     def _next(self, count: int) -> bytes:

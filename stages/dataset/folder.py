@@ -24,7 +24,7 @@ from typing import Literal
 from stages.common.errors import UserError
 from stages.common.text import shown
 from stages.dataset import archives
-from stages.dataset.pictures import UnusablePicture
+from stages.dataset.pictures import UnusablePictureError
 
 Part = Literal["train", "validation", "test"]
 File = tuple[str, str]  # the path that the layout goes by, and the name
@@ -86,7 +86,7 @@ class Reader:
         return status.st_size, status.st_mtime_ns
 
     def read(self, name: str) -> bytes:
-        """The content of a file. Raises UnusablePicture (no file, too large) and OSError (no permission, disk)."""
+        """The content of a file. Raises UnusablePictureError (no file, too large) and OSError (no permission, disk)."""
         path, inner = self._place(name)
         if inner:
             return archives.opened(path).read(inner)
@@ -94,12 +94,12 @@ class Reader:
             status = path.stat()
         except FileNotFoundError:
             if path.is_symlink():
-                raise UnusablePicture(f"a link to {path.readlink()}, which does not exist") from None
+                raise UnusablePictureError(f"a link to {path.readlink()}, which does not exist") from None
             raise
         if not stat.S_ISREG(status.st_mode):
-            raise UnusablePicture("not a file, but a device, pipe or socket")
+            raise UnusablePictureError("not a file, but a device, pipe or socket")
         if status.st_size > archives.MAX_BYTES:
-            raise UnusablePicture(f"{status.st_size:,} bytes; at most {archives.MAX_BYTES:,} are read")
+            raise UnusablePictureError(f"{status.st_size:,} bytes; at most {archives.MAX_BYTES:,} are read")
         return path.read_bytes()
 
     def _place(self, name: str) -> tuple[Path, str]:

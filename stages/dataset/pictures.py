@@ -63,7 +63,7 @@ DAMAGED = (
 )
 
 
-class UnusablePicture(Exception):  # noqa: N818 - it is the picture that is at fault
+class UnusablePictureError(Exception):
     """A picture that cannot be decoded. `reason` says why, without the picture's name."""
 
     def __init__(self, reason: str) -> None:
@@ -83,14 +83,14 @@ class Facts:
 
 
 def facts(content: bytes) -> Facts:
-    """Read the header, without decoding a pixel. Raises UnusablePicture."""
+    """Read the header, without decoding a pixel. Raises UnusablePictureError."""
     with _opened(content) as image:
         form = "JPEG" if image.format == "MPO" else str(image.format)  # a JPEG with a second picture behind the first
         return Facts(form, image.mode, image.width, image.height, _orientation(image))
 
 
 def decode(content: bytes, preparation: Preparation) -> npt.NDArray[np.uint8]:
-    """Decode a picture into uint8 (C, H, W), by the rules at the top of this file. Raises UnusablePicture.
+    """Decode a picture into uint8 (C, H, W), by the rules at the top of this file. Raises UnusablePictureError.
 
     The same content and preparation give the same array, in whatever process or thread.
     """
@@ -100,7 +100,7 @@ def decode(content: bytes, preparation: Preparation) -> npt.NDArray[np.uint8]:
             with warnings.catch_warnings(action="ignore"):  # about metadata, which is not used
                 fitted = _fitted(image, preparation, turned=orientation in TURNED)
         except DAMAGED as error:
-            raise UnusablePicture(_reason(error)) from None
+            raise UnusablePictureError(_reason(error)) from None
     if orientation in TRANSPOSE:
         fitted = fitted.transpose(TRANSPOSE[orientation])
     pixels = np.asarray(_padded(fitted, preparation))  # (H, W) or (H, W, C)
@@ -108,9 +108,9 @@ def decode(content: bytes, preparation: Preparation) -> npt.NDArray[np.uint8]:
 
 
 def _opened(content: bytes) -> Image.Image:
-    """The picture, its header read and its size found acceptable. Raises UnusablePicture."""
+    """The picture, its header read and its size found acceptable. Raises UnusablePictureError."""
     if not content:
-        raise UnusablePicture("an empty file")
+        raise UnusablePictureError("an empty file")
     try:
         with warnings.catch_warnings(action="ignore"):
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -118,13 +118,15 @@ def _opened(content: bytes) -> Image.Image:
     except UnidentifiedImageError:
         start = content.lstrip()[:15].lower()
         page = " but an HTML page" if start.startswith((b"<!doctype html", b"<html")) else ""
-        raise UnusablePicture(f"not a picture{page}; readable: {', '.join(FORMATS)}") from None
+        raise UnusablePictureError(f"not a picture{page}; readable: {', '.join(FORMATS)}") from None
     except DAMAGED as error:
-        raise UnusablePicture(_reason(error)) from None
+        raise UnusablePictureError(_reason(error)) from None
     if image.width * image.height > MAX_PIXELS:
-        raise UnusablePicture(f"{image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are decoded")
+        raise UnusablePictureError(f"{image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are decoded")
     if min(image.width, image.height) < MIN_SIDE:
-        raise UnusablePicture(f"{image.width} x {image.height} pixels; at least {MIN_SIDE} x {MIN_SIDE} are needed")
+        raise UnusablePictureError(
+            f"{image.width} x {image.height} pixels; at least {MIN_SIDE} x {MIN_SIDE} are needed"
+        )
     return image
 
 
@@ -197,7 +199,7 @@ def _flat(image: Image.Image, preparation: Preparation) -> Image.Image:
     if image.mode.startswith("I"):
         image = _upper_bits(image)
     if image.mode == "F":
-        raise UnusablePicture("floating-point pixels, whose range is not known")
+        raise UnusablePictureError("floating-point pixels, whose range is not known")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         flat = Image.new("RGB", image.size, _colour(preparation))
@@ -218,7 +220,7 @@ def _upper_bits(image: Image.Image) -> Image.Image:
     """The upper 8 of 16 bits, mode L: what Pillow itself does with the 16-bit channels of an RGB file."""
     values = np.asarray(image)
     if values.size and (values.min() < 0 or values.max() > 0xFFFF):
-        raise UnusablePicture(f"values from {values.min()} to {values.max()}; 16 bits are read at most")
+        raise UnusablePictureError(f"values from {values.min()} to {values.max()}; 16 bits are read at most")
     return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
 
 

@@ -109,11 +109,9 @@ def _sizes(found: Sequence[Surveyed]) -> dict[str, list[float]]:
     sides = np.array([(each.facts.width, each.facts.height) for each in found if each.facts]).reshape(-1, 2)
     if not len(sides):
         return {}
-    quartiles = {"method": "nearest"}
+    columns = {"width": sides[:, 0], "height": sides[:, 1], "aspect_ratio": sides[:, 0] / sides[:, 1]}
     return {
-        "width": np.percentile(sides[:, 0], range(0, 101, 25), **quartiles).tolist(),  # type: ignore[call-overload]
-        "height": np.percentile(sides[:, 1], range(0, 101, 25), **quartiles).tolist(),  # type: ignore[call-overload]
-        "aspect_ratio": np.percentile(sides[:, 0] / sides[:, 1], range(0, 101, 25), **quartiles).tolist(),  # type: ignore[call-overload]
+        name: np.percentile(values, [0, 25, 50, 75, 100], method="nearest").tolist() for name, values in columns.items()
     }
 
 

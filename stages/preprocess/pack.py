@@ -29,7 +29,7 @@ from stages.common import files, paths
 from stages.common.preparation import Preparation
 from stages.dataset import folder, packed, pictures
 from stages.dataset.packed import Row
-from stages.dataset.pictures import UnusablePicture
+from stages.dataset.pictures import UnusablePictureError
 from stages.preprocess import normalization, survey, workers
 from stages.preprocess.normalization import Sums
 
@@ -216,7 +216,7 @@ def _decode(reader: folder.Reader, preparation: Preparation, tasks: list[Task]) 
             if hashlib.sha256(content).digest() != task.digest:
                 raise survey.changed(task.name)
             pixels = pictures.decode(content, preparation)
-        except UnusablePicture as error:
+        except UnusablePictureError as error:
             results.append(error.reason)
             continue
         with _named_errors(task.path), task.path.open("rb+") as file:

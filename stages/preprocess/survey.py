@@ -15,7 +15,7 @@ from stages.common import paths
 from stages.common.errors import UserError
 from stages.common.text import shown
 from stages.dataset.folder import Listing, Reader
-from stages.dataset.pictures import Facts, UnusablePicture, facts
+from stages.dataset.pictures import Facts, UnusablePictureError, facts
 from stages.preprocess import workers
 
 STATE = paths.RUNS / "survey.jsonl"  # what a killed survey goes on from
@@ -82,7 +82,7 @@ def _read(reader: Reader, names: list[str]) -> list[Surveyed]:
             content = reader.read(name)
             digest = hashlib.sha256(content).digest()
             results.append(Surveyed(digest, facts(content), ""))
-        except UnusablePicture as error:
+        except UnusablePictureError as error:
             results.append(Surveyed(digest, None, error.reason))
     return results
 
