@@ -28,6 +28,7 @@ PARTS = {
     "no_op": ["no_op"],
     "memory": ["memory"],
     "remotes": ["remotes"],
+    "own_pictures": ["own_pictures"],
 }
 
 
@@ -97,6 +98,20 @@ def table(results: dict[str, Any]) -> str:
             f"peak memory, {row['images_mb']} MB of images",
             f"train {row['train_mb']}, evaluate {row['evaluate_mb']} MB",
         )
+    if part := results.get("own_pictures"):
+        packing = part["preprocess"]
+        add("own JPEGs, preprocess", f"{packing['stage']['median']:.0f} pictures/s and core", packing["stage"])
+        for loop in ("decoding", "decoding_and_resizing"):
+            share = packing[f"share_of_{loop}"]
+            add(f"… / a loop of {loop.replace('_', ' ')} alone", f"{share['median']:.2f}", share)
+        for row in part["batches"]:
+            what = f"… batches of random crops with {row['workers']} workers, ours / torchvision's ImageFolder"
+            add(what, f"{row['ratio']['median']:.1f}x", row["ratio"])
+        for row in part["rows"]:
+            peaks = ", ".join(f"{stage} {row[f'{stage}_mb']}" for stage in ("preprocess", "train", "evaluate"))
+            seconds = row["no_op_seconds"]
+            what = f"peak memory, {row['pictures']:,} own pictures, {row['images_mb']:,} MB packed"
+            add(what, f"{peaks} MB; no-op `dvc repro` {seconds['median']:.1f} s", seconds)
     for kind, part in results.get("remotes", {}).get("remotes", {}).items():
         push, pull = part["push_seconds"], part["pull_seconds"]
         size = f"{part['stored_bytes'] / 1e6:.0f} MB"

@@ -454,6 +454,15 @@ def test_without_a_remote_what_the_cache_has_is_enough(directory: Victim) -> Non
     assert told.startswith("error: remote 'nowhere' cannot be used: ")
 
 
+def test_a_folder_whose_list_no_remote_has(directory: Victim) -> None:
+    the_list(directory.storage, '"g"').unlink()
+    assert directory.pull()[0] == 2
+    status, told, _ = directory.pull("--allow-missing")
+    assert status == 0
+    assert "in no remote, so to be made by `dvc repro`: made\n" in told
+    assert (directory.project.path / "single.txt").exists()
+
+
 def test_an_experiment(directory: Victim, author: Project) -> None:
     """`dvc exp pull --no-cache` brings the commit alone; what it names comes checked, and then it is applied."""
     author.run("git", "checkout", "-qb", "experiment")
