@@ -459,7 +459,7 @@ def test_a_folder_whose_list_no_remote_has(directory: Victim) -> None:
     assert directory.pull()[0] == 2
     status, told, _ = directory.pull("--allow-missing")
     assert status == 0
-    assert "in no remote, so to be made by `dvc repro`: made\n" in told
+    assert "in no remote, so `dvc repro` has to make them: made\n" in told
     assert (directory.project.path / "single.txt").exists()
 
 
