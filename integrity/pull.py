@@ -54,9 +54,11 @@ def main() -> int:
         missing = [*(out.path.as_posix() for out in absent), *missing]
         faults = remove_bad_runs(repo)
         runs, refusals = fetch_runs(repo, arguments.remote) if arguments.run_cache else (0, [])
-        if not arguments.rev:
+        # A folder whose list is nowhere is left out: DVC would take it for empty, and delete its files or refuse to.
+        targets = [str(root / out.path) for out in outputs] if absent else arguments.targets
+        if not arguments.rev and (targets or not absent):
             with dvc_errors():
-                repo.checkout(targets=arguments.targets or None, force=arguments.force, allow_missing=True)
+                repo.checkout(targets=targets or None, force=arguments.force, allow_missing=True)
     summary = f"checked {len(outputs)} outputs and {len(folders)} lists of folders, fetched {fetched} objects"
     print(f"{summary}, {runs} runs" if arguments.run_cache else summary, flush=True)
     if missing:

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import dvc.cli
 import pytest
 
+from integrity import pull as integrity_pull
 from stages.common.errors import UserError
 
 
@@ -29,6 +31,16 @@ def repro(folder: Path, options: Sequence[str], environment: Mapping[str, str]) 
     finally:
         logger.removeHandler(handler)
     return ran
+
+
+def pull(folder: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    """`python -m integrity.pull`; returns its exit status."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):  # DVC's own
+        patch.chdir(folder)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "argv", ["pull", *arguments])
+        return integrity_pull.main()
 
 
 def command(folder: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> int:

@@ -463,6 +463,15 @@ def test_a_folder_whose_list_no_remote_has(directory: Victim) -> None:
     assert (directory.project.path / "single.txt").exists()
 
 
+def test_a_folder_whose_list_is_nowhere_stays_as_it_is(directory: Victim) -> None:
+    assert directory.pull()[0] == 0
+    files = {path: path.read_bytes() for path in (directory.project.path / "made").rglob("*") if path.is_file()}
+    the_list(directory.storage, '"g"').unlink()
+    shutil.rmtree(directory.project.path / ".dvc/cache")
+    assert directory.pull("--allow-missing")[0] == 0
+    assert files and all(path.read_bytes() == content for path, content in files.items())
+
+
 def test_an_experiment(directory: Victim, author: Project) -> None:
     """`dvc exp pull --no-cache` brings the commit alone; what it names comes checked, and then it is applied."""
     author.run("git", "checkout", "-qb", "experiment")
