@@ -469,7 +469,8 @@ def test_a_folder_whose_list_is_nowhere_stays_as_it_is(directory: Victim) -> Non
     the_list(directory.storage, '"g"').unlink()
     shutil.rmtree(directory.project.path / ".dvc/cache")
     assert directory.pull("--allow-missing")[0] == 0
-    assert files and all(path.read_bytes() == content for path, content in files.items())
+    assert files
+    assert all(path.read_bytes() == content for path, content in files.items())
 
 
 def test_an_experiment(directory: Victim, author: Project) -> None:
