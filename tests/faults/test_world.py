@@ -173,7 +173,7 @@ def test_a_torn_dvc_lock(lab: Lab) -> None:
             told = lab.clone.dvc("repro", check=False)
             assert "'./dvc.lock' " in told, told
             assert "Traceback" not in told
-            assert "dvc.lock was cut off" in lab.clone.run(*lab.MEND)
+            assert "dvc.lock was truncated by a kill" in lab.clone.run(*lab.MEND)
             assert lock.read_bytes() == content
         # Cut between two lines, it can be a whole one that knows less.
         lock.write_bytes(content[: content.index(b"    outs:\n")])
@@ -203,7 +203,7 @@ def test_locks_of_a_dvc_that_is_gone(lab: Lab) -> None:
     lab.clone.set("train.seed", "1")  # so that the model is to be written
     with faults("locks left behind") as count:
         for content, expected in (
-            (strange(lab), "removed .dvc/tmp/rwlock: of a dvc that is gone (process 1)"),
+            (strange(lab), "removed .dvc/tmp/rwlock: left by a dvc that has ended (process 1)"),
             ('{"write": {"/a', "removed .dvc/tmp/rwlock: truncated by a kill"),
         ):
             rwlock.write_text(content)
@@ -224,7 +224,7 @@ def test_locks_of_a_dvc_at_work_are_left_alone(lab: Lab) -> None:
         assert lab.clone.run(*lab.MEND) == ""
         assert rwlock.exists()
         other.kill()
-    assert "of a dvc that is gone" in lab.clone.run(*lab.MEND)
+    assert "left by a dvc that has ended" in lab.clone.run(*lab.MEND)
 
 
 @pytest.mark.soak
