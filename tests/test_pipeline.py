@@ -79,6 +79,7 @@ def test_a_change_runs_the_stage_that_reads_it_and_no_other(here: Clone) -> None
     assert found == {change: {"check", stage} - {None} for change, stage in FIRST.items()}
 
 
+@pytest.mark.soak
 def test_a_change_of_the_first_stage_runs_all_that_follow(clone: Clone) -> None:
     clone.set("preprocess.seed", "1")
     clone.set("evaluate.worst_images", "9")
@@ -146,6 +147,7 @@ def test_each_seed_gives_the_bytes_of_a_run_with_it(clone: Clone) -> None:
     assert "narrow is worse than main: mean test accuracy" in told or "narrow against main: within noise: mean" in told
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not FASHION.is_dir(), reason="needs Fashion-MNIST: Debian's package dataset-fashion-mnist")
 def test_another_data_set_runs_everything(clone: Clone) -> None:
     clone.set("data.name", "fashion-mnist")

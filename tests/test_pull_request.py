@@ -121,7 +121,7 @@ def test_a_lock_that_was_not_renewed_is_told_and_the_truth_compared(author: Proj
     )
 
 
-@pytest.mark.parametrize("url", ["../../nowhere", "ssh://127.0.0.1:{free}/x"])
+@pytest.mark.parametrize("url", ["../../nowhere", pytest.param("ssh://127.0.0.1:{free}/x", marks=pytest.mark.soak)])
 def test_without_a_remote_both_sides_are_run(url: str, author: Project, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         free = server.getsockname()[1]  # nobody listens there after this block
