@@ -197,7 +197,7 @@ def s3(folder: Path) -> Iterator[Remote]:
     options = ["--addr", f"{HOST}:{port}", "--auth-key", f"{key},{secret}", "--config", os.devnull]
     # Tests change files behind its back, so that it may not remember its folders for long. Never 0: it then reads each
     # folder again while it walks the one above, and a list of a hundred objects takes a minute.
-    options += ["--dir-cache-time", "1s"]
+    options += ["--dir-cache-time", "100ms"]
     with server(port, folder / "s3.log", rclone, "serve", "s3", *options, f"{folder}/buckets") as proxy:
         yield Remote(
             {"https://s3.example.com": f"http://{HOST}:{proxy.port}", "=KEY": f"={key}", "=SECRET": f"={secret}"},
