@@ -52,9 +52,10 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 @pytest.fixture
 def clone(pipeline: Clone) -> Iterator[Clone]:
-    """The clone, up to date; parameters and results are put back after the test."""
+    """The clone, up to date; parameters, results and the branch main are put back after the test."""
+    commit = pipeline.run("git", "rev-parse", "main").strip()
     yield pipeline
-    pipeline.run("git", "checkout", "-qf", "main")
+    pipeline.run("git", "checkout", "-qfB", "main", commit)
     pipeline.run("git", "reset", "-q", "--hard")
     pipeline.run("git", "clean", "-qfd")
     pipeline.dvc("checkout", "--force")

@@ -809,7 +809,7 @@ def test_the_real_stages(pipeline: Clone, tmp_path: Path) -> None:
     ci.run("git", "checkout", "-qb", "sgd")
     ci.set("train.optimizer", "sgd")
     ci.commit("sgd, not run")
-    status, told = judge(ci, "origin/main")
+    status, told = judge(ci, "--seeds", "0", "origin/main")
     assert status == 1, told
     assert re.findall(r"Running stage '(\w+)'", told) == ["check", "train", "evaluate"]
     assert "McNemar's exact test" in report(ci)
