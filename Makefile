@@ -58,7 +58,7 @@ doctor: ## hash the cache and all outputs; list damage, with the commands that f
 test: ## run all tests except the long ones (ARGS go to pytest)
 	@$(DEVELOPMENT) -- pytest --numprocesses=2 --dist=loadfile -m "not soak" $(ARGS)
 
-soak: ## run the long tests: kills, full disks, emulated processors, servers (ARGS go to pytest)
+soak: ## run the long tests: kills, full disks, servers (ARGS go to pytest)
 	@$(DEVELOPMENT) -- pytest --numprocesses=2 --dist=loadfile -m soak $(ARGS)
 
 check: ## check format, lint, types and import rules; changes nothing
