@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
+import seeds.run
 from integrity.rules import check
-from stages.common import params, paths
+from stages.common import files, params, paths
 
 CODE = Path(__file__).parents[1]
 
@@ -44,15 +45,15 @@ class Scratch:
 
     def __init__(self, folder: Path, overrides: Sequence[str]) -> None:
         self.folder, self.values = folder, changed(overrides)
-        self._begin(folder, self.values)
+        (folder / self.values["data"]["images"]).mkdir(parents=True, exist_ok=True)
+        files.write_text(folder / paths.PARAMS, yaml.safe_dump(self.values, sort_keys=False))
         for stage in ("download", "preprocess"):
             _run(stage, folder)
 
     def prepared(self, seed: int) -> Path:
         """A folder in which the stages train and evaluate with a seed."""
         place = self.folder / f"seed-{seed}"
-        self._begin(place, {**self.values, "train": {**self.values["train"], "seed": seed}})
-        (place / paths.PROCESSED).symlink_to(self.folder / paths.PROCESSED, target_is_directory=True)
+        seeds.run.prepare(place, self.values, seed, self.folder / paths.PROCESSED)
         return place
 
     def train(self, seed: int) -> dict[str, float]:
@@ -63,11 +64,6 @@ class Scratch:
         seconds = round(time.perf_counter() - start, 3)
         loop: float = json.loads((place / paths.RUNS / "train.json").read_bytes())["loop_seconds"]
         return {"loop_seconds": loop, "process_seconds": seconds}
-
-    def _begin(self, folder: Path, values: dict[str, Any]) -> None:
-        (folder / "data").mkdir(parents=True)
-        (folder / values["data"]["images"]).mkdir(parents=True, exist_ok=True)
-        (folder / paths.PARAMS).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
 def _run(stage: str, folder: Path) -> None:

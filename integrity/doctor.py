@@ -23,6 +23,7 @@ from integrity.objects import BadObjectError
 from stages.common import errors, params, paths
 from stages.common.digests import Digest, digest, file_md5, md5
 from stages.common.errors import UserError, one_line
+from stages.common.text import listed
 
 PIPELINE = "dvc.yaml"
 OUTPUT_KEYS = ("outs", "metrics", "plots")  # of a stage in dvc.yaml
@@ -184,8 +185,8 @@ def lock_faults(content: bytes, stages: dict[str, dict[str, Any]]) -> list[str]:
     faults = []
     for name, stage in stages.items():
         if missing := missing_entries(lock.stages[name], stage) if name in lock.stages else ["the stage"]:
-            listed = revisions.shortened(missing)
-            faults.append(f"{LOCK}: lacks {listed} of {name}: truncated, or {PIPELINE} has changed since it ran")
+            names = listed(missing, revisions.SHOWN)
+            faults.append(f"{LOCK}: lacks {names} of {name}: truncated, or {PIPELINE} has changed since it ran")
     if not faults and not content.endswith(b"\n"):
         faults.append(f"{LOCK}: no newline at the end: truncated")
     return faults

@@ -5,15 +5,16 @@ our side takes the place of the conflict, so that DVC can read it; `dvc repro`, 
 run cache or runs it. A conflict in params.yaml, dvc.yaml or code is a person's to resolve, and comes first.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from integrity import git
+from integrity.dvc_lock import LOCK, SEEDS_LOCK
 from stages.common import paths
 from stages.common.errors import UserError
+from stages.common.text import listed
 
-LOCKS = ("dvc.lock", "seeds/dvc.lock")
-SEEDS = ("seeds/dvc.lock", "seeds/seeds.yaml", "metrics/seeds.json")  # what `make seeds` writes
+LOCKS = (LOCK, SEEDS_LOCK)
+SEEDS = (SEEDS_LOCK, "seeds/seeds.yaml", "metrics/seeds.json")  # what `make seeds` writes
 METRICS = paths.TEST_METRICS.parent.as_posix()
 SHOWN = 5  # files that are listed by name
 
@@ -25,7 +26,7 @@ def resolve() -> None:
     entries = unmerged()
     if others := [path for path in entries if not written(path)]:
         raise UserError(
-            f"a merge is in progress, with conflicts in {listed(others)}: edit and `git add` them first; "
+            f"a merge is in progress, with conflicts in {listed(others, SHOWN)}: edit and `git add` them first; "
             f"`make repro` then writes {LOCKS[0]} and {METRICS}/ for the merged parameters"
         )
     for path, stages in entries.items():
@@ -34,8 +35,9 @@ def resolve() -> None:
     if entries:
         again = ", `make seeds`" if any(path in SEEDS for path in entries) else ""
         folders = f"{LOCKS[0]} {METRICS}" + (" seeds" if again else "")
+        names = listed(entries, SHOWN)
         print(
-            f"merge: one side's {listed(entries)} for now; after this{again}: `git add {folders}`, then `git commit`",
+            f"merge: one side's {names} for now; after this{again}: `git add {folders}`, then `git commit`",
             flush=True,
         )
 
@@ -43,7 +45,12 @@ def resolve() -> None:
 def marked(name: str) -> bool:
     """Whether a file has the marks of a conflict."""
     path = Path(name)
-    return path.is_file() and any(line.startswith(b"<<<<<<< ") for line in path.read_bytes().splitlines())
+    return path.is_file() and conflicts(path.read_bytes())
+
+
+def conflicts(content: bytes) -> bool:
+    """Whether a line begins with the mark of a conflict."""
+    return b"\n<<<<<<< " in content or content.startswith(b"<<<<<<< ")
 
 
 def unmerged() -> dict[str, set[int]]:
@@ -58,9 +65,3 @@ def unmerged() -> dict[str, set[int]]:
 def written(path: str) -> bool:
     """Whether the pipelines write a file."""
     return path in LOCKS or path in SEEDS or path.startswith(f"{METRICS}/")
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first of some names, and how many more there are."""
-    shown = list(names)
-    return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")

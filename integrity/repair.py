@@ -19,10 +19,11 @@ from typing import Any
 import platformdirs
 
 from integrity import git, merging
+from integrity.dvc_lock import LOCK, SEEDS_LOCK
 from stages.common import errors, files, paths
 from stages.common.errors import UserError, one_line
 
-LOCKS = (Path("dvc.lock"), Path("seeds/dvc.lock"))  # DVC reads both for any command
+LOCKS = (Path(LOCK), Path(SEEDS_LOCK))  # DVC reads both for any command
 TEMPORARY = Path(".dvc/tmp")
 RWLOCK = TEMPORARY / "rwlock"
 COMPLETE = re.compile(rb"\n +(size|nfiles): \d+\n\Z")  # the last line of a dvc.lock, and of any entry in it
@@ -144,10 +145,10 @@ def truncated(content: bytes) -> bool:
     from dvc.utils.serialize import ParseError, parse_yaml
     from voluptuous import Invalid
 
-    if b"\n<<<<<<< " in content or content.startswith(b"<<<<<<< "):
+    if merging.conflicts(content):
         return False
     try:
-        COMPILED_LOCKFILE_SCHEMA(parse_yaml(content.decode("utf-8"), "dvc.lock"))
+        COMPILED_LOCKFILE_SCHEMA(parse_yaml(content.decode("utf-8"), LOCK))
     except (ParseError, Invalid, ValueError):  # ValueError: not UTF-8
         return True
     return False

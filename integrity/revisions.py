@@ -19,13 +19,15 @@ from integrity.dvc_lock import LOCK, Lock, LockedFile, parse_lock
 from integrity.objects import BadObjectError
 from integrity.remotes import MissingObjectError, UnreadableObjectError, open_remote
 from integrity.snapshots import MAX_HASHED_BYTES, Commit, WorkTree
-from stages.common import machine_settings, params
+from stages.common import machine_settings, params, paths
 from stages.common.digests import md5, path_md5
 from stages.common.errors import UserError, one_line, printable
-from stages.common.text import nearest
+from stages.common.text import listed, nearest
 
 WORK_TREE = "work tree"
 CHECK = "check"  # the stage that reads every parameter; its output never changes
+METRICS = f"{paths.TEST_METRICS.parent.as_posix()}/*.json"
+SHOWN = 3  # names in one message
 MAX_BYTES = 10_000_000  # of a file in Git that is parsed here
 EXPERIMENT = re.compile("refs/exps/([0-9a-f]{2})/([0-9a-f]{38,})/(.+)")  # baseline commit, in two parts, and name
 
@@ -118,23 +120,23 @@ def _commit(root: Path, name: str) -> str | None:
     return found.strip() if re.fullmatch("[0-9a-f]{40,64}\n", found) else None  # ^main is a hash with a ^
 
 
-def read(repo: Any, name: str | None, params_path: str, metrics_pattern: str, label: str | None = None) -> Revision:
+def read(repo: Any, name: str | None, label: str | None = None, metrics_pattern: str = METRICS) -> Revision:
     """Read a revision from Git; None: the work tree. Raises UserError.
 
-    params_path: the file of parameters. metrics_pattern: a glob of the files of metrics, such as metrics/*.json.
-    label: the name to print instead of `name`.
+    label: the name to print instead of `name`. metrics_pattern: a glob of the files of metrics.
     """
+    params_path = paths.PARAMS.as_posix()
     commit = resolve(repo, name) if name is not None else None
     label = printable(label or (name if name is not None else WORK_TREE))
     files = snapshot(repo, commit)
-    paths = files.glob(metrics_pattern)
-    contents = files.read(*paths, params_path, LOCK)
+    names = files.glob(metrics_pattern)
+    contents = files.read(*names, params_path, LOCK)
     for path, content in contents.items():
         if len(content) > MAX_BYTES:
             raise UserError(f"{label}: {path}: larger than {MAX_BYTES:,} bytes")
     notes = []
 
-    metrics = {path: parse_json(contents[path], f"{label}: {path}") for path in paths}
+    metrics = {path: parse_json(contents[path], f"{label}: {path}") for path in names}
     if not metrics:
         raise UserError(f"{label}: no {metrics_pattern}; run `dvc repro` there, and commit what it writes")
     values = None
@@ -161,9 +163,9 @@ def read(repo: Any, name: str | None, params_path: str, metrics_pattern: str, la
                 inputs.append(key)
     changed = stale(Path(repo.root_dir), files, lock)
     if inputs := list(dict.fromkeys([*inputs, *(path for path in changed if path not in lock.writers)])):
-        notes.append(f"{label}: changed since the run that {LOCK} records: {shortened(inputs)}; `dvc repro` there")
+        notes.append(f"{label}: changed since the run that {LOCK} records: {listed(inputs, SHOWN)}; `dvc repro` there")
     if outputs := [path for path in changed if path in lock.writers]:
-        notes.append(f"{label}: does not match {LOCK}: {shortened(outputs)}; edited by hand, or damaged")
+        notes.append(f"{label}: does not match {LOCK}: {listed(outputs, SHOWN)}; edited by hand, or damaged")
     notes += [
         f"{label}: in {LOCK}, {stage} read another {dep.path} than {writer} wrote: edited by hand, or not all stages "
         "ran; `dvc repro` there"
@@ -244,11 +246,6 @@ def _with_files(repo: Any, side: Revision) -> Iterator[LockedFile]:
             with suppress(OSError, BadObjectError):
                 listed = objects.folder_list(Path(repo.cache.local.oid_to_path(out.md5)).read_bytes(), out.md5)
                 yield from (LockedFile(path=f"{out.path}/{file.path}", md5=file.md5) for file in listed)
-
-
-def shortened(names: Sequence[str]) -> str:
-    """The first three names of a list, and the number of the others."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def fetch(repo: Any, out: LockedFile) -> tuple[bytes, list[str]]:

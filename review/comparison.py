@@ -50,9 +50,8 @@ def read(
 
     records: the seeds of both, if not those that are recorded; None: the two trained models decide.
     """
-    metrics = f"{paths.TEST_METRICS.parent.as_posix()}/*.json"
     with git_revisions.repository() as repo:
-        sides = [git_revisions.read(repo, name, paths.PARAMS.as_posix(), metrics) for name in (a, b)]
+        sides = [git_revisions.read(repo, name) for name in (a, b)]
         found = [predictions.load(repo, side, paths.PREDICTIONS.as_posix()) for side in sides]
         if records == "recorded":
             records = record.read(repo, sides[0]), record.read(repo, sides[1])

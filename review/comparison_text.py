@@ -49,18 +49,18 @@ def markdown(document: dict[str, Any]) -> str:
     """GitHub's Markdown; the verdict comes first. Names and values are code, so they cannot be markup or mentions."""
     verdict = document["verdict"]
     text = verdict["text"]
-    blocks = [f"### {heading(document, _code)}", f"{_text(text[:1].upper() + text[1:])}."]
+    blocks = [f"### {heading(document, code)}", f"{escaped(text[:1].upper() + text[1:])}."]
     if aside := one_model(document):
-        blocks.append(f"{_text(aside)}.")
-    blocks += [f"> Seeds not compared: {_text(why)}" for why in document["without_seeds"]]
-    blocks += [f"> {_text(note)}" for note in document["notes"]]
-    for title, frame, lines in _tables(document, _code):
+        blocks.append(f"{escaped(aside)}.")
+    blocks += [f"> Seeds not compared: {escaped(why)}" for why in document["without_seeds"]]
+    blocks += [f"> {escaped(note)}" for note in document["notes"]]
+    for title, frame, lines in _tables(document, code):
         sides = ["left" if name in LEFT else "right" for name in frame]
         rows = frame.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, colalign=sides)
         blocks.append("\n\n".join([f"**{title}**", rows if len(frame) else "none", *lines]))
     method = f" Method: {verdict['method']}." if verdict["method"] else ""
-    evidence = f" Results: {_text(document['evidence'])}."
-    blocks.append(f"A: {_code(side(document['a']))}, B: {_code(side(document['b']))}.{method}{evidence}")
+    evidence = f" Results: {escaped(document['evidence'])}."
+    blocks.append(f"A: {code(side(document['a']))}, B: {code(side(document['b']))}.{method}{evidence}")
     return "\n\n".join(blocks) + "\n"
 
 
@@ -177,12 +177,12 @@ def number(given: float | None, sign: str = "") -> str:
     return f"{given:{sign}.6g}" if abs(given) < 1e-4 else f"{given:{sign}.6f}".rstrip("0").removesuffix(".")
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """Text as code in Markdown, also inside table cells."""
     return "`" + printable(text).replace("\n", " ").replace("`", "'").replace("|", "\\|") + "`"
 
 
-def _text(text: str) -> str:
+def escaped(text: str) -> str:
     """A sentence in Markdown with its markup escaped; text between backticks stays code."""
     parts = printable(text).replace("\n", " ").split("`")
     if len(parts) % 2 == 0:  # an unpaired backtick

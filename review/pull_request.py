@@ -22,7 +22,7 @@ from integrity.rebuild import Output
 from review import comparison, comparison_text, options, significance, training
 from seeds.paths import PIPELINE
 from seeds.record import Record
-from stages.common import children, errors, files, paths
+from stages.common import children, errors, files, paths, text
 from stages.common.digests import md5, path_md5
 from stages.common.errors import UserError, one_line
 
@@ -42,7 +42,7 @@ def main(asked: argparse.Namespace) -> int:
         document, false = results(asked.base, asked.level, asked.rebuild, asked.seeds)
     except UserError as error:
         if asked.out:
-            reason = comparison_text._text(str(error))
+            reason = comparison_text.escaped(str(error))
             files.write_text(asked.out, f"### What this branch gives could not be told\n\n{reason}\n")
         raise
     print("\n" + comparison_text.table(document), end="", flush=True)
@@ -198,10 +198,9 @@ def run_again(root: Path, names: Sequence[str], ran: Sequence[str], environment:
     """
     lock = rebuild.lock((root / LOCK).read_bytes(), "the work tree")
     again = [name for name in names if name not in ran]
-    wrote = {out.path: name for name, stage in lock.stages.items() for out in stage.outs}
     deps = [dep for name in again if name in lock.stages for dep in lock.stages[name].deps]
     for dep in {dep.path: dep for dep in deps}.values():
-        if dep.path in wrote and wrote[dep.path] not in again and path_md5(root, dep.path) != dep.md5:
+        if (writers := lock.writers.get(dep.path)) and writers[-1] not in again and path_md5(root, dep.path) != dep.md5:
             raise UserError(
                 f"{dep.path} is not what {LOCK} names, and DVC takes it for that: `make doctor` prints the fix"
             )
@@ -348,7 +347,7 @@ def rebuild_if_missing(repo: Any, root: Path, cache: str, start: str) -> list[st
     A note on which of the two. If its stages fail, the counts in Git are compared. Raises UserError for a revision
     without metrics, or with none but false ones.
     """
-    side = revisions.read(repo, start, paths.PARAMS.as_posix(), f"{paths.TEST_METRICS.parent.as_posix()}/*.json")
+    side = revisions.read(repo, start)
     out = side.outs.get(paths.PREDICTIONS.as_posix())
     if out is None or side.commit is None:
         return []
@@ -397,9 +396,8 @@ def trained(start: str, seeds: int, force: bool) -> tuple[Record, Record, list[s
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names in a row, the first few of them."""
-    names = list(dict.fromkeys(names))
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    """Names in a row, each once, the first few of them."""
+    return text.listed(dict.fromkeys(names), SHOWN)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from review.results import Results
 from seeds import record
 from stages.common import errors, files, paths
 from stages.common.errors import UserError
+from stages.common.text import listed
 from stages.dataset import data_card, packed
 from stages.dataset.packed import Split
 
@@ -130,14 +131,13 @@ def provenance(repo: Any) -> list[tuple[str, str]]:
     root = Path(repo.root_dir)
     branch = os.fsdecode(git.run(root, "branch", "--show-current")).strip()
     changed = sorted(os.fsdecode(git.run(root, "diff", "--name-only", "--relative", "-z", "HEAD")).split("\0")[:-1])
-    more = f" and {len(changed) - MOST_CHANGED} more" if len(changed) > MOST_CHANGED else ""
     lock = root / LOCK
     return [
         ("commit", revisions.resolve(repo, "HEAD")),
         ("branch", branch or "none (a detached HEAD)"),
         (
             "changed since",
-            ", ".join(changed[:MOST_CHANGED]) + more or "nothing: the files in Git are those of the commit",
+            listed(changed, MOST_CHANGED) or "nothing: the files in Git are those of the commit",
         ),
         ("dvc.lock, SHA-256", hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else "missing"),
     ]

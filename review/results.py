@@ -54,7 +54,7 @@ class Results:
 
 def read(repo: Any, name: str | None) -> Results:
     """Read a revision; None: the work tree. Raises UserError if there is no such revision, or nothing measured."""
-    side = revisions.read(repo, name, paths.PARAMS.as_posix(), f"{paths.TEST_METRICS.parent.as_posix()}/*.json")
+    side = revisions.read(repo, name)
     missing: list[str] = []
 
     def kept(path: str, parse: Callable[[bytes, str], T]) -> T | None:

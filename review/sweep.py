@@ -82,7 +82,7 @@ def read(repo: Any, baseline: str, names: str) -> list[Revision]:
             "--rev reads those of another commit"
         )
     metrics = paths.TRAIN_METRICS.as_posix()
-    return [revisions.read(repo, commit, paths.PARAMS.as_posix(), metrics, name) for name, commit in matching]
+    return [revisions.read(repo, commit, name, metrics) for name, commit in matching]
 
 
 def summary(runs: list[Revision], metric: str, level: float) -> dict[str, Any]:
@@ -187,10 +187,10 @@ def text(document: dict[str, Any]) -> str:
 
 def markdown(document: dict[str, Any]) -> str:
     """The same in GitHub's Markdown."""
-    table = frame(document, comparison_text._code)
+    table = frame(document, comparison_text.code)
     blocks = [table.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, stralign="right")]
-    blocks += [f"> {comparison_text._text(note)}" for note in document["notes"]]
-    return "\n\n".join([*blocks, comparison_text._text(legend(document))]) + "\n"
+    blocks += [f"> {comparison_text.escaped(note)}" for note in document["notes"]]
+    return "\n\n".join([*blocks, comparison_text.escaped(legend(document))]) + "\n"
 
 
 def frame(document: dict[str, Any], shown_as: Callable[[str], str]) -> pd.DataFrame:

@@ -13,10 +13,8 @@ from review.sequential import Look
 from seeds import record
 from seeds.paths import PIPELINE
 from seeds.record import Record
-from stages.common import children, paths
+from stages.common import children
 from stages.common.errors import UserError
-
-METRICS = f"{paths.TEST_METRICS.parent.as_posix()}/*.json"
 
 
 def show(line: str) -> None:
@@ -34,7 +32,7 @@ class Side(NamedTuple):
     def recorded(self) -> Record:
         """The seeds that are there, as `seeds.record.read` gives them. Raises UserError."""
         with contextlib.chdir(self.folder), revisions.repository() as repo:
-            return record.read(repo, revisions.read(repo, None, paths.PARAMS.as_posix(), METRICS, self.name))
+            return record.read(repo, revisions.read(repo, None, self.name))
 
     def trained(self, seeds: int, force: bool = False) -> Record:
         """As `recorded`, after training whatever is missing of so many seeds; more are fine. Raises UserError.

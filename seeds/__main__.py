@@ -14,7 +14,7 @@ from integrity import rebuild, revisions
 from integrity.dvc_lock import parse_lock
 from seeds import record
 from seeds.paths import CHOSEN, COLLECTED, LOCK, PIPELINE, PREDICTIONS, ROWS
-from stages.common import children, errors, files, paths
+from stages.common import children, errors, files
 from stages.common.errors import UserError
 
 MAX_SEEDS = 1000
@@ -50,8 +50,7 @@ def up_to_date() -> int:
     """How many seeds are recorded and up to date: they stay, however few are requested."""
     try:
         with revisions.repository() as repo:
-            side = revisions.read(repo, None, paths.PARAMS.as_posix(), f"{paths.TEST_METRICS.parent.as_posix()}/*.json")
-            return len(record.read(repo, side).rows)
+            return len(record.read(repo, revisions.read(repo, None)).rows)
     except UserError:  # nothing measured yet
         return 0
 

@@ -19,6 +19,7 @@ from seeds.run import text
 from stages.common import params, paths
 from stages.common.digests import md5
 from stages.common.errors import UserError
+from stages.common.text import listed
 from stages.evaluate.scores import Floats
 
 STAGE = re.compile("seed@([0-9]{1,9})")
@@ -77,7 +78,7 @@ def _read(repo: Any, side: Revision) -> Record:
     if len(done) < len(chosen):
         raise UserError(f"{len(done)} of {len(chosen)} seeds are trained; {again} goes on")
     if changed := _changed(repo, side, [trained[seed] for seed in chosen]):
-        raise UserError(f"its seeds are stale: trained before {revisions.shortened(changed)} changed; {again}")
+        raise UserError(f"its seeds are stale: trained before {listed(changed, revisions.SHOWN)} changed; {again}")
 
     given: Any = revisions.parse_json(content[COLLECTED] or b"{}", str(COLLECTED)).get("seeds")
     rows = _rows(given)

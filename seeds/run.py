@@ -29,7 +29,8 @@ def main() -> None:
         raise UserError(f"usage: python -m seeds.run SEED; given: {' '.join(sys.argv[1:])[:80]!r}")
     seed = int(sys.argv[1])
     with errors.one_stage_at_a_time():
-        folder = prepare(params.load(paths.PARAMS), seed)
+        folder = paths.RUNS / "seeds" / str(seed)
+        prepare(folder, params.load(paths.PARAMS), seed, paths.PROCESSED.resolve())
         for stage in STAGES:
             run(stage, seed, folder)
         files.write_bytes(PREDICTIONS / f"{seed}.csv", (folder / paths.PREDICTIONS).read_bytes())
@@ -37,16 +38,14 @@ def main() -> None:
         shutil.rmtree(folder)
 
 
-def prepare(values: dict[str, Any], seed: int) -> Path:
-    """Make the folder that the stages run in: the parameters with this seed, and a link to the data; returns it."""
-    folder = paths.RUNS / "seeds" / str(seed)
+def prepare(folder: Path, values: dict[str, Any], seed: int, processed: Path) -> None:
+    """Make the folder that the stages run in: the parameters with this seed, and a link to the prepared data."""
     changed = {**values, "train": {**values["train"], "seed": seed}}
     files.write_text(folder / paths.PARAMS, yaml.safe_dump(changed, sort_keys=False))
     data = folder / paths.PROCESSED
     data.parent.mkdir(parents=True, exist_ok=True)
     data.unlink(missing_ok=True)
-    data.symlink_to(paths.PROCESSED.resolve(), target_is_directory=True)
-    return folder
+    data.symlink_to(processed, target_is_directory=True)
 
 
 def run(stage: str, seed: int, folder: Path) -> None:

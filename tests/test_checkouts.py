@@ -157,7 +157,7 @@ def test_the_answer_is_the_same_everywhere(
     folder = PLACES[kind](project, tmp_path)
     assert compared(folder, monkeypatch, capsys) == expected
     with revisions.repository() as repo:
-        side = revisions.read(repo, None, "params.yaml", "metrics/*.json")
+        side = revisions.read(repo, None)
     assert list(side.metrics) == ["metrics/evaluate.json"]
     assert side.notes == []
     text = page(folder, tmp_path / "page.html", monkeypatch)

@@ -95,7 +95,7 @@ def test_another_machine_setting_runs_nothing_and_is_no_difference(
     here: Clone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with revisions.repository() as repo:
-        before = revisions.read(repo, None, "params.yaml", "metrics/*.json")
+        before = revisions.read(repo, None)
     for key, value in OTHER_MACHINE.items():
         here.set(f"machine.{key}", str(value))
         monkeypatch.setenv(f"MACHINE_{key.upper()}", str(value))
@@ -103,7 +103,7 @@ def test_another_machine_setting_runs_nothing_and_is_no_difference(
     with Repo() as repo:
         assert repo.status() == {}
     with revisions.repository() as repo:
-        assert revisions.read(repo, None, "params.yaml", "metrics/*.json") == before
+        assert revisions.read(repo, None) == before
 
 
 def test_a_wrong_machine_setting_is_one_line_where_a_stage_reads_it(
@@ -222,7 +222,7 @@ def test_parameters_that_no_stage_uses_are_read_by_none(here: Clone) -> None:
     """`check` reads all; what is compared are results, and none depends on the value of a block that is not chosen."""
     here.set("models.cnn.hidden", "64")
     with revisions.repository() as repo:
-        tree = revisions.read(repo, None, "params.yaml", "metrics/*.json")
+        tree = revisions.read(repo, None)
     assert tree.params is not None
     assert tree.params["models.cnn.hidden"] == 64
     assert tree.read_by["models.mlp.hidden"] == ["train"]

@@ -23,7 +23,6 @@ from review import compare, comparison
 from seeds import __main__ as seeds_program
 from seeds import collect, paths, record
 from stages.common import children
-from stages.common import paths as stage_paths
 from stages.train.options import Train
 from tests import in_process
 from tests.imports import ROOT, closure
@@ -244,7 +243,7 @@ def read(project: Project, rev: str | None = None) -> record.Record:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project.path)
         with revisions.repository() as repo:
-            side = revisions.read(repo, rev, stage_paths.PARAMS.as_posix(), "metrics/*.json")
+            side = revisions.read(repo, rev)
             return record.read(repo, side)
 
 

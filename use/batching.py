@@ -11,9 +11,8 @@ from stages.network.device import Map
 from use.classifier import Classifier, Logs
 from use.prepare import Pixels
 
-PART = (
-    16  # pictures computed at once, as inference.PART: a lone picture waits for so many. 2 ms for the default network
-)
+# Pictures computed at once, as inference.PART: a lone picture waits for so many, 2 ms for the default network.
+PART = 16
 MOST = 256  # pictures of a batch
 
 

@@ -9,10 +9,9 @@ import argparse
 import importlib.util
 import ipaddress
 import os
-import resource
 import socket
 
-from stages.common import errors, paths
+from stages.common import errors, machine, paths
 from stages.common.errors import UserError
 
 VARIABLE = "SERVE_TOKEN"
@@ -27,7 +26,7 @@ def main() -> None:
         raise UserError("needs the packages of requirements-serve.txt: `make serve` installs them, and serves")
     token = os.environ.get(VARIABLE)
     address = checked_address(arguments.host, token)
-    allow_connections()
+    machine.allow_open_files(OPEN_FILES)  # each connection is one
     with listening(address, arguments.port) as listener:
         import uvicorn
 
@@ -41,13 +40,6 @@ def main() -> None:
         shown = f"[{host}]" if ":" in host else host
         print(f"listening on http://{shown}:{port}{'/#token=…' if token else ''} (Ctrl-C ends it)", flush=True)
         uvicorn.Server(config).run(sockets=[listener])
-
-
-def allow_connections() -> None:
-    """Let this process open as many files as the system lets it: each connection is one."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    wanted = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -105,9 +105,7 @@ def read(name: str) -> bytes:
     try:
         path = Path(name)
         if not stat.S_ISREG(path.stat().st_mode):
-            raise UnreadablePictureError(
-                "not a file"
-            )  # but a folder, a pipe or a device, which could be read without end
+            raise UnreadablePictureError("not a file")  # but a folder, a pipe or a device: it may have no end
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a null character in the name

@@ -89,6 +89,25 @@ class Group:
         return subprocess.CompletedProcess(process.args, process.returncode, output, error_output)
 
 
+def end_with_the_parent() -> None:
+    """In a worker process of multiprocessing: leave the terminal's signals to the parent, and end when it is gone.
+
+    However the parent ended: after its SIGKILL a worker would wait forever, or for seconds.
+    """
+    import multiprocessing  # which programs that start no workers need not load
+
+    for name in ("SIGINT", "SIGHUP"):  # which a terminal sends to all of its processes
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if parent := multiprocessing.parent_process():
+
+        def watch() -> None:
+            parent.join()  # waits for the end of a pipe: neither polls nor comes too late
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
 run = Group().run  # for a program of its own: this group never ends
 
 

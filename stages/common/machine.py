@@ -70,6 +70,18 @@ def open_files() -> int | None:
     return None if limit == resource.RLIM_INFINITY else limit
 
 
+def allow_open_files(count: int) -> None:
+    """Raise `ulimit -n` to `count`, as far as this process may itself."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        allowed = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+
+
 def gigabytes(count: float) -> str:
     """A number of bytes for people."""
     return f"{count / 1e9:,.1f} GB"

@@ -17,7 +17,7 @@ from ruamel.yaml.events import AliasEvent
 from ruamel.yaml.reader import ReaderError
 
 from stages.common import paths
-from stages.common.errors import UserError
+from stages.common.errors import UserError, one_line
 from stages.common.text import nearest, shown
 
 MAX_BYTES = 1_000_000  # a params.yaml is a few kilobytes: a larger one is a mistake, and need not be parsed
@@ -106,16 +106,11 @@ def _parse(text: str) -> Any:
     except MarkedYAMLError as error:
         mark = error.problem_mark
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise _NotYaml(_one_line(error.problem or error.context), place) from None
+        raise _NotYaml(one_line(error.problem or error.context), place) from None
     # A scalar that looks like a number or a date and is none, such as 0x_ or 2024-02-31, and tags on other nodes than
     # theirs end in whatever Python says of them.
     except (YAMLError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, AssertionError) as error:
-        raise _NotYaml(_one_line(error)) from None
-
-
-def _one_line(error: object) -> str:
-    """A message without line breaks, and not much longer than a line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+        raise _NotYaml(one_line(error)) from None
 
 
 def section(values: dict[str, Any], key: str, schema: type[S]) -> S:

@@ -1,11 +1,18 @@
-"""Words for messages: keys as they are shown, and the right name nearest to a wrong one."""
+"""Words for messages: keys as they are shown, lists cut short, and the right name nearest to a wrong one."""
 
 import difflib
+from collections.abc import Iterable
 
 
 def shown(key: object) -> str:
     """A key as it stands in a line of text, which it may not break."""
     return str(key) if str(key).isprintable() else repr(key)
+
+
+def listed(items: Iterable[str], most: int, separator: str = ", ") -> str:
+    """The first `most` items, and the number of the others."""
+    items = list(items)
+    return separator.join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def nearest(name: str, known: list[str]) -> str:

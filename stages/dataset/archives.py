@@ -20,7 +20,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from stages.common.errors import UserError
+from stages.common.errors import UserError, one_line
 from stages.common.text import shown
 from stages.dataset.pictures import UnusablePictureError
 
@@ -78,8 +78,9 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except DAMAGED as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{path}: cannot be read as an archive ({reason}); cut off? Make or fetch it again") from None
+        raise UserError(
+            f"{path}: cannot be read as an archive ({one_line(error)}); cut off? Make or fetch it again"
+        ) from None
 
 
 def _checked(path: Path, name: str) -> str:

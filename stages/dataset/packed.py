@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import shutil
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +18,7 @@ import numpy.typing as npt
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from stages.common import files
+from stages.common import files, machine
 from stages.common.errors import UserError
 from stages.common.params import Section
 
@@ -131,7 +130,7 @@ class Split:
         self._arguments = (folder, image_shape, classes)
         self.image_shape = image_shape
         rows = _index(folder).shards
-        _allow_open_files(len(rows) + OPEN_FILES)
+        machine.allow_open_files(len(rows) + OPEN_FILES)  # each memory map keeps its file open
         opened = [_open(folder / shard_name(number), row, image_shape) for number, row in enumerate(rows)]
         self.shards: list[Images] = [images for images, _ in opened]  # read-only
         self.labels: Labels = np.concatenate([np.zeros(0, dtype=np.int64), *(labels for _, labels in opened)])
@@ -216,15 +215,3 @@ def _open(path: Path, row: Row, image_shape: Shape) -> tuple[Images, Labels]:
         begin = 8 + length + json.loads(file.read(length))["images"]["data_offsets"][0]
         images = np.memmap(file, np.uint8, "r", begin, (row.images, *image_shape))
     return images.view(np.ndarray), labels
-
-
-def _allow_open_files(count: int) -> None:
-    """Raise this process's limit of open files, as far as it may itself: each memory map keeps its file open."""
-    if sys.platform == "win32":
-        return
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < count:
-        allowed = count if hard == resource.RLIM_INFINITY else min(count, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from PIL.Image import Resampling, Transpose
 
+from stages.common.errors import one_line
 from stages.common.preparation import Preparation
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
@@ -148,8 +149,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         pixels = "".join(character for character in str(error).partition(" pixels")[0] if character.isdigit())
         return f"{int(pixels):,} pixels; at most {MAX_PIXELS:,} are decoded"
-    text = " ".join(str(error).split())[:200] or type(error).__name__
-    return f"damaged ({text})"
+    return f"damaged ({one_line(error)})"
 
 
 def _fitted(image: Image.Image, preparation: Preparation, turned: bool) -> Image.Image:

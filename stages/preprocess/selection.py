@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from stages.common import paths
 from stages.common.errors import UserError
-from stages.common.text import shown
+from stages.common.text import listed, shown
 from stages.dataset.folder import Listing, Part, Picture
 from stages.preprocess.options import PATH, Preprocess
 from stages.preprocess.split import drawn
@@ -77,12 +77,9 @@ def conflicts(
     pictures = listing.pictures
     groups = [group for group in copies.values() if len({pictures[position].label for position in group}) > 1]
     if groups and on_conflict == "error":
-        examples = "; ".join(
-            " = ".join(shown(pictures[position].name) for position in group) for group in groups[:SHOWN]
-        )
-        more = f" and {len(groups) - SHOWN} more" if len(groups) > SHOWN else ""
+        same = (" = ".join(shown(pictures[position].name) for position in group) for group in groups)
         raise UserError(
-            f"the same picture in several classes: {examples}{more}; remove the wrong ones, or set "
+            f"the same picture in several classes: {listed(same, SHOWN, '; ')}; remove the wrong ones, or set "
             f"preprocess.on_conflict: drop, which leaves all of them out"
         )
     return sorted(position for group in groups for position in group)
@@ -131,9 +128,8 @@ def small_classes(listing: Listing, parts: Mapping[Part, Sequence[int]], options
             f"{' and '.join(missing)})"
             for label, missing in lacking.items()
         ]
-        more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
         raise UserError(
-            f"classes that are not in every part: {', '.join(rows[:SHOWN])}{more}; add pictures, set larger fractions "
+            f"classes that are not in every part: {listed(rows, SHOWN)}; add pictures, set larger fractions "
             "or another preprocess.seed, or preprocess.small_classes: drop"
         )
     return set(lacking)

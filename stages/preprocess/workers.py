@@ -2,10 +2,7 @@
 
 import itertools
 import multiprocessing
-import os
-import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +12,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from stages.common import children
 from stages.common.errors import UserError
 
 A = TypeVar("A")
@@ -22,7 +20,6 @@ B = TypeVar("B")
 
 AHEAD = 4  # batches per process that are under way or wait to be fetched: bounds the memory
 LINE_SECONDS = 10  # between two lines where the output is no terminal
-WATCH_SECONDS = 1  # between two looks of a worker at whether its parent is alive
 
 
 def in_order(
@@ -40,7 +37,7 @@ def in_order(
         return
     # Not forked: this process has threads, and may have a lock that a copy must not hold.
     context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(processes, mp_context=context, initializer=_begin_worker, initargs=(os.getpid(),))
+    executor = ProcessPoolExecutor(processes, mp_context=context, initializer=children.end_with_the_parent)
     try:
         waiting = deque(executor.submit(function, each) for each in itertools.islice(batches, AHEAD * processes))
         while waiting:
@@ -58,18 +55,6 @@ def in_order(
 def _batches(items: Iterator[A], size: int) -> Iterator[list[A]]:
     while batch := list(itertools.islice(items, size)):
         yield batch
-
-
-def _begin_worker(parent: int) -> None:
-    """Leave Ctrl-C to the parent, and never outlive it: not even after its SIGKILL."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(WATCH_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def progress(items: Iterable[A], name: str, total: int, done: int = 0) -> Iterator[A]:

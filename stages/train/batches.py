@@ -5,11 +5,9 @@ from them. Here the sampler draws the positions of a whole batch, and the Datase
 """
 
 import multiprocessing
-import os
 import shutil
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from stages.common import machine, paths
+from stages.common import children, machine, paths
 from stages.common.errors import UserError
 from stages.dataset.packed import Split
 from stages.train.seeds import ORDER, seed_for
@@ -131,22 +129,9 @@ def _as_it_is(batch: Any) -> Any:
     return batch  # whole already: nothing to stack
 
 
-def _end_with_the_parent(worker: int) -> None:
-    """Leave signals to the parent, and end when it is gone, however it ended.
-
-    torch asks every five seconds whether the parent is there, and never while the pipe to it is full: a worker whose
-    parent was killed would wait for ever.
-    """
-    for name in ("SIGINT", "SIGHUP"):  # which a terminal sends to all of its processes
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if parent := multiprocessing.parent_process():
-
-        def watch() -> None:
-            parent.join()  # waits for the end of a pipe: neither polls nor comes too late
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True).start()
+def _begin_worker(worker: int) -> None:
+    # torch asks every five seconds whether the parent is there, and never while the pipe to it is full.
+    children.end_with_the_parent()
 
 
 class Batches:
@@ -173,7 +158,7 @@ class Batches:
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             timeout=WAIT_SECONDS if num_workers else 0,
-            worker_init_fn=_end_with_the_parent,
+            worker_init_fn=_begin_worker,
         )
         self._stop, self._started = stop, False
 

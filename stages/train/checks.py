@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from stages.common import machine, paths
-from stages.common.errors import UserError
+from stages.common.errors import UserError, one_line
 from stages.dataset.data_card import DataCard
 from stages.network import device, models
 from stages.train import shards
@@ -63,10 +63,9 @@ def check_image_size(outline: nn.Module, shape: models.Shape, architecture: str)
     try:
         outline.eval()(torch.empty((1, *shape), dtype=torch.uint8, device="meta"))
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{paths.PARAMS}: models.torchvision.architecture is {architecture}, for which images of {shape[1]} x "
-            f"{shape[2]} pixels are too small ({reason}): set another architecture, or use larger images"
+            f"{shape[2]} pixels are too small ({one_line(error)}): set another architecture, or use larger images"
         ) from None
 
 
