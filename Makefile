@@ -88,4 +88,8 @@ lock: ## pin the dependencies of pyproject.toml with uv (ARGS=--upgrade for the 
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet $(ARGS) \
 		--group serve -c requirements.txt -o requirements-serve.txt
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet $(ARGS) \
+		--group export -c requirements.txt -o requirements-export.txt
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet $(ARGS) \
+		--group search -c requirements.txt -o requirements-search.txt
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet $(ARGS) \
 		--group dev -c requirements.txt -o requirements-dev.txt
