@@ -66,6 +66,14 @@ def training() -> tuple[nn.Module, Tensor, int, Callable[[int, device.Map], None
         once = options.model_copy(update={**plain, "shards": shard_count})
         trainer = Trainer(model, optimizer, Recipe.of(chosen._replace(train=once), STEPS), parallel)
         with contextlib.redirect_stdout(None):
-            fit(trainer, batches, (images[:0], labels[:0]), Checkpoints("none", every_seconds=1e9), STEPS, stop)
+            fit(
+                trainer,
+                batches,
+                (images[:0], labels[:0]),
+                Checkpoints("none", every_seconds=1e9),
+                STEPS,
+                stop,
+                lambda history: None,
+            )
 
     return model, images, options.shards, train

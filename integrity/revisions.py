@@ -22,6 +22,7 @@ from integrity.snapshots import MAX_HASHED_BYTES, Commit, WorkTree
 from stages.common import machine_settings, params, paths
 from stages.common.digests import md5, path_md5
 from stages.common.errors import UserError, one_line, printable
+from stages.common.paths import UNFINISHED
 from stages.common.text import listed, nearest
 
 WORK_TREE = "work tree"
@@ -139,6 +140,11 @@ def read(repo: Any, name: str | None, label: str | None = None, metrics_pattern:
     metrics = {path: parse_json(contents[path], f"{label}: {path}") for path in names}
     if not metrics:
         raise UserError(f"{label}: no {metrics_pattern}; run `dvc repro` there, and commit what it writes")
+    notes += [
+        f"{label}: {path}: of a run that did not finish ({metrics[path][UNFINISHED]}); `dvc repro` there"
+        for path in metrics
+        if UNFINISHED in metrics[path]
+    ]
     values = None
     if params_path in contents:
         values = flatten(_yaml(contents[params_path], f"{label}: {params_path}"), f"{label}: {params_path}")

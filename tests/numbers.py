@@ -82,7 +82,15 @@ def digest(chosen: train_params.Chosen, target: torch.device, threads: int, side
     optimizer = OPTIMIZERS[options.optimizer](model.parameters(), **chosen.optimizer_options)
     with device.in_parallel(target, threads) as parallel:
         trainer = Trainer(model, optimizer, Recipe.of(chosen, len(batches)), parallel)
-        fit(trainer, batches, (images[:20], labels[:20]), Checkpoints("none", every_seconds=1e9), 1, stop)
+        fit(
+            trainer,
+            batches,
+            (images[:20], labels[:20]),
+            Checkpoints("none", every_seconds=1e9),
+            1,
+            stop,
+            lambda history: None,
+        )
         weights, history = trainer.best_weights, trainer.history
         rows = predict(model, images, output, target, parallel)
     log_p = rows.numpy()

@@ -110,7 +110,7 @@ def train(
     kept = checkpoints or Checkpoints("none", every_seconds=1e9)
     with one_thread_an_operation(), device.in_parallel(torch.device("cpu"), threads) as parallel:
         trainer = Trainer(network, update, recipe, parallel)
-        fit(trainer, batches, toy(validation, seed=2), kept, log_every_steps, stop)
+        fit(trainer, batches, toy(validation, seed=2), kept, log_every_steps, stop, lambda history: None)
     weights, history = trainer.best_weights, trainer.history
     network.load_state_dict(weights)
     unseen, truth = toy(300, seed=3)

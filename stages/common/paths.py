@@ -25,6 +25,7 @@ PREDICTIONS = Path("data/predictions.csv")
 
 DATA_METRICS = Path("metrics/data.json")
 TRAIN_METRICS = Path("metrics/train.json")
+UNFINISHED = "unfinished"  # a key of it, until the run has ended: "epoch 2 of 5"
 TEST_METRICS = Path("metrics/evaluate.json")
 TRAINING_CURVES = Path("metrics/plots/training.csv")
 CONFUSION = Path("metrics/plots/confusion.csv")
@@ -36,4 +37,5 @@ ENVIRONMENT = Path("metrics/environment")  # STAGE.json: in Git beside the metri
 
 RUNS = Path("runs")  # what a run took and where it ran: ignored by Git and by DVC
 RESUME = RUNS / "resume"  # what a killed run resumes from
+PROGRESS = RUNS / "progress.json"  # the epoch of the run that trains here
 LOCK = RUNS / "stage.lock"  # held by the stage that is at work

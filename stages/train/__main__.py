@@ -3,7 +3,6 @@
 import time
 from functools import partial
 
-import pandas as pd
 import torch
 from torch import nn
 
@@ -15,6 +14,7 @@ from stages.network.losses import OUTPUTS
 from stages.train import checkpoint, checks, options
 from stages.train.batches import Batches, PackedImages, ending_workers, in_memory
 from stages.train.checkpoint import Checkpoints
+from stages.train.live import Live, curves, metrics
 from stages.train.loop import fit
 from stages.train.optimizers import OPTIMIZERS
 from stages.train.options import Chosen
@@ -55,6 +55,7 @@ def main() -> None:
     torch.manual_seed(seed_for(train.seed, WEIGHTS))
     model = build().to(target)
     optimizer = OPTIMIZERS[train.optimizer](model.parameters(), **chosen.optimizer_options)
+    live = Live(models.parameter_count(model), train.epochs)
     checkpoints = Checkpoints(run_key(chosen, target), machine.checkpoint_every_seconds)
     loop_start = time.perf_counter()
     with (
@@ -72,11 +73,12 @@ def main() -> None:
             stop=stop,
         )
         trainer = Trainer(model, optimizer, Recipe.of(chosen, train.epochs * len(batches)), parallel)
-        fit(trainer, batches, (validation_images, validation_labels), checkpoints, machine.log_every_steps, stop)
+        fit(trainer, batches, (validation_images, validation_labels), checkpoints, machine.log_every_steps, stop, live)
     loop_seconds = round(time.perf_counter() - loop_start, 3)
 
     models.load_weights(model, trainer.best_weights)
     write(model, trainer.history, chosen, card)
+    live.end()
     checkpoints.delete()
     print(f"best epoch {best_epoch(trainer.history)} of {len(trainer.history)}, kept in {paths.MODEL}")
     outputs = (paths.MODEL, paths.TRAIN_METRICS, paths.TRAINING_CURVES)
@@ -104,12 +106,8 @@ def write(model: nn.Module, history: list[Row], chosen: Chosen, card: DataCard) 
         preparation=card.preparation,
     )
     model_file.write(paths.MODEL, model, spec)
-    curves = pd.DataFrame(history)
-    files.write_text(paths.TRAINING_CURVES, curves.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
-    best = history[best_epoch(history) - 1]
-    measured = {key: value for key, value in best.items() if key not in ("epoch", "lr")}
-    metrics = {"best_epoch": best["epoch"], "epochs_run": len(history), "parameters": models.parameter_count(model)}
-    files.write_json(paths.TRAIN_METRICS, {**metrics, **measured})
+    files.write_text(paths.TRAINING_CURVES, curves(history))
+    files.write_json(paths.TRAIN_METRICS, metrics(history, models.parameter_count(model)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from stages.common.errors import Interrupted
 from stages.network.inference import Images
 from stages.train.batches import Batches
 from stages.train.checkpoint import Checkpoints
-from stages.train.trainer import Trainer
+from stages.train.trainer import Row, Trainer
 
 LEARNS_WITHIN = 3  # epochs, after which a run that is no better than chance is told
 
@@ -26,10 +26,12 @@ def fit(
     checkpoints: Checkpoints,
     log_every_steps: int,
     stop: Callable[[], int | None],
+    on_epoch: Callable[[list[Row]], None],
 ) -> None:
     """Train until the trainer has finished. A run that was stopped or killed goes on from its last checkpoint.
 
     validation: images and labels; they may be empty. stop: returns the signal's number once one has come.
+    on_epoch: called with the trainer's history after each epoch.
     Raises UserError if the loss is not finite, and Interrupted, after writing a checkpoint, if told to stop.
     """
     epochs, steps, terminal = trainer.recipe.epochs, len(batches), sys.stderr.isatty()
@@ -62,6 +64,7 @@ def fit(
         line = f"{name} loss {row['train_loss']:.4f}"
         if "validation_loss" in row:
             line += f" validation loss {row['validation_loss']:.4f} accuracy {row['validation_accuracy']:.2%}"
+        on_epoch(trainer.history)
         print(f"{line} {speed:,.0f} images/s", flush=True)
         if "validation_loss" in row and row["epoch"] == min(LEARNS_WITHIN, epochs):
             warn_if_at_chance(max(row["validation_accuracy"] for row in trainer.history), validation[1])
