@@ -30,8 +30,11 @@ SEEDS = 5  # per side: then a difference of four standard deviations between see
 SHOWN = 6  # artifacts that are named where many differ
 REBUILD = {"evaluate": ["evaluate"], "train": ["train", "evaluate"], "all": []}  # --rebuild; []: every stage
 ROUNDING = 1e-3  # by which the following may differ on another processor, where no predicted class does
-ROUNDED_KEYS = ("loss", "calibration_error")  # of metrics, and whatever ends with _loss
-ROUNDED = (paths.PREDICTIONS, paths.RELIABILITY, paths.TEST_METRICS, paths.TRAIN_METRICS)
+# Of metrics, and whatever ends with _loss.
+CALIBRATION_KEYS = ("calibration_error", "calibration_error_low", "calibration_error_high", "temperature")
+ROUNDED_KEYS = ("loss", *CALIBRATION_KEYS)
+TABLES = (paths.PREDICTIONS, paths.RELIABILITY, paths.UNSCALED_RELIABILITY)
+ROUNDED = (*TABLES, paths.TEST_METRICS, paths.TRAIN_METRICS)
 REMEDY = "commit dvc.lock and metrics/ after `dvc repro`, and `dvc push`"
 
 
@@ -306,12 +309,14 @@ def rounded(repo: Any, root: Path, head: str, outputs: Sequence[Output]) -> bool
 
 
 def near_metrics(before: dict[str, Any], after: dict[str, Any]) -> bool:
-    """Whether two sets of metrics are the same but for losses and the calibration error, and these to within ROUNDING.
+    """Whether two sets of metrics are the same but for losses and calibration, and these to within ROUNDING.
 
     All else is counted, as is what is computed of counts: another processor gives the same.
     """
 
     def same(key: str, a: Any, b: Any) -> bool:
+        if key == "without_temperature" and isinstance(a, dict) and isinstance(b, dict):
+            return near_metrics(a, b)
         numbers = isinstance(a, int | float) and isinstance(b, int | float)
         return bool(a == b) or (numbers and (key in ROUNDED_KEYS or key.endswith("_loss")) and near(a, b))
 

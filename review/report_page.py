@@ -73,7 +73,7 @@ def page(
                 path: f"data:image/png;base64,{base64.b64encode(run.pictures[path]).decode()}" for path in run.pictures
             },
             confusion=confusion(run.confusion) if run.confusion else None,
-            reliability=reliability(run.reliability) if run.reliability is not None else None,
+            reliability=reliability(run.reliability, metrics) if run.reliability is not None else None,
             mistakes=mistakes(run.predictions.table) if run.predictions.table is not None else None,
             metrics=[(f"{Path(file).stem}: {key}", comparison_text.number(n)) for (file, key), n in metrics.items()],
             parameters=parameters(run),
@@ -305,12 +305,14 @@ def with_interval(correct: int, images: int) -> tuple[str, str]:
     return percent(correct / images), f"{100 * low:.1f} to {percent(high, 1)}"
 
 
-def reliability(found: pd.DataFrame) -> dict[str, Any]:
-    """How well calibrated the probabilities are, and accuracy by probability."""
+def reliability(found: pd.DataFrame, metrics: dict[tuple[str, str], float]) -> dict[str, Any]:
+    """How well calibrated the probabilities are, also without the temperature, and accuracy by probability."""
+    unscaled = metrics.get((paths.TEST_METRICS.as_posix(), "without_temperature.calibration_error"))
     error = scores.calibration_error(found) if found["images"].sum() else 0.0
     return {
         "confident": "under" if ((found["accuracy"] - found["confidence"]) * found["images"]).sum() > 0 else "over",
         "points": f"{100 * error:.2f}",
+        "unscaled_points": f"{100 * unscaled:.2f}" if unscaled is not None else "",
         "rows": [
             (
                 f"{row.low:.3f} to {row.high:.3f}",

@@ -168,7 +168,15 @@ DATA: dict[str, tuple[set[Path], set[Path]]] = {
     ),
     "evaluate": (
         {paths.TEST, paths.DATA_CARD, paths.MODEL},
-        {paths.PREDICTIONS, paths.TEST_METRICS, paths.CONFUSION, paths.RELIABILITY, paths.OVERVIEW, paths.WORST},
+        {
+            paths.PREDICTIONS,
+            paths.TEST_METRICS,
+            paths.CONFUSION,
+            paths.RELIABILITY,
+            paths.UNSCALED_RELIABILITY,
+            paths.OVERVIEW,
+            paths.WORST,
+        },
     ),
 }
 

@@ -16,14 +16,16 @@ from stages.evaluate import figures, scores
 from tests.imports import ROOT
 
 
-def overview(classes: int = 3, images: int = 500) -> bytes:
+def overview(classes: int = 3, images: int = 500, unscaled: bool = True) -> bytes:
     random = np.random.default_rng(0)
     labels = random.integers(0, classes, images)
     confidences = random.uniform(1 / classes, 1, images)
     predictions = np.where(random.uniform(size=images) < confidences, labels, random.integers(0, classes, images))
     table = scores.reliability(confidences, predictions == labels, 15)
     names = [f"T-shirt/top {number}" for number in range(classes)]
-    return figures.overview(scores.confusion(labels, predictions, classes), names, table, "a title", 0.01)
+    matrix = scores.confusion(labels, predictions, classes)
+    before = scores.reliability(confidences**0.5, predictions == labels, 15) if unscaled else None
+    return figures.overview(matrix, names, table, before, "a title")
 
 
 def worst(count: int = 7, channels: int = 1) -> bytes:
@@ -66,6 +68,15 @@ def test_the_environment_changes_no_byte() -> None:
 
     others = {"SOURCE_DATE_EPOCH": "1", "MPLBACKEND": "svg", "TZ": "Asia/Tokyo"}
     assert drawn(FREETYPE_PROPERTIES="truetype:interpreter-version=35", **others) == drawn()
+
+
+def test_both_calibrations_are_drawn() -> None:
+    def orange_pixels(content: bytes) -> int:
+        pixels = np.asarray(picture(content).convert("RGB")).astype(int)
+        return int((np.abs(pixels - (0xD5, 0x5E, 0x00)).sum(axis=2) < 60).sum())
+
+    assert orange_pixels(overview(unscaled=True)) > 100
+    assert orange_pixels(overview(unscaled=False)) == 0
 
 
 @pytest.mark.parametrize("classes", [2, 10, 50])

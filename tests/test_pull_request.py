@@ -571,8 +571,11 @@ def test_what_rounding_excuses(path: str, old: str, new: str, false: bool, branc
         ({"accuracy_low": 0.9}, {"accuracy_low": 0.9001}, False),
         ({"classes": [{"f1": 0.9}]}, {"classes": [{"f1": 0.9001}]}, False),
         ({"macro": {"loss": 0.9}}, {"macro": {"loss": 0.9001}}, False),
+        ({"without_temperature": {"loss": 0.9}}, {"without_temperature": {"loss": 0.9001}}, True),
+        ({"without_temperature": {"loss": 0.9}}, {"without_temperature": {"loss": 0.9021}}, False),
+        ({"without_temperature": {"loss": 0.9}}, {"without_temperature": 0.9}, False),
     ],
-    ids=["loss", "others", "too far", "text", "gone", "accuracy", "interval", "class", "inside"],
+    ids=["loss", "others", "too far", "text", "gone", "accuracy", "interval", "class", "inside", *["temperature"] * 3],
 )
 def test_metrics_that_rounding_explains(before: dict[str, Any], after: dict[str, Any], same: bool) -> None:
     assert pull_request.near_metrics(before, after) == same

@@ -305,7 +305,10 @@ def run(classes: list[str], name: str = "work tree", images: int = 300, seed: in
         params={**evil, "seed": seed},
         read_by={EVIL: [EVIL]},
         metrics={
-            paths.TEST_METRICS.as_posix(): {"accuracy": 0.7, "errors": 90, "images": images, EVIL: 1.0, "loss": "x"}
+            paths.TEST_METRICS.as_posix(): {
+                **{"accuracy": 0.7, "errors": 90, "images": images, EVIL: 1.0, "loss": "x"},
+                "without_temperature": {"calibration_error": 0.1234},
+            }
         },
         outs={},
         ran_with=evil,
@@ -362,6 +365,10 @@ def test_other_classes_on_the_other_side_have_no_verdict() -> None:
     assert "work tree against other: not comparable" in text
     assert "other has 3 classes, work tree has 2" in text
     assert "fixed" not in text
+
+
+def test_calibration_is_told_with_and_without_the_temperature() -> None:
+    assert "12.34 without the temperature that was fitted on validation" in page_of(run(["a", "b"]))
 
 
 def test_a_run_without_mistakes() -> None:

@@ -283,10 +283,31 @@ def test_without_a_validation_part(bench: Workbench) -> None:
     bench.run(*ALL)
     trained = json.loads(paths.TRAIN_METRICS.read_text(encoding="utf-8"))
     assert trained["best_epoch"] == 4
+    assert trained["temperature"] == 1
     assert "validation_accuracy" not in trained
+    assert "without_temperature" not in json.loads(paths.TEST_METRICS.read_text(encoding="utf-8"))
+    assert paths.UNSCALED_RELIABILITY.read_bytes() == paths.RELIABILITY.read_bytes()
     bench.values["train"]["early_stopping_patience_epochs"] = 2
     with pytest.raises(UserError, match="there is no validation part to stop on; allowed: 0, or a preprocess.valid"):
         bench.run(train_stage)
+
+
+def test_a_temperature_is_fitted_on_validation_and_changes_no_prediction(bench: Workbench) -> None:
+    bench.values["train"]["epochs"] = 1
+    bench.values["optimizers"]["adam"]["lr"] = 0.0005  # so that it still makes mistakes
+    bench.run(*ALL)
+    fitted = json.loads(paths.TRAIN_METRICS.read_text(encoding="utf-8"))["temperature"]
+    assert fitted < 1  # one epoch and label smoothing leave a network less confident than it is right
+    model, spec = model_file.read(paths.MODEL)
+    assert model_file.temperature(model) == pytest.approx(fitted)
+    scaled = json.loads(paths.TEST_METRICS.read_text(encoding="utf-8"))
+    rows = pd.read_csv(paths.PREDICTIONS)
+    model_file.write(paths.MODEL, model, spec)
+    bench.run(evaluate)
+    assert pd.read_csv(paths.PREDICTIONS)["prediction"].equals(rows["prediction"])
+    unscaled = json.loads(paths.TEST_METRICS.read_text(encoding="utf-8"))
+    assert scaled["without_temperature"] == pytest.approx({key: unscaled[key] for key in scaled["without_temperature"]})
+    assert scaled["loss"] < unscaled["loss"]
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "nll", "mse", "bce"])

@@ -95,7 +95,7 @@ def test_networks_that_do_not_fit_the_images(change: dict[str, Any], expected: s
 def small_model(name: Name = "cnn") -> tuple[torch.nn.Sequential, Spec]:
     torch.manual_seed(0)
     spec = Spec(
-        format=1, model=name, options=OPTIONS[name], image_shape=[1, 8, 8], classes=["a", "b"], output="softmax"
+        format=3, model=name, options=OPTIONS[name], image_shape=[1, 8, 8], classes=["a", "b"], output="softmax"
     )
     return models.build(name, OPTIONS[name], (1, 8, 8), 2, [0.4], [0.3]).eval(), spec
 
@@ -104,11 +104,12 @@ def small_model(name: Name = "cnn") -> tuple[torch.nn.Sequential, Spec]:
 def test_a_model_comes_back_and_is_the_same_bytes_twice(name: Name, tmp_path: Path) -> None:
     model, spec = small_model(name)
     for file in ("a", "b"):
-        model_file.write(tmp_path / file, model, spec)
+        model_file.write(tmp_path / file, model, spec, temperature=0.5)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     read, read_spec = model_file.read(tmp_path / "a")
     images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
-    assert torch.equal(read(images), model(images))
+    assert torch.equal(read(images), 2 * model(images))  # logits / 0.5
+    assert model_file.temperature(read) == 0.5
     assert read_spec == spec
     assert not read.training
 
@@ -117,6 +118,7 @@ def forged(**changes: Any) -> bytes:
     """A model file with some tensors (`changes`) replaced, or left out where None."""
     model, spec = small_model()
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    tensors[model_file.TEMPERATURE] = torch.tensor(0.5)
     header = changes.pop("spec", spec.model_dump())
     tensors.update({name.replace("__", "."): value for name, value in changes.items()})
     kept = {name: value for name, value in tensors.items() if value is not None}
@@ -125,6 +127,24 @@ def forged(**changes: Any) -> bytes:
 
 def with_spec(**changes: Any) -> bytes:
     return forged(spec={**small_model()[1].model_dump(), **changes})
+
+
+PREPARATION = {"channels": "grey", "image_size": [8, 8], "resize": "pad", "background": [0, 0, 0]}
+
+
+@pytest.mark.parametrize("header", [{"format": 1}, {"format": 2, "preparation": PREPARATION}], ids=["1", "2"])
+def test_a_file_of_an_older_format_is_read_without_a_temperature(header: dict[str, Any], tmp_path: Path) -> None:
+    model, spec = small_model()
+    older = {**spec.model_dump(exclude_none=True), **header}
+    (tmp_path / "old").write_bytes(forged(spec=older, **{"2__temperature": None}))
+    read, read_spec = model_file.read(tmp_path / "old")
+    images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    assert torch.equal(read(images), model(images))
+    assert (model_file.temperature(read), read_spec.format) == (1.0, header["format"])
+    model_file.write(tmp_path / "new", read, read_spec, temperature=2.0)
+    again, new_spec = model_file.read(tmp_path / "new")
+    assert torch.equal(again(images), model(images) / 2)
+    assert new_spec == read_spec.model_copy(update={"format": 3})
 
 
 HUGE = {"hidden": 65536, "depth": 100, "dropout": 0.0}  # 1.7 TB of weights
@@ -141,7 +161,7 @@ HUGE = {"hidden": 65536, "depth": 100, "dropout": 0.0}  # 1.7 TB of weights
         (forged(spec="{"), "not a model file"),
         (forged(spec="[" * 100_000), "not a model file"),
         (forged(spec="3"), "not one of this pipeline's models"),
-        (with_spec(format=3), "not one of this pipeline's models: format"),
+        (with_spec(format=4), "not one of this pipeline's models: format"),
         (with_spec(model="os.system"), "not one of this pipeline's models: model"),
         (with_spec(options={"hidden": 3}), "not one of this pipeline's models"),
         (with_spec(surprise=1), "not one of this pipeline's models: surprise"),
@@ -153,6 +173,9 @@ HUGE = {"hidden": 65536, "depth": 100, "dropout": 0.0}  # 1.7 TB of weights
         (forged(**{"1__0__weight": torch.zeros(4, 1, 3, 4)}), r"1.0.weight is torch.float32 \(4, 1, 3, 4\); expected"),
         (forged(**{"1__0__weight": torch.zeros(4, 1, 3, 3).double()}), "1.0.weight is torch.float64"),
         (forged(**{"1__0__weight": torch.full((4, 1, 3, 3), math.nan)}), "1.0.weight holds NaN or infinite"),
+        (forged(**{"2__temperature": None}), "the tensor 2.temperature is missing"),
+        (forged(**{"2__temperature": torch.tensor(0.0)}), "the tensor 2.temperature is 0; expected more than 0"),
+        (forged(**{"2__temperature": torch.tensor(-2.0)}), "the tensor 2.temperature is -2; expected more than 0"),
         (forged(**{"0__std": torch.full((1, 1, 1), math.inf)}), "0.std holds NaN or infinite"),
     ],
 )

@@ -47,7 +47,7 @@ class Classifier:
     def classify(self, pixels: Pixels, parallel: Map = map, part_size: int | None = None) -> Logs:
         """Log-probabilities (N, K) of pictures (N, C, H, W). parallel, part_size: as inference.predict takes them."""
         images = torch.from_numpy(pixels)
-        return predict(self.network, images, self.spec.output, self.device, parallel, part_size).numpy()
+        return predict(self.network, images, "softmax", self.device, parallel, part_size).numpy()
 
     def ranking(self, log_p: Logs, top: int) -> list[Ranked]:
         """The most probable classes of a picture, the first one first. log_p: (K,)."""

@@ -30,6 +30,7 @@ TEST_METRICS = Path("metrics/evaluate.json")
 TRAINING_CURVES = Path("metrics/plots/training.csv")
 CONFUSION = Path("metrics/plots/confusion.csv")
 RELIABILITY = Path("metrics/plots/reliability.csv")
+UNSCALED_RELIABILITY = Path("metrics/plots/reliability_without_temperature.csv")
 OVERVIEW = Path("metrics/plots/overview.png")
 WORST = Path("metrics/plots/worst.png")
 

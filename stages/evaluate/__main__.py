@@ -33,10 +33,11 @@ def main() -> None:
 
     model.to(target)
     with device.in_parallel(target, threads) as parallel:
-        log_p = predict(model, images, spec.output, target, parallel).numpy()
+        log_p = predict(model, images, "softmax", target, parallel).numpy()
     if not np.isfinite(log_p).all():
         raise UserError(f"{paths.MODEL}: its outputs are not finite numbers; train it again, with a smaller lr")
-    metrics = scores.summary(log_p, labels, card.classes, options.calibration_bins)
+    temperature = model_file.temperature(model)
+    metrics = scores.summary(log_p, labels, card.classes, options.calibration_bins, temperature)
 
     predictions = log_p.argmax(axis=1)
     confidences = np.exp(log_p.max(axis=1))
@@ -47,9 +48,13 @@ def main() -> None:
     files.write_text(paths.CONFUSION, csv(pd.DataFrame({"images": matrix.ravel()}, index=pairs).reset_index()))
     bins = scores.reliability(confidences, predictions == labels, options.calibration_bins)
     files.write_text(paths.RELIABILITY, csv(bins))
+    confidences_before = np.exp(scores.unscaled(log_p, temperature).max(axis=1))
+    bins_before = scores.reliability(confidences_before, predictions == labels, options.calibration_bins)
+    files.write_text(paths.UNSCALED_RELIABILITY, csv(bins_before))
 
     title = f"Test accuracy {metrics['accuracy']:.2%} ({len(labels):,} images)"
-    files.write_bytes(paths.OVERVIEW, figures.overview(matrix, card.classes, bins, title, metrics["calibration_error"]))
+    before = bins_before if temperature != 1 else None
+    files.write_bytes(paths.OVERVIEW, figures.overview(matrix, card.classes, bins, before, title))
     mistakes = np.flatnonzero(predictions != labels)
     most_confident_first = mistakes[np.argsort(-confidences[mistakes], kind="stable")]
     mistakes = most_confident_first[: options.worst_images]
@@ -62,7 +67,8 @@ def main() -> None:
 
     low, high = metrics["accuracy_low"], metrics["accuracy_high"]
     print(f"{title} (95 % interval {low:.2%} to {high:.2%}), loss {metrics['loss']:.4f}")
-    outputs = (paths.PREDICTIONS, paths.TEST_METRICS, paths.CONFUSION, paths.RELIABILITY, paths.OVERVIEW, paths.WORST)
+    tables = (paths.PREDICTIONS, paths.TEST_METRICS, paths.CONFUSION, paths.RELIABILITY, paths.UNSCALED_RELIABILITY)
+    outputs = (*tables, paths.OVERVIEW, paths.WORST)
     record.environment("evaluate", str(target), torch.backends.cpu.get_cpu_capability(), outputs)
     seconds = round(time.perf_counter() - start, 3)
     record.write("evaluate", {"seconds": seconds})

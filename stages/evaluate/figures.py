@@ -17,7 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-BLUE, GREY = "#0072b2", "#777777"  # apart for the colour-blind too (Okabe and Ito 2008)
+from stages.evaluate.scores import calibration_error
+
+BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#777777"  # apart for the colour-blind too (Okabe and Ito 2008)
 DPI = 100
 
 
@@ -44,11 +46,16 @@ def png(figure: Figure) -> bytes:
 
 
 def overview(
-    matrix: npt.NDArray[np.int64], classes: Sequence[str], reliability: pd.DataFrame, title: str, calibration: float
+    matrix: npt.NDArray[np.int64],
+    classes: Sequence[str],
+    reliability: pd.DataFrame,
+    unscaled: pd.DataFrame | None,
+    title: str,
 ) -> bytes:
     """Two panels: the confusion matrix (K, K), rows true, and the reliability diagram. title: of the whole picture.
 
-    reliability: as `scores.reliability` gives it. calibration: the expected calibration error, 0 … 1.
+    reliability: as `scores.reliability` gives it. unscaled: the same without the network's temperature; None if it has
+    none.
     """
     with own_style():
         side = min(max(5.0, 0.42 * len(classes) + 1), 14.0)  # inches
@@ -56,7 +63,7 @@ def overview(
         left, right = figure.subplots(1, 2, width_ratios=[side, 4.2])
         figure.suptitle(title, fontsize=12)
         _confusion(left, matrix, classes)
-        _reliability(right, reliability, calibration)
+        _reliability(right, reliability, unscaled)
         return png(figure)
 
 
@@ -76,11 +83,17 @@ def _confusion(axes: Axes, matrix: npt.NDArray[np.int64], classes: Sequence[str]
                 axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
 
 
-def _reliability(axes: Axes, table: pd.DataFrame, calibration: float) -> None:
+def _reliability(axes: Axes, table: pd.DataFrame, unscaled: pd.DataFrame | None) -> None:
     width = table["high"] - table["low"]
     share = table["images"] / table["images"].sum()
     axes.bar(table["low"], share, width, align="edge", color="#dddddd", label="share of the images")
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfectly calibrated")
+    if unscaled is not None:
+        error = calibration_error(unscaled)
+        label = f"without temperature: calibration error {error:.4f}"
+        axes.plot(
+            unscaled["confidence"], unscaled["accuracy"], "s-", color=ORANGE, linewidth=1, markersize=3, label=label
+        )
     # Most bins hold few images: the interval says how little an accuracy of theirs means.
     interval = [table["accuracy"] - table["accuracy_low"], table["accuracy_high"] - table["accuracy"]]
     axes.errorbar(
@@ -88,7 +101,7 @@ def _reliability(axes: Axes, table: pd.DataFrame, calibration: float) -> None:
         table["accuracy"],
         yerr=interval,
         color=BLUE,
-        fmt="o",
+        fmt="o-",
         markersize=4,
         linewidth=1,
         label="accuracy, 95 % interval",
@@ -98,7 +111,7 @@ def _reliability(axes: Axes, table: pd.DataFrame, calibration: float) -> None:
         ylim=(0, 1.02),
         xlabel="probability of the predicted class",
         ylabel="accuracy",
-        title=f"calibration error {calibration:.4f}",
+        title=f"calibration error {calibration_error(table):.4f}",
     )
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=1, frameon=False)
 

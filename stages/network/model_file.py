@@ -18,16 +18,24 @@ from stages.common.errors import UserError
 from stages.common.params import Section
 from stages.common.preparation import Preparation
 from stages.network import models
+from stages.network.calibration import Temperature
 from stages.network.losses import Output
 from stages.network.options import MODELS, Name
 
+FORMAT: Literal[3] = 3  # the newest, which `write` writes
+LAYERS = 2  # of `models.build`: the normalization and the network; the temperature is the third
+TEMPERATURE = f"{LAYERS}.temperature"
 KEY = "spec"  # safetensors writes its metadata in no fixed order: one key, one JSON document
 
 
 class Spec(Section):
-    """What a network is, apart from its weights. Format 2 says how pictures are prepared for it; format 1 does not."""
+    """What a network is, apart from its weights.
 
-    format: Literal[1, 2]
+    The tensors of format 3 include a temperature. Formats 1 and 2, of earlier versions, have none; format 2 has a
+    preparation (how pictures are prepared for the network), format 1 does not.
+    """
+
+    format: Literal[1, 2, 3]
     model: Name
     options: dict[str, Any]
     image_shape: list[Annotated[int, Field(ge=1, le=65536)]] = Field(min_length=3, max_length=3)  # (C, H, W)
@@ -37,8 +45,8 @@ class Spec(Section):
 
     @model_validator(mode="after")
     def _preparation_of_format_2(self) -> Self:
-        if (self.preparation is not None) != (self.format == 2):
-            raise ValueError("a preparation is in format 2, and only there")
+        if self.format < 3 and (self.preparation is not None) != (self.format == 2):
+            raise ValueError("a preparation is in format 2, and not in format 1")
         if self.preparation and list(self.preparation.shape) != self.image_shape:
             raise ValueError("preparation gives another shape than image_shape")
         return self
@@ -49,21 +57,29 @@ class Spec(Section):
         return self
 
 
-def write(path: Path, model: nn.Module, spec: Spec) -> None:
-    """Write weights and spec, atomically."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    files.write_bytes(
-        path, save(tensors, metadata={KEY: json.dumps(spec.model_dump(exclude_none=True), sort_keys=True)})
-    )
+def write(path: Path, model: nn.Sequential, spec: Spec, temperature: float = 1.0) -> None:
+    """Write weights, temperature and spec, atomically, in the newest format.
+
+    model: as `models.build` or `read` gives it; this temperature replaces one that it has.
+    """
+    whole = nn.Sequential(*model[:LAYERS], Temperature(temperature, spec.output))
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in whole.state_dict().items()}
+    header = json.dumps({**spec.model_dump(exclude_none=True), "format": FORMAT}, sort_keys=True)
+    files.write_bytes(path, save(tensors, metadata={KEY: header}))
+
+
+def temperature(model: nn.Module) -> float:
+    """The temperature of a network that `read` gave."""
+    return float(model.get_buffer(TEMPERATURE))
 
 
 def read(path: Path) -> tuple[nn.Sequential, Spec]:
-    """Build the network that a file describes, in evaluation mode, on the CPU.
+    """Build the network that a file describes, in evaluation mode, on the CPU. It ends in a temperature.
 
     The network is laid out without memory first and compared with the file's tensors, so that a forged header can
     neither run code nor ask for more memory than the file is long.
     Raises UserError for anything that is not such a file: another format, a spec of another project, tensors
-    missing, in excess, of another shape or type, or with NaN or infinite weights.
+    missing, in excess, of another shape or type, or with NaN or infinite weights; a temperature of 0 or less.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -76,6 +92,9 @@ def read(path: Path) -> tuple[nn.Sequential, Spec]:
             model = models.build(
                 spec.model, spec.options, (channels, height, width), len(spec.classes), moments, moments
             )
+            model.append(Temperature(1.0, spec.output))
+        if spec.format < FORMAT:
+            tensors.setdefault(TEMPERATURE, torch.tensor(1.0))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; `dvc repro` makes it") from None
     except KeyError:
@@ -95,5 +114,7 @@ def read(path: Path) -> tuple[nn.Sequential, Spec]:
             raise UserError(f"{path}: the tensor {name} is {found}; expected {wanted}")
         if not torch.isfinite(tensors[name]).all():
             raise UserError(f"{path}: the tensor {name} holds NaN or infinite weights")
+    if tensors[TEMPERATURE] <= 0:
+        raise UserError(f"{path}: the tensor {TEMPERATURE} is {tensors[TEMPERATURE].item():g}; expected more than 0")
     models.load_weights(model, tensors, assign=True)
     return models.fast_layout(model).eval(), spec

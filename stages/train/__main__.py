@@ -11,7 +11,7 @@ from stages.dataset import data_card, packed
 from stages.dataset.data_card import DataCard
 from stages.network import device, model_file, models
 from stages.network.losses import OUTPUTS
-from stages.train import checkpoint, checks, options
+from stages.train import checkpoint, checks, options, temperature
 from stages.train.batches import Batches, PackedImages, ending_workers, in_memory
 from stages.train.checkpoint import Checkpoints
 from stages.train.live import Live, curves, metrics
@@ -74,10 +74,11 @@ def main() -> None:
         )
         trainer = Trainer(model, optimizer, Recipe.of(chosen, train.epochs * len(batches)), parallel)
         fit(trainer, batches, (validation_images, validation_labels), checkpoints, machine.log_every_steps, stop, live)
+        models.load_weights(model, trainer.best_weights)
+        fitted = temperature.fit(model, validation_images, validation_labels, trainer.recipe.output, target, parallel)
     loop_seconds = round(time.perf_counter() - loop_start, 3)
 
-    models.load_weights(model, trainer.best_weights)
-    write(model, trainer.history, chosen, card)
+    write(model, fitted, trainer.history, chosen, card)
     live.end()
     checkpoints.delete()
     print(f"best epoch {best_epoch(trainer.history)} of {len(trainer.history)}, kept in {paths.MODEL}")
@@ -94,10 +95,10 @@ def run_key(chosen: Chosen, target: torch.device) -> str:
     return checkpoint.key("train", decisive, [*indexes, paths.DATA_CARD], device.place(target))
 
 
-def write(model: nn.Module, history: list[Row], chosen: Chosen, card: DataCard) -> None:
-    """Write the model, its metrics and the curves of the run."""
+def write(model: nn.Sequential, fitted: float, history: list[Row], chosen: Chosen, card: DataCard) -> None:
+    """Write the model, its metrics and the curves of the run. fitted: the temperature."""
     spec = model_file.Spec(
-        format=2 if card.preparation else 1,
+        format=model_file.FORMAT,
         model=chosen.model,
         options=chosen.model_options,
         image_shape=card.image_shape,
@@ -105,9 +106,10 @@ def write(model: nn.Module, history: list[Row], chosen: Chosen, card: DataCard) 
         output=OUTPUTS[chosen.train.loss],
         preparation=card.preparation,
     )
-    model_file.write(paths.MODEL, model, spec)
+    model_file.write(paths.MODEL, model, spec, fitted)
     files.write_text(paths.TRAINING_CURVES, curves(history))
-    files.write_json(paths.TRAIN_METRICS, metrics(history, models.parameter_count(model)))
+    measured = metrics(history, models.parameter_count(model))
+    files.write_json(paths.TRAIN_METRICS, {**measured, "temperature": fitted})
 
 
 if __name__ == "__main__":

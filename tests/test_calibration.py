@@ -1,0 +1,93 @@
+"""Temperature scaling: the number that is fitted, the layer that applies it, the interval of the calibration error."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from stages.evaluate import scores
+from stages.network.calibration import Temperature
+from stages.network.losses import Output, log_probabilities
+from stages.train import temperature
+
+
+def drawn(true_temperature: float, images: int = 20_000, classes: int = 5) -> tuple[Tensor, Tensor]:
+    """Log-probabilities float32 (N, K), and labels drawn with the probabilities that another temperature gives."""
+    generator = torch.Generator().manual_seed(0)
+    log_p = torch.log_softmax(3 * torch.randn(images, classes, generator=generator), dim=1)
+    labels = torch.multinomial(torch.softmax(log_p / true_temperature, dim=1), 1, generator=generator)[:, 0]
+    return log_p, labels
+
+
+@pytest.mark.parametrize("true_temperature", [0.5, 1.0, 3.0])
+def test_the_temperature_that_labels_were_drawn_with_is_found(true_temperature: float) -> None:
+    log_p, labels = drawn(true_temperature)
+    fitted = temperature.minimize(log_p, labels)
+    assert fitted == pytest.approx(true_temperature, rel=0.05)
+
+    def loss(logarithm: float) -> float:
+        return float(torch.nn.functional.nll_loss(torch.log_softmax(log_p.double() / np.exp(logarithm), 1), labels))
+
+    best = minimize_scalar(loss, bounds=(-2, 2), method="bounded", options={"xatol": 1e-9})
+    assert fitted == pytest.approx(np.exp(best.x), rel=1e-3)
+
+
+def test_parts_of_the_images_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    log_p, labels = drawn(2.0, images=100)
+    whole = temperature.minimize(log_p, labels)
+    monkeypatch.setattr(temperature, "ROWS", 7)
+    assert temperature.minimize(log_p, labels) == whole
+
+
+def test_where_nothing_can_be_fitted() -> None:
+    log_p, _ = drawn(1.0, images=50)
+    assert temperature.minimize(log_p, log_p.argmax(dim=1)) == 1.0  # all right: the lower the better, without end
+    assert temperature.minimize(log_p, log_p.argmin(dim=1)) == temperature.HIGHEST  # all wrong
+    nearly = log_p.argmax(dim=1)  # all right but for one, by a hair
+    second = log_p[0].topk(2).indices[1]
+    log_p[0, second] = log_p[0].max() - 1e-6
+    nearly[0] = second
+    assert temperature.minimize(log_p / 100, nearly) == temperature.LOWEST
+
+
+@settings(max_examples=200)
+@given(st.integers(0, 2**32 - 1), st.floats(0.1, 10), st.sampled_from(["softmax", "sigmoid"]), st.floats(0.1, 60))
+def test_no_prediction_changes_and_probabilities_add_up(seed: int, value: float, output: Output, spread: float) -> None:
+    logits = spread * torch.randn(50, 4, generator=torch.Generator().manual_seed(seed))
+    before = log_probabilities(logits, output)
+    after = log_probabilities(Temperature(value, output)(logits), "softmax")
+    assert torch.allclose(after.exp().sum(dim=1), torch.ones(50), atol=1e-5)
+    predicted, again = before.argmax(dim=1, keepdim=True), after.argmax(dim=1, keepdim=True)
+    assert torch.allclose(after.gather(1, predicted), after.gather(1, again), rtol=1e-5)  # the same, or a tie
+    unscaled = scores.unscaled(after.numpy(), value)
+    assert np.allclose(unscaled, before.numpy(), atol=1e-4 * max(1, value) * spread)
+
+
+def test_a_temperature_of_one_changes_no_bit() -> None:
+    logits = 20 * torch.randn(100, 6, generator=torch.Generator().manual_seed(0))
+    outputs: tuple[Output, ...] = ("softmax", "sigmoid")
+    for output in outputs:
+        after = log_probabilities(Temperature(1.0, output)(logits), "softmax")
+        assert torch.equal(after, log_probabilities(logits, output))
+
+
+def test_large_logits_of_sigmoids_keep_their_order() -> None:
+    logits = torch.tensor([[30.0, 20.0, -5.0]])  # both sigmoids are 1 in float32, divided by 0.1 as well
+    scaled = Temperature(0.1, "sigmoid")(logits)
+    assert scaled.argmax() == 0
+
+
+@pytest.mark.parametrize("too_sure_by", [0.01, 0.05])
+def test_intervals_hold_the_true_calibration_error(too_sure_by: float) -> None:
+    """Of 60 intervals some 54 do; percentiles of the resampled errors would hold 0.01 never."""
+    random, held = np.random.default_rng(0), 0
+    for _ in range(60):
+        confidences = random.uniform(0.6, 1.0, 1_000)
+        correct = random.uniform(size=len(confidences)) < confidences - too_sure_by
+        low, high = scores.bootstrap(confidences, correct, 10)
+        assert 0 <= low <= high
+        held += low <= too_sure_by <= high
+    assert held >= 48
