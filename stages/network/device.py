@@ -88,7 +88,9 @@ def one_process(environment: Mapping[str, str]) -> None:
     """Refuse to run as one of several processes: each would train the same model and write the same files."""
     if environment.get("WORLD_SIZE", "1") != "1":
         count = environment["WORLD_SIZE"]
-        raise UserError(f"started as one of {count} processes (torchrun?); training runs in one: start it without")
+        raise UserError(
+            f"started as one of {count} processes (torchrun?); start it without; machine.processes is for that"
+        )
 
 
 def check_precision(precision: str, kind: str, bfloat16: bool) -> None:

@@ -1,5 +1,6 @@
 """Train the chosen network, and keep the weights of the epoch that is best on validation. Never reads the test set."""
 
+import os
 import time
 from functools import partial
 
@@ -36,6 +37,7 @@ def main() -> int | None:
         with launch.as_worker():
             run(chosen, machine, values.get("evaluate"))
         return None
+    device.one_process(os.environ)
     if machine.processes > 1:
         return launch.run(chosen.train, machine)
     return run(chosen, machine, values.get("evaluate"))
