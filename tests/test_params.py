@@ -106,7 +106,7 @@ def test_the_committed_file_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("data.mirrors", "http://x", "params.yaml: data.mirrors is 'http://x'; allowed: a list (text)"),
         ("data.mirrors", [3], "params.yaml: data.mirrors.0 is 3; allowed: a list (text)"),
         ("machine.threads", -1, "params.yaml: machine.threads is -1; allowed: a whole number, at least 0, at most 1,0"),
-        ("machine.treads", 1, "params.yaml: machine.treads: unknown key (did you mean threads?); allowed: threads, "),
+        ("machine.treads", 1, "params.yaml: machine.treads: unknown key (did you mean threads?); allowed: processes, "),
         ("train.threads", 2, "params.yaml: train.threads is now machine.threads: move it there"),
         ("train.num_workers", 2, "params.yaml: train.num_workers is now machine.num_workers: move it there"),
         ("evaluate.threads", 2, "params.yaml: evaluate.threads is now machine.threads: move it there"),
@@ -134,10 +134,10 @@ def test_a_file_from_before_the_machine_settings_says_where_they_go(
 ) -> None:
     old = {section: dict(options) for section, options in DEFAULTS.items() if section != "machine"}
     assert check(old, tmp_path, monkeypatch) == (
-        "params.yaml: machine: the section is missing; add threads, num_workers, log_every_steps, "
-        "checkpoint_every_seconds"
+        "params.yaml: machine: the section is missing; add processes, threads, num_workers, log_every_steps, "
+        "checkpoint_every_seconds, timeout_seconds"
     )
-    old["train"] |= DEFAULTS["machine"]
+    old["train"] |= {key: value for key, value in DEFAULTS["machine"].items() if f"train.{key}" in MOVED}
     old["evaluate"]["threads"] = 0
     lines = check(old, tmp_path, monkeypatch).splitlines()
     assert len(lines) == 6  # each of the five, and the missing section

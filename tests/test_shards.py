@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from stages.network.random_layers import Dropout, RandomLayer, StochasticDepth
 from stages.train import shards
 from stages.train.optimizers import RmsProp
+from stages.train.processes import ALONE
 from stages.train.shards import Replicas
 
 
@@ -28,7 +29,7 @@ from stages.train.shards import Replicas
 )
 def test_the_sizes_of_shards(images: int, count: int, batch_size: int, sizes: list[int]) -> None:
     labels = torch.arange(images)
-    parts = shards.split(labels[:, None], labels, count, batch_size)
+    parts = shards.split(labels[:, None], labels, shards.sizes(images, count, batch_size))
     assert [len(part[1]) for part in parts] == sizes
     assert torch.cat([part[1] for part in parts]).tolist() == labels.tolist()
     assert all(torch.equal(pixels[:, 0], part) for pixels, part in parts)
@@ -48,7 +49,7 @@ class Network(nn.Module):
 
 
 def step(replicas: Replicas, values: Tensor, labels: Tensor) -> None:
-    with replicas.shards(values, labels, epoch=1, step=1) as parts:
+    with replicas.shards(values, labels, len(labels), epoch=1, step=1) as parts:
         for replica, values, labels, share in parts:
             (F.cross_entropy(replica.model(values), labels) * share).backward()
 
@@ -59,7 +60,7 @@ def test_gradients_are_those_of_the_whole_batch() -> None:
     F.cross_entropy(plain(values), labels).backward()
     whole = [weight.grad for weight in plain.parameters() if weight.grad is not None]
     plain.zero_grad()
-    replicas = Replicas(plain, 3, batch_size=30, seed=0)
+    replicas = Replicas(plain, 3, batch_size=30, seed=0, group=ALONE)
     step(replicas, values, labels)
     assert len(whole) == 4
     for weight, before in zip(plain.parameters(), whole, strict=True):
@@ -70,7 +71,7 @@ def test_gradients_are_those_of_the_whole_batch() -> None:
 
 def test_replicas_share_weights_and_the_mean_of_their_statistics() -> None:
     model = Network()
-    replicas = Replicas(model, 2, batch_size=40, seed=0)
+    replicas = Replicas(model, 2, batch_size=40, seed=0, group=ALONE)
     values, labels = torch.randn(40, 6) * torch.arange(1, 41)[:, None], torch.randint(0, 3, (40,))
     for _ in range(3):
         step(replicas, values, labels)
@@ -87,7 +88,7 @@ def test_replicas_share_weights_and_the_mean_of_their_statistics() -> None:
 @pytest.mark.parametrize("kind", [Dropout, StochasticDepth])
 def test_dropout_is_torchs_with_a_generator_of_its_own(kind: type[RandomLayer]) -> None:
     model = nn.Sequential(kind(0.5), nn.Linear(4000, 1))
-    replicas = Replicas(model, 3, batch_size=3, seed=1).replicas
+    replicas = Replicas(model, 3, batch_size=3, seed=1, group=ALONE).replicas
     layers = [next(each for each in replica.model.modules() if isinstance(each, kind)) for replica in replicas]
     ones, drops = torch.ones(4000), []
     for _ in range(2):

@@ -19,10 +19,12 @@ SECTION = "machine"
 class Machine(Section):
     """Section `machine`."""
 
+    processes: int = Field(ge=1, le=1024)
     threads: int = Field(ge=0, le=1024)
     num_workers: int = Field(ge=0, le=256)
     log_every_steps: int = Field(ge=1, le=1_000_000)
     checkpoint_every_seconds: float = Field(ge=0, le=1_000_000)
+    timeout_seconds: float = Field(ge=1, le=100_000)
 
 
 def read(values: dict[str, Any]) -> Machine:

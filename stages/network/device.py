@@ -88,7 +88,9 @@ def one_process(environment: Mapping[str, str]) -> None:
     """Refuse to run as one of several processes: each would train the same model and write the same files."""
     if environment.get("WORLD_SIZE", "1") != "1":
         count = environment["WORLD_SIZE"]
-        raise UserError(f"started as one of {count} processes (torchrun?); training runs in one: start it without")
+        raise UserError(
+            f"started as one of {count} processes (torchrun?); start it without; machine.processes is for that"
+        )
 
 
 def check_precision(precision: str, kind: str, bfloat16: bool) -> None:
@@ -99,30 +101,60 @@ def check_precision(precision: str, kind: str, bfloat16: bool) -> None:
         raise UserError("train.precision is bfloat16, which this GPU does not have; allowed here: float32 | float16")
 
 
-def describe(kind: str, there: Mapping[str, int], threads: int, quota: float | None = None, hidden: str = "") -> str:
+def threads_of(threads: int, processes: int, cores: int) -> int:
+    """The threads of each of several processes on a machine. threads: machine.threads, 0 for an even share."""
+    return threads or max(cores // processes, 1)
+
+
+def gpu_of(process: int, processes: int, gpus: int) -> int:
+    """The GPU of one of several processes on this machine, each of which has one of its own."""
+    if processes > gpus:
+        raise UserError(
+            f"{paths.PARAMS}: machine.processes is {processes}, and this machine has {gpus} GPU{'s' * (gpus > 1)} for "
+            f"one process each; set {gpus}, or train.device: cpu"
+        )
+    return process
+
+
+def describe(
+    kind: str,
+    there: Mapping[str, int],
+    threads: int,
+    quota: float | None = None,
+    hidden: str = "",
+    processes: int = 1,
+) -> str:
     """What is used, and what is there and is not.
 
     quota: cores that a control group allows, where that decides on the threads. hidden: as `why_hidden` gives it.
+    processes: of train on this machine.
     """
     if kind == "cpu":
         allowed = f" (a control group allows {quota:g} cores)" if quota else ""
         why = f"; {hidden}" if hidden else ""
-        return f"device: cpu, {threads} thread{'s' * (threads > 1)}{allowed}{why}"
+        several = f"{processes} processes of " if processes > 1 else ""
+        return f"device: cpu, {several}{threads} thread{'s' * (threads > 1)}{allowed}{why}"
     if kind == "mps":
         return "device: mps"
-    idle = there["cuda"] - 1
-    rest = f" ({idle} more not used: training runs on one; CUDA_VISIBLE_DEVICES chooses it)" if idle else ""
-    return f"device: cuda:0, {torch.cuda.get_device_name(0)}{rest}"
+    idle = there["cuda"] - processes
+    rest = f" ({idle} more not used: CUDA_VISIBLE_DEVICES chooses; machine.processes trains on several)" if idle else ""
+    last = f" to cuda:{processes - 1}" if processes > 1 else ""
+    return f"device: cuda:0{last}, {torch.cuda.get_device_name(0)}{rest}"
 
 
-def set_up(wanted: str, threads: int, numerics: str, key: str) -> torch.device:
+def set_up(
+    wanted: str, threads: int, numerics: str, key: str, process: int = 0, processes: int | None = None
+) -> torch.device:
     """Choose the device, make torch repeatable on it, print what was chosen. Comes before the first tensor operation.
 
     Each operation has one thread of the CPU, since another number would end in other last bits; `in_parallel` runs
-    several operations at once. threads: as `in_parallel` takes it. numerics: as `fix_numerics` takes it. Raises
-    UserError as `choose`, `one_process` and `fix_numerics` do.
+    several operations at once. threads: as `in_parallel` takes it. numerics: as `fix_numerics` takes it. process,
+    processes: which of several on this machine, as the train stage launches them; None: this program must be alone.
+    Raises UserError as `choose`, `one_process`, `gpu_of` and `fix_numerics` do.
     """
-    one_process(os.environ)
+    if processes is None:
+        one_process(os.environ)
+        processes = 1
     fix_numerics(numerics, platform.machine(), f"{key.partition('.')[0]}.numerics")
     keep_freed_memory()
     there, hidden = found(), _why_hidden()
@@ -135,9 +167,13 @@ def set_up(wanted: str, threads: int, numerics: str, key: str) -> torch.device:
         torch.backends.cudnn.benchmark = False  # would choose its algorithms by the clock
     quota = machine.cpu_quota() if not threads else None
     few = quota if quota is not None and quota < machine.assigned_cores() else None
-    print(describe(kind, there, threads or machine.cores(), few, hidden if wanted == "auto" else ""), flush=True)
+    used = threads_of(threads, processes, machine.cores())
+    print(describe(kind, there, used, few, hidden if wanted == "auto" else "", processes), flush=True)
     target = torch.device(kind)
     if kind == "cuda":
+        if processes > 1:
+            target = torch.device(kind, gpu_of(process, processes, there[kind]))
+            torch.cuda.set_device(target)
         check_usable(target, key)
     return target
 
@@ -275,4 +311,4 @@ def enough_memory(smaller: str) -> Iterator[None]:
 def place(device: torch.device) -> str:
     """What computes: the same code, data and versions give the same bits on it."""
     gpu = f" {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
-    return f"{device}{gpu} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return f"{device.type}{gpu} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"

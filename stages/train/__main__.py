@@ -1,5 +1,6 @@
 """Train the chosen network, and keep the weights of the epoch that is best on validation. Never reads the test set."""
 
+import os
 import time
 from functools import partial
 
@@ -7,11 +8,13 @@ import torch
 from torch import nn
 
 from stages.common import errors, files, machine_settings, params, paths, record
+from stages.common.machine import cores
+from stages.common.machine_settings import Machine
 from stages.dataset import data_card, packed
 from stages.dataset.data_card import DataCard
 from stages.network import device, model_file, models
 from stages.network.losses import OUTPUTS
-from stages.train import checkpoint, checks, options, temperature
+from stages.train import checkpoint, checks, launch, options, processes, temperature
 from stages.train.batches import Batches, PackedImages, ending_workers, in_memory
 from stages.train.checkpoint import Checkpoints
 from stages.train.live import Live, curves, metrics
@@ -20,23 +23,37 @@ from stages.train.optimizers import OPTIMIZERS
 from stages.train.options import Chosen
 from stages.train.recipe import Recipe
 from stages.train.seeds import WEIGHTS, seed_for
-from stages.train.stopping import told_to_stop
+from stages.train.stopping import Stop, told_to_stop
 from stages.train.trainer import Row, Trainer, best_epoch
 
 ONLY_SPEED = {"device"}  # a killed run may be resumed with another value: the device itself counts, not who chose it
 
 
-@device.enough_memory(
-    "a smaller train.batch_size, a smaller network (models), or fewer train.shards or machine.threads"
-)
-def main() -> None:
+def main() -> int | None:
     """data/processed (train, validation) -> data/model, metrics/train.json, metrics/plots/training.csv."""
-    start = time.perf_counter()
     values = params.load(paths.PARAMS)
-    chosen = options.read(values)
-    train, machine = chosen.train, machine_settings.read(values)
-    target = device.set_up(train.device, machine.threads, train.numerics, "train.device")
-    checks.check_machine(train, values.get("evaluate"), target)
+    chosen, machine = options.read(values), machine_settings.read(values)
+    if processes.is_worker():
+        with launch.as_worker():
+            run(chosen, machine, values.get("evaluate"))
+        return None
+    device.one_process(os.environ)
+    if machine.processes > 1:
+        return launch.run(chosen.train, machine)
+    return run(chosen, machine, values.get("evaluate"))
+
+
+@device.enough_memory(
+    "a smaller train.batch_size, a smaller network (models), or fewer train.shards, machine.processes or .threads"
+)
+def run(chosen: Chosen, machine: Machine, evaluate: object) -> None:
+    """Train, as the only process or as one of several, of which the first writes. evaluate: section of params.yaml."""
+    start = time.perf_counter()
+    train = chosen.train
+    local_rank, local_size = processes.local()
+    threads = device.threads_of(machine.threads, local_size, cores())
+    target = device.set_up(train.device, threads, train.numerics, "train.device", local_rank, local_size)
+    checks.check_machine(train, evaluate, target)
     free = device.free_bytes(target, "train.device")
 
     card = data_card.read(paths.DATA_CARD)
@@ -56,13 +73,15 @@ def main() -> None:
     model = build().to(target)
     optimizer = OPTIMIZERS[train.optimizer](model.parameters(), **chosen.optimizer_options)
     live = Live(models.parameter_count(model), train.epochs)
-    checkpoints = Checkpoints(run_key(chosen, target), machine.checkpoint_every_seconds)
-    loop_start = time.perf_counter()
     with (
+        processes.joined(target, machine.timeout_seconds) as group,
         told_to_stop() as stop,
         ending_workers(machine.num_workers),
-        device.in_parallel(target, machine.threads) as parallel,
+        device.in_parallel(target, threads) as parallel,
     ):
+        loop_start = time.perf_counter()
+        checkpoints = Checkpoints(run_key(chosen, target), machine.checkpoint_every_seconds, group)
+        stop = stop if group.head else Stop()  # the others stop with the head, which tells them
         batches = Batches(
             PackedImages(images, labels.to(target) if resident else labels),
             batch_size=train.batch_size,
@@ -71,19 +90,24 @@ def main() -> None:
             num_workers=machine.num_workers,
             pin_memory=target.type == "cuda" and not resident,  # which non_blocking copies need
             stop=stop,
+            parts=train.shards,
+            group=group,
         )
-        trainer = Trainer(model, optimizer, Recipe.of(chosen, train.epochs * len(batches)), parallel)
-        fit(trainer, batches, (validation_images, validation_labels), checkpoints, machine.log_every_steps, stop, live)
+        trainer = Trainer(model, optimizer, Recipe.of(chosen, train.epochs * len(batches)), parallel, group)
+        shown = live if group.head else lambda history: None
+        fit(trainer, batches, (validation_images, validation_labels), checkpoints, machine.log_every_steps, stop, shown)
+        if not group.head:
+            return
         models.load_weights(model, trainer.best_weights)
         fitted = temperature.fit(model, validation_images, validation_labels, trainer.recipe.output, target, parallel)
-    loop_seconds = round(time.perf_counter() - loop_start, 3)
+        loop_seconds = round(time.perf_counter() - loop_start, 3)
 
     write(model, fitted, trainer.history, chosen, card)
     live.end()
     checkpoints.delete()
     print(f"best epoch {best_epoch(trainer.history)} of {len(trainer.history)}, kept in {paths.MODEL}")
     outputs = (paths.MODEL, paths.TRAIN_METRICS, paths.TRAINING_CURVES)
-    record.environment("train", str(target), torch.backends.cpu.get_cpu_capability(), outputs)
+    record.environment("train", target.type, torch.backends.cpu.get_cpu_capability(), outputs)
     seconds = round(time.perf_counter() - start, 3)
     record.write("train", {"seconds": seconds, "loop_seconds": loop_seconds})
 
@@ -113,4 +137,6 @@ def write(model: nn.Sequential, fitted: float, history: list[Row], chosen: Chose
 
 
 if __name__ == "__main__":
-    errors.run(main, memory="train.batch_size, machine.num_workers, train.shards, models")
+    errors.run(
+        main, alone=not processes.is_worker(), memory="train.batch_size, machine.num_workers, train.shards, models"
+    )

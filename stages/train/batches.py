@@ -22,6 +22,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from stages.common import children, machine, paths
 from stages.common.errors import UserError
 from stages.dataset.packed import Split
+from stages.train import shards
+from stages.train.processes import ALONE, Group
 from stages.train.seeds import ORDER, seed_for
 from stages.train.stopping import Stop
 
@@ -50,7 +52,7 @@ class PackedImages(Dataset[Batch]):
 
     def __getitems__(self, positions: list[int]) -> Batch:
         """A whole batch; torch's fetcher calls this instead of __getitem__ where it is there."""
-        where = torch.tensor(positions, device=self.labels.device)
+        where = torch.tensor(positions, dtype=torch.int64, device=self.labels.device)
         if isinstance(self.images, Split):
             return torch.from_numpy(self.images.gather(positions)), self.labels[where]
         return self.images[where], self.labels[where]
@@ -76,8 +78,12 @@ class EpochBatches(Sampler[list[int]]):
     cannot learn from one.
     """
 
-    def __init__(self, count: int, batch_size: int, shuffle: bool, seed: int) -> None:
+    def __init__(
+        self, count: int, batch_size: int, shuffle: bool, seed: int, parts: int = 1, group: Group = ALONE
+    ) -> None:
+        """parts: of a whole batch (train.shards), of which each process of the group gets its own."""
         self.count, self.batch_size, self.shuffle, self.seed = count, batch_size, shuffle, seed
+        self.parts, self.group = parts, group
         self.epoch = 0
         self.first = 0
 
@@ -88,7 +94,11 @@ class EpochBatches(Sampler[list[int]]):
 
     def batch_sizes(self) -> set[int]:
         """Images of the first batch of an epoch and of the last."""
-        return {min(self.batch_size, self.count - start * self.batch_size) for start in (0, len(self) - 1)}
+        return {self.images_in(batch) for batch in (1, len(self))}
+
+    def images_in(self, batch: int) -> int:
+        """Images of a whole batch, by its number from 1, in all processes together."""
+        return min(self.batch_size, self.count - (batch - 1) * self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = torch.arange(self.count)
@@ -96,7 +106,9 @@ class EpochBatches(Sampler[list[int]]):
             generator = torch.Generator().manual_seed(seed_for(self.seed, ORDER, self.epoch))
             order = torch.randperm(self.count, generator=generator)
         for positions in torch.split(order, self.batch_size)[self.first : len(self)]:
-            yield positions.tolist()
+            sizes = shards.sizes(len(positions), self.parts, self.batch_size)
+            own = self.group.owned(len(sizes))
+            yield positions[sum(sizes[: own.start]) : sum(sizes[: own.stop])].tolist()
 
 
 class _ThroughAPipe:
@@ -147,9 +159,13 @@ class Batches:
         num_workers: int,
         pin_memory: bool,
         stop: Stop,
+        parts: int = 1,
+        group: Group = ALONE,
     ) -> None:
-        """num_workers: processes that fetch whole batches and live as long as this does; 0: none."""
-        self._positions = EpochBatches(len(dataset), batch_size, shuffle, seed)
+        """parts, group: as for EpochBatches.
+
+        num_workers: processes that fetch whole batches and live as long as this does; 0: none."""
+        self._positions = EpochBatches(len(dataset), batch_size, shuffle, seed, parts, group)
         self._loader = DataLoader(
             dataset,
             batch_sampler=self._positions,
@@ -165,6 +181,10 @@ class Batches:
     def __len__(self) -> int:
         """Batches of a whole epoch."""
         return len(self._positions)
+
+    def images_in(self, batch: int) -> int:
+        """Images of a whole batch, by its number from 1, in all processes together."""
+        return self._positions.images_in(batch)
 
     def of_epoch(self, epoch: int, first: int) -> Iterator[Batch]:
         """The batches of an epoch but for its `first` ones, without a wait that nothing ends.

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from stages.common import files, paths
 from stages.common.errors import UserError
+from stages.train.processes import ALONE, Group
 
 PACKAGE = Path(__file__).parents[1]  # of the stages
 UNUSED_SECONDS = 7 * 24 * 3600  # after which what other runs left is deleted
@@ -82,25 +83,27 @@ def _files(path: Path) -> list[Path]:
 
 
 class Checkpoints:
-    """The two last checkpoints of one run: the one before is there for the case that the last cannot be read."""
+    """The two last checkpoints of one run: the one before is there for the case that the last cannot be read.
 
-    def __init__(self, run: str, every_seconds: float) -> None:
-        self.run, self.folder = run, paths.RESUME / run
+    Only the head of a group of processes reads and writes them.
+    """
+
+    def __init__(self, run: str, every_seconds: float, group: Group = ALONE) -> None:
+        self.run, self.folder, self.group = run, paths.RESUME / run, group
         self.every_seconds, self.last = every_seconds, time.monotonic()
 
     def due(self) -> bool:
         """Whether the time for another one has come."""
-        return time.monotonic() - self.last >= self.every_seconds
+        return self.group.head and time.monotonic() - self.last >= self.every_seconds
 
     def save(self, state: dict[str, Any]) -> None:
         """Write a checkpoint, atomically. Waits for a GPU.
 
         state: dicts, lists and tuples, nested, of tensors and values of JSON. Raises TypeError for anything else.
         """
-        tensors: dict[str, Tensor] = {}
-        document = {"run": self.run, "state": _encode(state, tensors)}
-        document["sha256"] = _digest(document, tensors)
-        content = save(tensors, metadata={META: json.dumps(document)})
+        if not self.group.head:
+            return
+        content = self._encoded(state)
         latest = self.folder / LATEST
         if latest.exists():
             latest.replace(self.folder / PREVIOUS)
@@ -108,10 +111,23 @@ class Checkpoints:
         self.last = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """The run's last state, with all tensors on the CPU; None if there is none that can be read.
+        """The run's last state, with all tensors on the CPU, in every process; None if there is none that can be read.
 
-        A checkpoint that cannot be read, or is not of this run, is set aside with one line.
+        A checkpoint that cannot be read, or is not of this run, is set aside with one line. Raises UserError in a
+        process whose run is not the head's.
         """
+        if self.group.size == 1:
+            return self._stored()
+        if self.group.broadcast(self.run.encode()) != self.run.encode():
+            raise UserError(
+                f"process {self.group.rank} would not train what the first one trains: its code, {paths.PARAMS}, data, "
+                "package versions or kind of processor differ; use the same commit and the same machine type"
+            )
+        state = self._stored() if self.group.head else None
+        content = self.group.broadcast(None if state is None else self._encoded(state))
+        return state if self.group.head or content is None else self._decoded(content)
+
+    def _stored(self) -> dict[str, Any] | None:
         for name in (LATEST, PREVIOUS):
             path = self.folder / name
             try:
@@ -131,6 +147,20 @@ class Checkpoints:
         with safe_open(path, framework="pt") as file:
             document = json.loads((file.metadata() or {})[META])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it cannot be iterated over
+        return self._checked(document, tensors)
+
+    def _encoded(self, state: dict[str, Any]) -> bytes:
+        tensors: dict[str, Tensor] = {}
+        document = {"run": self.run, "state": _encode(state, tensors)}
+        document["sha256"] = _digest(document, tensors)
+        return save(tensors, metadata={META: json.dumps(document)})
+
+    def _decoded(self, content: bytes) -> dict[str, Any]:
+        """The state that `_encoded` gave: of a file of safetensors, whose header the library does not give away."""
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        return self._checked(json.loads(header["__metadata__"][META]), load(content))
+
+    def _checked(self, document: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
         if document.pop("sha256") != _digest(document, tensors):
             raise ValueError("its bytes have changed since it was written")
         if document["run"] != self.run:

@@ -32,19 +32,20 @@ def fit(
 
     validation: images and labels; they may be empty. stop: returns the signal's number once one has come.
     on_epoch: called with the trainer's history after each epoch.
-    Raises UserError if the loss is not finite, and Interrupted, after writing a checkpoint, if told to stop.
+    Raises UserError if the loss is not finite, and Interrupted, after writing a checkpoint, if told to stop, and
+    LostProcess if another process of the trainer's group is gone.
     """
-    epochs, steps, terminal = trainer.recipe.epochs, len(batches), sys.stderr.isatty()
+    epochs, steps, terminal = trainer.recipe.epochs, len(batches), trainer.group.head and sys.stderr.isatty()
     if state := checkpoints.load():
         trainer.load_state_dict(state)
         print(f"resuming after step {len(trainer.losses)}/{steps} of epoch {trainer.epoch}", flush=True)
     while not trainer.finished:
         name, first = f"epoch {trainer.epoch}/{epochs}", len(trainer.losses)
         began, images_before = time.perf_counter(), sum(trainer.sizes)
-        epoch_batches = batches.of_epoch(trainer.epoch, first)
+        epoch_batches, signum = batches.of_epoch(trainer.epoch, first), None
         bar = tqdm(epoch_batches, name, steps, leave=False, unit="step", disable=not terminal, initial=first)
         for step, (images, labels) in enumerate(bar, start=first + 1):
-            trainer.step(images, labels)
+            signum = trainer.step(images, labels, batches.images_in(step), stop())
             if step % log_every_steps == 0 or step == steps:
                 loss = trainer.last_loss()  # waits for a GPU
                 speed = (sum(trainer.sizes) - images_before) / (time.perf_counter() - began)
@@ -52,11 +53,12 @@ def fit(
                 bar.set_postfix_str(line)
                 if not terminal and step < steps:  # the epoch's own line says the rest
                     print(f"{name} step {step}/{steps} {line}", flush=True)
-            if stop():
+            if signum:
                 break
             if checkpoints.due():
                 checkpoints.save(trainer.state_dict())
-        if signum := stop():  # after a step, or while waiting for a batch
+        # Told in the last step, or while waiting for a batch. The other processes learn of a signal in a step.
+        if signum := signum or (stop() if trainer.group.size == 1 or len(trainer.losses) < steps else None):
             checkpoints.save(trainer.state_dict())
             raise Interrupted(signum, f"`dvc repro` resumes after step {len(trainer.losses)} of epoch {trainer.epoch}")
         speed = (sum(trainer.sizes) - images_before) / (time.perf_counter() - began)

@@ -1,12 +1,12 @@
 """A batch in parts, its shards, each computed on one thread: sums whose order no number of threads can change.
 
 torch divides an operation among its threads, and a sum in other parts ends in other last bits. Here every operation
-has one thread, and the shards, whose number is a parameter, are computed side by side on as many threads as there are;
-their gradients are added in order. As with DistributedDataParallel, batch norm goes by the images of each shard.
+has one thread, and the shards, whose number is a parameter, are computed side by side on as many threads and processes
+as there are; their gradients are added along a fixed tree (stages/train/tree.py). As with DistributedDataParallel,
+batch norm goes by the images of each shard.
 """
 
 import copy
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,24 +14,28 @@ import torch
 from torch import Tensor, nn
 
 from stages.network.random_layers import RandomLayer
+from stages.train import tree
+from stages.train.processes import Group, TreeSum
 from stages.train.seeds import STEP, seed_for
 
 
 class Replica:
     """A network for one shard: weights that all replicas share; gradients, statistics and random numbers of its own.
 
-    generator: of the CPU, for augmentation. statistics: the running means and variances of batch norm.
+    generator: of the CPU, for augmentation. statistics: the running means and variances of batch norm. scalars: float32
+    (2,), summed over the shards as the gradients are: the shard's part of the loss, and the signal to stop.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.weights = list(model.parameters())
+        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         norms = [
             module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
         ]
         self.statistics = [each for norm in norms for each in norm.buffers() if each.is_floating_point()]
         self.generator = torch.Generator()
         device = self.weights[0].device
+        self.scalars = torch.zeros(2, device=device)
         self._dropout = self.generator if device.type == "cpu" else torch.Generator(device)
         for module in model.modules():
             if isinstance(module, RandomLayer):
@@ -43,71 +47,110 @@ class Replica:
         self.generator.manual_seed(value)
         self._dropout.manual_seed(value)
 
+    def summands(self) -> list[Tensor]:
+        """All that is summed over the shards of a step.
+
+        A weight that the loss does not depend on gets a gradient of zeros.
+        """
+        for weight in self.weights:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        return [*(weight.grad for weight in self.weights if weight.grad is not None), *self.statistics, self.scalars]
+
 
 Shard = tuple[Replica, Tensor, Tensor, float]  # with its images, their labels, and its share of the batch's images
 
 
 class Replicas:
-    """`model` itself, and copies of it that share its weights, one for each shard of a batch."""
+    """`model` itself, and copies of it that share its weights, one for each shard that this process computes.
 
-    def __init__(self, model: nn.Module, count: int, batch_size: int, seed: int) -> None:
-        """batch_size: images of a whole batch; the last one of an epoch may be smaller. seed: of the run."""
-        copies = [copy.deepcopy(model) for _ in range(count - 1)]
+    loss: of the last step, a scalar on the device. stop: the signal that the head was told to stop by before it, or 0.
+    """
+
+    def __init__(self, model: nn.Module, count: int, batch_size: int, seed: int, group: Group) -> None:
+        """count: of the shards of a batch. batch_size: images of a whole batch; the last of an epoch may be smaller.
+
+        seed: of the run.
+        """
+        copies = [copy.deepcopy(model) for _ in range(len(group.owned(count)) - 1)]
         for each in copies:
             for mine, shared in zip(each.parameters(), model.parameters(), strict=True):
                 mine.data = shared.data
         self.replicas = [Replica(each) for each in (model, *copies)]
-        self.batch_size, self.seed = batch_size, seed
+        self.count, self.batch_size, self.seed, self.group = count, batch_size, seed, group
+        main = self.replicas[0]
+        self._tree_sum = TreeSum(group, [*main.weights, *main.statistics, main.scalars]) if group.size > 1 else None
+        self.loss, self.stop = main.scalars[0], 0
 
     @contextmanager
-    def shards(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> Iterator[list[Shard]]:
-        """Divide a batch: what to compute within the block, in any order, or side by side.
+    def shards(
+        self, images: Tensor, labels: Tensor, of: int, epoch: int, step: int, stop: int = 0
+    ) -> Iterator[list[Shard]]:
+        """Divide what this process has of a batch: what to compute within the block, in any order, or side by side.
 
-        At the end of the block the model has the sum of the gradients that were left in the replicas, added in order,
-        and the mean of their statistics. epoch, step: what the replicas draw within the block is a function of these.
+        At the end of the block the model has the sum of the gradients that were left in the replicas of all processes,
+        and the mean of their statistics. of: images of the whole batch. epoch, step: what the replicas draw within the
+        block is a function of these. stop: the signal's number, which counts on the head.
         """
-        parts = split(images, labels, len(self.replicas), self.batch_size)
-        used = self.replicas[: len(parts)]
-        scatter(used)
-        for number, replica in enumerate(used):
+        every = sizes(of, self.count, self.batch_size)
+        own = self.group.owned(len(every))
+        parts = split(images, labels, [every[number] for number in own])
+        used = self.replicas[: len(own)]
+        scatter(self.replicas[0], used)
+        for number, replica in zip(own, used, strict=True):
             replica.seed(self.seed, epoch, step, number)
-        yield [(replica, *part, len(part[1]) / len(labels)) for replica, part in zip(used, parts, strict=True)]
-        gather(used)
+            replica.scalars.zero_()
+            if number == 0:
+                replica.scalars[1] = stop
+        yield [(replica, *part, len(part[1]) / of) for replica, part in zip(used, parts, strict=True)]
+        self._gather(used, own, len(every))
+        self.loss = self.replicas[0].scalars[0].clone()
+        self.stop = stop if self.group.size == 1 else int(self.replicas[0].scalars[1].item())
+
+    @torch.no_grad()
+    def _gather(self, used: Sequence[Replica], own: range, count: int) -> None:
+        """Give the model the sum over the `count` shards of all processes. own: the numbers of those used here."""
+        main = self.replicas[0]
+        summands = {(number, number + 1): each.summands() for number, each in zip(own, used, strict=True)}
+        sums = {node: tree.sum_up(node, summands, add) for node in tree.roots(own, count)}
+        for other in self.replicas[1:]:
+            for weight in other.weights:
+                weight.grad = None
+        if self._tree_sum:
+            total = iter(self._tree_sum(sums, count))
+            for weight in main.weights:
+                weight.grad = next(total)
+            for mine, summed in zip((*main.statistics, main.scalars), total, strict=True):
+                mine.copy_(summed)
+        for statistic in main.statistics:
+            statistic /= count
 
 
-def split(images: Tensor, labels: Tensor, shards: int, batch_size: int) -> list[tuple[Tensor, Tensor]]:
-    """A batch as at most so many shards, whose sizes differ by one at most.
+def add(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
+    """Add each of some tensors to the one at its place, which changes."""
+    for one, other in zip(left, right, strict=True):
+        one += other
+    return left
+
+
+def split(images: Tensor, labels: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """Images and labels as shards of these sizes."""
+    return list(zip(torch.split(images, list(sizes)), torch.split(labels, list(sizes)), strict=True))
+
+
+def sizes(images: int, shards: int, batch_size: int) -> list[int]:
+    """How many images each shard of a batch of so many has: at most so many shards, which differ by one at most.
 
     None is smaller than batch_size / shards, so that batch norm sees no fewer images in a last, smaller batch; nor
     than two images, the fewest it can learn from.
     """
-    ends = list(itertools.accumulate(sizes(len(labels), shards, batch_size)))[:-1]
-    return list(zip(torch.tensor_split(images, ends), torch.tensor_split(labels, ends), strict=True))
-
-
-def sizes(images: int, shards: int, batch_size: int) -> list[int]:
-    """How many images each shard of a batch of so many has, as `split` divides it."""
     count = min(shards, max(images // max(batch_size // shards, 2), 1))
     return [images // count + (number < images % count) for number in range(count)]
 
 
-def scatter(used: Sequence[Replica]) -> None:
-    """Give all the statistics of the first, before a step."""
-    first, *others = used
-    for other in others:
-        for mine, shared in zip(other.statistics, first.statistics, strict=True):
-            mine.copy_(shared)
-
-
-def gather(used: Sequence[Replica]) -> None:
-    """Add the gradients of all to those of the first, in order, and give it the mean of all statistics."""
-    first, *others = used
-    for other in others:
-        for mine, weight in zip(other.weights, first.weights, strict=True):
-            if mine.grad is not None:
-                weight.grad = mine.grad if weight.grad is None else weight.grad.add_(mine.grad)
-                mine.grad = None
-        for theirs, total in zip(other.statistics, first.statistics, strict=True):
-            total += theirs
-    for total in first.statistics:
-        total /= len(used)
+def scatter(main: Replica, used: Sequence[Replica]) -> None:
+    """Give all the statistics of the main one, before a step."""
+    for other in used:
+        if other is not main:
+            for mine, shared in zip(other.statistics, main.statistics, strict=True):
+                mine.copy_(shared)

@@ -13,9 +13,10 @@ from stages.common import paths
 from stages.common.errors import UserError
 from stages.network import models
 from stages.network.device import Map
-from stages.network.inference import Images, predict
+from stages.network.inference import Images, part_of, predict
+from stages.train.processes import ALONE, Group
 from stages.train.recipe import Recipe
-from stages.train.shards import Replica, Replicas
+from stages.train.shards import Replicas, Shard
 
 Row = dict[str, float]  # what was measured of an epoch
 
@@ -28,44 +29,53 @@ class Trainer:
     epochs, on the CPU.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, parallel: Map) -> None:
-        """Train `model` in place. parallel: as `map`; it may compute several shards at once."""
-        self.model, self.optimizer, self.recipe, self.parallel = model, optimizer, recipe, parallel
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, parallel: Map, group: Group = ALONE
+    ) -> None:
+        """Train `model` in place, in each process of a group. parallel: as `map`; it may run several shards at once."""
+        self.model, self.optimizer, self.recipe, self.parallel, self.group = model, optimizer, recipe, parallel, group
         self.device = next(model.parameters()).device
         self.base_lr = [group["lr"] for group in optimizer.param_groups]
         self.low_precision = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(recipe.precision)
         # Without a scaler, small gradients would be 0 in float16.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.low_precision is torch.float16)
         model.train()  # and its replicas, which are copies of it
-        self.replicas = Replicas(model, recipe.shards, recipe.batch_size, recipe.seed)
+        self.replicas = Replicas(model, recipe.shards, recipe.batch_size, recipe.seed, group)
         self.epoch, self.run_steps = 1, 0
         self.losses: list[Tensor] = []
         self.sizes: list[int] = []
         self.history: list[Row] = []
         self.best_weights: dict[str, Tensor] = {}
 
-    def step(self, images: Tensor, labels: Tensor) -> None:
-        """Learn from a batch: images uint8 (N, C, H, W), labels int64 (N,)."""
+    def step(self, images: Tensor, labels: Tensor, of: int | None = None, stop: int | None = None) -> int | None:
+        """Learn from a batch: this process's images uint8 (N, C, H, W) of it, labels int64 (N,).
 
-        def forward_backward(replica: Replica, images: Tensor, labels: Tensor, share: float) -> Tensor:
-            """Compute one shard: leave its part of the gradients in the replica; return its part of the mean loss."""
+        of: images of the whole batch; None: N. stop: the signal that told this process to stop, if any. Returns the
+        head's, after the step, so that all processes stop at the same step. Raises LostProcess.
+        """
+
+        def forward_backward(shard: Shard) -> None:
+            """Compute one shard: leave its part of the gradients and of the mean loss in its replica."""
+            replica, images, labels, share = shard
             with torch.autocast(self.device.type, self.low_precision, enabled=self.low_precision is not None):
                 logits = replica.model(self.recipe.augment(images, replica.generator))  # (N, K)
             loss = self.recipe.objective(logits.float(), labels) * share
             self.scaler.scale(loss).backward()
-            return loss.detach()
+            replica.scalars[0] = loss.detach()
 
         for group, lr in zip(self.optimizer.param_groups, self.base_lr, strict=True):
             group["lr"] = lr * self.recipe.lr_factor(self.run_steps)
         images, labels = (tensor.to(self.device, non_blocking=True) for tensor in (images, labels))
         self.optimizer.zero_grad(set_to_none=True)
-        with self.replicas.shards(images, labels, self.epoch, len(self.losses) + 1) as shards:
-            parts = list(self.parallel(forward_backward, *zip(*shards, strict=True)))
+        size = len(labels) if of is None else of
+        with self.replicas.shards(images, labels, size, self.epoch, len(self.losses) + 1, stop or 0) as shards:
+            list(self.parallel(forward_backward, shards))
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.losses.append(sum(parts, torch.zeros((), device=self.device)))  # reading it here would wait for a GPU
-        self.sizes.append(len(labels))
+        self.losses.append(self.replicas.loss)  # reading it here would wait for a GPU
+        self.sizes.append(size)
         self.run_steps += 1
+        return self.replicas.stop or None
 
     def last_loss(self) -> float:
         """The loss of the last step. Raises UserError if one of the epoch's steps had a loss that is not finite."""
@@ -85,9 +95,7 @@ class Trainer:
         losses = torch.stack(self.losses).cpu().numpy().astype(np.float64)
         row["train_loss"] = float(np.average(losses, weights=self.sizes))  # the mean over images, not over batches
         if len(labels):
-            log_p = predict(self.model, images, self.recipe.output, self.device, self.parallel)  # (N, K)
-            row["validation_loss"] = F.nll_loss(log_p.double(), labels).item()
-            row["validation_accuracy"] = (log_p.argmax(dim=1) == labels).double().mean().item()
+            row["validation_loss"], row["validation_accuracy"] = self._validate(images, labels)
             if not math.isfinite(row["validation_loss"]):
                 raise diverged("validation", row["validation_loss"], f"epoch {self.epoch}")
             self.model.train()
@@ -97,6 +105,16 @@ class Trainer:
         self.epoch += 1
         self.losses, self.sizes = [], []
         return row
+
+    def _validate(self, images: Images, labels: Tensor) -> tuple[float, float]:
+        """The mean loss and the accuracy; each process computes some of the images."""
+        bounds = [part_of(images, rank, self.group.size).start for rank in range(self.group.size)] + [len(images)]
+        own = slice(*bounds[self.group.rank : self.group.rank + 2])
+        log_p = predict(self.model, images, self.recipe.output, self.device, self.parallel, own=own)  # (N own, K)
+        losses = F.nll_loss(log_p, labels[own], reduction="none")
+        rows = torch.stack([losses, (log_p.argmax(dim=1) == labels[own]).float()], dim=1)
+        loss, accuracy = self.group.gather(rows, bounds).double().mean(dim=0).tolist()
+        return loss, accuracy
 
     @property
     def out_of_patience(self) -> bool:
