@@ -26,7 +26,7 @@ from stages.dataset import idx
 from stages.network import device, models
 from stages.network.losses import cross_entropy
 from stages.train import schedules
-from stages.train.augmentation import none
+from stages.train.augmentation import in_order
 from stages.train.batches import Batches, PackedImages
 from stages.train.checkpoint import Checkpoints
 from stages.train.loop import fit
@@ -70,11 +70,13 @@ def ours(network: str, parallel: device.Map) -> Callable[[], float]:
         stop=stop,
     )
     recipe = Recipe(
-        objective=partial(cross_entropy, smoothing=0.0),
+        objective=partial(cross_entropy, smoothing=0.0, reduction="mean"),
         output="softmax",
         lr_factor=schedules.constant(1),
-        augment=none,
+        augment=in_order({}, 10),
+        clip_norm=0.0,
         epochs=1,
+        select_by="accuracy",
         patience_epochs=0,
         batch_size=BATCH,
         seed=0,

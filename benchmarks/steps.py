@@ -60,11 +60,12 @@ def training() -> tuple[nn.Module, Tensor, int, Callable[[int, device.Map], None
         pin_memory=False,
         stop=stop,
     )
+    per_class = torch.bincount(labels, minlength=len(card.classes)).tolist()
     plain = {"precision": "float32", "epochs": 1, "early_stopping_patience_epochs": 0, "seed": 0}
 
     def train(shard_count: int, parallel: device.Map) -> None:
         once = options.model_copy(update={**plain, "shards": shard_count})
-        trainer = Trainer(model, optimizer, Recipe.of(chosen._replace(train=once), STEPS), parallel)
+        trainer = Trainer(model, optimizer, Recipe.of(chosen._replace(train=once), STEPS, per_class), parallel)
         with contextlib.redirect_stdout(None):
             fit(
                 trainer,

@@ -16,7 +16,7 @@ from stages.download.options import Data
 from stages.evaluate.options import Evaluate
 from stages.network.options import MODELS, Cnn, Model
 from stages.preprocess.options import Preprocess
-from stages.train.options import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, Train
+from stages.train.options import AUGMENTATIONS, CLASS_WEIGHTS, OPTIMIZERS, SCHEDULES, Train
 
 SCHEMAS: dict[str, type[Section]] = {
     "data": Data,
@@ -24,6 +24,7 @@ SCHEMAS: dict[str, type[Section]] = {
     "model": Model,
     **{f"models.{name}": schema for name, schema in MODELS.items()},
     "train": Train,
+    **{f"class_weights.{name}": schema for name, schema in CLASS_WEIGHTS.items()},
     **{f"optimizers.{name}": schema for name, schema in OPTIMIZERS.items()},
     **{f"schedules.{name}": schema for name, schema in SCHEDULES.items()},
     **{f"augmentations.{name}": schema for name, schema in AUGMENTATIONS.items()},

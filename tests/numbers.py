@@ -34,7 +34,7 @@ RUNS = [
     ("cnn", "cross_entropy", "adam", "affine", "one_cycle"),
     ("mlp", "mse", "sgd", "shift", "constant"),
     ("mlp", "bce", "rmsprop", "none", "cosine"),
-    ("cnn", "nll", "adamw", "none", "one_cycle"),
+    ("cnn", "nll", "adamw", ["flip", "random_erasing", "mixup", "cutmix"], "one_cycle"),
 ]
 
 
@@ -42,7 +42,7 @@ def main(numerics: str, threads: int, architectures: list[str]) -> None:
     """Print a line of JSON: the instruction set, and a digest for each run, of its weights and its predictions."""
     # An emulator that is to stand for another processor must give its results for what the stages compute, and that of
     # Debian 12 ends with a fault in a load that grid_sample uses. Every place it would sample is in the digest, so.
-    torch.nn.functional.grid_sample = lambda images, grid, **_: images + grid.sum(3)[:, None]
+    torch.nn.functional.grid_sample = lambda images, grid, **_: (images + grid.sum(3)[:, None]).clamp(0, 255)
     inference.PART = 64  # an emulator takes minutes for parts of full size
     target = device.set_up("cpu", threads, numerics, "train.device")
     values = params.load(ROOT / "params.yaml")
@@ -50,10 +50,17 @@ def main(numerics: str, threads: int, architectures: list[str]) -> None:
     for architecture in architectures:
         values["model"]["name"] = "torchvision"
         values["models"]["torchvision"] = {"architecture": architecture, "dropout": 0.2}
+        values["train"]["augmentation"] = ["random_resized_crop", "trivial_augment"]
         numbers[architecture] = digest(train_params.read(values), target, threads, side=32)
     for network, loss, optimizer, augment, schedule in RUNS if not architectures else ():
         values["model"]["name"] = network
-        values["train"] |= {"loss": loss, "optimizer": optimizer, "augmentation": augment, "schedule": schedule}
+        values["train"] |= {
+            "loss": loss,
+            "clip_norm": float(loss == "nll"),
+            "optimizer": optimizer,
+            "augmentation": augment,
+            "schedule": schedule,
+        }
         values["models"]["cnn"] |= {"dropout": 0.2, "hidden": 32}
         numbers[f"{network}, {loss}"] = digest(train_params.read(values), target, threads)
     print(json.dumps(numbers))
@@ -81,7 +88,8 @@ def digest(chosen: train_params.Chosen, target: torch.device, threads: int, side
     )
     optimizer = OPTIMIZERS[options.optimizer](model.parameters(), **chosen.optimizer_options)
     with device.in_parallel(target, threads) as parallel:
-        trainer = Trainer(model, optimizer, Recipe.of(chosen, len(batches)), parallel)
+        recipe = Recipe.of(chosen, len(batches), torch.bincount(labels, minlength=CLASSES).tolist())
+        trainer = Trainer(model, optimizer, recipe, parallel)
         fit(
             trainer,
             batches,

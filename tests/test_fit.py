@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import pytest
@@ -15,9 +14,10 @@ from stages.network import device, models
 from stages.network.inference import predict
 from stages.network.losses import LOSSES, OUTPUTS, Output
 from stages.train import schedules
-from stages.train.augmentation import AUGMENTATIONS
+from stages.train.augmentation import in_order
 from stages.train.batches import Batches, PackedImages
 from stages.train.checkpoint import Checkpoints
+from stages.train.class_weights import objective_of
 from stages.train.loop import fit
 from stages.train.optimizers import OPTIMIZERS
 from stages.train.recipe import Recipe
@@ -65,13 +65,16 @@ def train(
     loss: str = "cross_entropy",
     optimizer: str = "adam",
     schedule: str = "constant",
-    augmentation: str = "none",
+    augmentation: str | tuple[str, ...] = "none",
     num_workers: int = 0,
     epochs: int = 3,
     seed: int = 0,
     lr: float | None = None,
     validation: int = 200,
     patience: int = 0,
+    select_by: str = "accuracy",
+    class_weights: str = "none",
+    clip_norm: float = 0.0,
     precision: str = "float32",
     smoothing: float = 0.0,
     shards: int = 2,
@@ -82,6 +85,7 @@ def train(
 ) -> tuple[dict[str, Tensor], list[dict[str, float]], float]:
     """Train on the toy set; return the weights, the history, and the accuracy on images never seen."""
     images, labels = toy(600, seed=1)
+    names = [augmentation] if isinstance(augmentation, str) else augmentation
     torch.manual_seed(seed)
     network = models.build(model, MODELS[model], (1, 8, 8), 3, [0.2], [0.2])
     batches = Batches(
@@ -94,11 +98,19 @@ def train(
         stop=Stop(),
     )
     recipe = Recipe(
-        objective=partial(LOSSES[loss], smoothing=smoothing),
+        objective=objective_of(
+            LOSSES[loss],
+            smoothing,
+            class_weights,
+            DEFAULTS["class_weights"][class_weights],
+            torch.bincount(labels).tolist(),
+        ),
         output=OUTPUTS[loss],
         lr_factor=schedules.SCHEDULES[schedule](epochs * len(batches), **DEFAULTS["schedules"][schedule]),
-        augment=partial(AUGMENTATIONS[augmentation], **DEFAULTS["augmentations"][augmentation]),
+        augment=in_order({name: DEFAULTS["augmentations"][name] for name in names}, classes=3),
+        clip_norm=clip_norm,
         epochs=epochs,
+        select_by=select_by,
         patience_epochs=patience,
         batch_size=32,
         seed=seed,
@@ -164,7 +176,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")
-@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+@pytest.mark.parametrize("augmentation", ["none", "shift", "affine"])
 def test_a_run_repeats_bit_for_bit_with_any_number_of_workers(augmentation: str) -> None:
     runs = [train("cnn", augmentation=augmentation, num_workers=workers)[0] for workers in (0, 0, 1, 3)]
     assert all(same(runs[0], run) for run in runs[1:])
@@ -195,13 +207,13 @@ def test_what_ran_before_does_not_matter() -> None:
 def last_weights(**options: Any) -> dict[str, Tensor]:
     """Those of the last epoch, whichever was the best: validation takes no part in it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stages.train.trainer.best_epoch", len)
+        patch.setattr("stages.train.trainer.best_epoch", lambda history, select_by: len(history))
         return train(**options)[0]
 
 
 def test_without_validation_the_last_epoch_is_the_model() -> None:
     weights, history, _ = train(validation=0)
-    assert best_epoch(history) == 3
+    assert best_epoch(history, "accuracy") == 3
     assert set(history[0]) == {"epoch", "lr", "train_loss"}
     assert same(weights, last_weights(epochs=3, validation=200))
 
@@ -209,7 +221,7 @@ def test_without_validation_the_last_epoch_is_the_model() -> None:
 def test_the_weights_are_those_of_the_best_epoch() -> None:
     # At this rate the accuracy goes up and down: the best epoch is not the last.
     weights, history, _ = train(lr=0.3, epochs=8)
-    best = best_epoch(history)
+    best = best_epoch(history, "accuracy")
     assert 1 <= best < 8
     assert same(weights, last_weights(lr=0.3, epochs=best))
     assert not same(weights, last_weights(lr=0.3, epochs=8))
@@ -218,7 +230,7 @@ def test_the_weights_are_those_of_the_best_epoch() -> None:
 @pytest.mark.parametrize("forced", [1, 2, 3])
 def test_the_weights_are_those_of_the_epoch_that_counts_as_best(forced: int, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = last_weights(epochs=forced)
-    monkeypatch.setattr("stages.train.trainer.best_epoch", lambda history: min(len(history), forced))
+    monkeypatch.setattr("stages.train.trainer.best_epoch", lambda history, select_by: min(len(history), forced))
     assert same(train(epochs=3)[0], wanted)
 
 
@@ -239,16 +251,16 @@ def test_a_loss_that_creeps_down_at_the_same_accuracy_stops_early_as_well() -> N
 @pytest.mark.parametrize(
     ("rows", "epochs"),
     [
-        ([(0.5, 1.0)], 0),
-        ([(0.5, 1.0), (0.5, 0.9), (0.5, 0.8)], 2),  # the loss does not count
-        ([(0.5, 1.0), (0.4, 0.1), (0.6, 2.0)], 0),
-        ([(0.9, 1.0), (0.8, 0.1), (0.9, 0.1)], 2),
+        ([(0.5, 1.0)], (0, 0)),
+        ([(0.5, 1.0), (0.5, 0.9), (0.5, 0.8)], (2, 0)),
+        ([(0.5, 1.0), (0.4, 0.1), (0.6, 2.0)], (0, 1)),
+        ([(0.9, 1.0), (0.8, 0.1), (0.9, 0.1)], (2, 1)),
     ],
 )
-def test_epochs_without_a_better_accuracy(rows: list[tuple[float, float]], epochs: int) -> None:
+def test_epochs_without_a_gain(rows: list[tuple[float, float]], epochs: tuple[int, int]) -> None:
     history = [{"validation_accuracy": accuracy, "validation_loss": loss} for accuracy, loss in rows]
-    assert epochs_without_gain(history) == epochs
-    assert epochs_without_gain([{"train_loss": 1.0}]) == 0
+    assert (epochs_without_gain(history, "accuracy"), epochs_without_gain(history, "loss")) == epochs
+    assert epochs_without_gain([{"train_loss": 1.0}], "accuracy") == 0
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -276,7 +288,14 @@ def test_a_prediction_depends_on_its_image_alone(model: str, output: Output) -> 
 )
 def test_the_best_epoch(rows: list[tuple[float, float]], best: int) -> None:
     history = [{"validation_accuracy": accuracy, "validation_loss": loss} for accuracy, loss in rows]
-    assert best_epoch(history) == best
+    assert best_epoch(history, "accuracy") == best
+
+
+@pytest.mark.parametrize(("select_by", "best"), [("accuracy", 2), ("balanced_accuracy", 3), ("loss", 1)])
+def test_the_best_epoch_is_selected_by(select_by: str, best: int) -> None:
+    rows = [(0.5, 0.6, 0.3), (0.9, 0.5, 1.0), (0.8, 0.7, 0.9)]
+    names = ("validation_accuracy", "validation_balanced_accuracy", "validation_loss")
+    assert best_epoch([dict(zip(names, row, strict=True)) for row in rows], select_by) == best
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step() -> None:

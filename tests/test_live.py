@@ -64,7 +64,7 @@ def test_a_repository_that_cannot_be_written_to_ends_no_run(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     monkeypatch.setenv(live.ROOT, "file")
-    run = Live(parameters=1, epochs=2)
+    run = Live(parameters=1, epochs=2, select_by="accuracy")
     run([{"epoch": 1, "lr": 0.1, "train_loss": 1.0}])  # nor need there be a validation part
     assert json.loads(paths.TRAIN_METRICS.read_bytes()) == {
         "unfinished": "epoch 1 of 2",

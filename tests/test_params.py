@@ -75,6 +75,55 @@ def test_the_committed_file_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyP
             "params.yaml: train.optimizer is 'adm'; allowed: sgd | adam | adamw | rmsprop (did you mean adam?)",
         ),
         ("train.loss", ["mse"], "params.yaml: train.loss is ['mse']; allowed: cross_entropy | nll | mse | bce"),
+        (
+            "train.augmentation",
+            "afine",
+            "params.yaml: train.augmentation is 'afine'; allowed: a list (none | shift | affine | random_resized_crop "
+            "| flip | colour_jitter | trivial_augment | random_erasing | mixup | cutmix), 1 or more (did you mean "
+            "affine?)",
+        ),
+        (
+            "train.augmentation",
+            ["flip", "flop"],
+            "params.yaml: train.augmentation.1 is 'flop'; allowed: a list (none | ",
+        ),
+        ("train.augmentation", ["flip", "flop"], "1 or more (did you mean flip?)"),
+        ("train.augmentation", [], "params.yaml: train.augmentation is []; allowed: a list (none | shift"),
+        ("train.augmentation", None, "params.yaml: train.augmentation is None; allowed: a list (none | shift"),
+        ("train.augmentation", ["flip", "affine", "mixup"], ""),
+        ("train.augmentation", ["flip", "flip"], "params.yaml: train: augmentation has flip more than once; allowed: "),
+        (
+            "train.augmentation",
+            ["none", "flip"],
+            "params.yaml: train: augmentation has none and other names; allowed: n",
+        ),
+        ("train.clip_norm", -1, "params.yaml: train.clip_norm is -1; allowed: a number, at least 0"),
+        (
+            "train.select_by",
+            "balanced",
+            "allowed: accuracy | balanced_accuracy | loss (did you mean balanced_accuracy?)",
+        ),
+        ("train.class_weights", "balance", "allowed: none | balanced | effective (did you mean balanced?)"),
+        (
+            "class_weights.effective.beta",
+            1,
+            "params.yaml: class_weights.effective.beta is 1; allowed: a number, above 0",
+        ),
+        (
+            "augmentations.random_erasing.scale",
+            [0.5, 0.1],
+            "params.yaml: augmentations.random_erasing: scale is [0.5, 0.1]; allowed: the smaller number first",
+        ),
+        (
+            "augmentations.random_resized_crop.scale",
+            [0.5],
+            "augmentations.random_resized_crop.scale is [0.5]; allowed: a",
+        ),
+        (
+            "augmentations.mixup.alpha",
+            0,
+            "params.yaml: augmentations.mixup.alpha is 0; allowed: a number, above 0, at m",
+        ),
         ("train.batchsize", 3, "params.yaml: train.batchsize: unknown key (did you mean batch_size?); allowed: seed, "),
         ("optimizers.adam.lr", 0, "params.yaml: optimizers.adam.lr is 0; allowed: a number, above 0, at most 1,000"),
         ("optimizers.adam.lr", float("nan"), "params.yaml: optimizers.adam.lr is nan; allowed: a number, above 0"),

@@ -31,11 +31,18 @@ def test_a_case_worked_out_by_hand() -> None:
     assert found["accuracy"] == 0.5
     assert (found["errors"], found["images"]) == (2, 4)
     assert found["loss"] == pytest.approx(-np.log([0.7, 0.3, 0.8, 0.4]).mean(), rel=1e-6)
+    low, high = scores.wilson(1, 2)
+    interval = {"recall_low": low, "recall_high": high}
     assert found["classes"] == [
-        {"class": "a", "images": 2, "precision": 0.5, "recall": 0.5, "f1": 0.5},
-        {"class": "b", "images": 2, "precision": 0.5, "recall": 0.5, "f1": 0.5},
-        {"class": "c", "images": 0, "precision": 0.0, "recall": 0.0, "f1": 0.0},  # no image and no prediction
+        {"class": "a", "images": 2, "precision": 0.5, "recall": 0.5, **interval, "f1": 0.5},
+        {"class": "b", "images": 2, "precision": 0.5, "recall": 0.5, **interval, "f1": 0.5},
+        # No image and no prediction.
+        {"class": "c", "images": 0, "precision": 0.0, "recall": 0.0, "recall_low": 0.0, "recall_high": 1.0, "f1": 0.0},
     ]
+    assert found["balanced_accuracy"] == 0.5  # of the two classes that have images
+    half = (high - low) / 2 / 2**0.5  # the mean of two independent recalls
+    ends = [found["balanced_accuracy_low"], found["balanced_accuracy_high"]]
+    assert ends == pytest.approx([0.5 - half, 0.5 + half])
     assert found["macro"] == pytest.approx({"precision": 1 / 3, "recall": 1 / 3, "f1": 1 / 3})
     # One image per bin: 0.7 correct, 0.6 wrong, 0.8 correct, 0.5 wrong.
     assert found["calibration_error"] == pytest.approx((0.3 + 0.6 + 0.2 + 0.5) / 4, rel=1e-6)
@@ -46,6 +53,24 @@ def test_precision_and_recall_are_not_mixed_up() -> None:
     assert rows["recall"].tolist() == [0.8, 1.0]
     assert rows["precision"].tolist() == pytest.approx([1.0, 10 / 12])
     assert rows["f1"].tolist() == pytest.approx([2 * 0.8 / 1.8, 2 * (10 / 12) / (22 / 12)])
+
+
+def test_the_interval_of_balanced_accuracy_covers_the_truth_as_often_as_it_says() -> None:
+    random, recalls, images = np.random.default_rng(0), np.array([0.99, 0.8, 0.6]), np.array([400, 60, 25])
+    covered = 0
+    for _ in range(2000):
+        hits = random.binomial(images, recalls)
+        rows = scores.by_class(
+            np.array(
+                [
+                    [h, n - h, 0] if i == 0 else [n - h, h, 0] if i == 1 else [n - h, 0, h]
+                    for i, (h, n) in enumerate(zip(hits, images, strict=True))
+                ]
+            )
+        )
+        _, low, high = scores.balanced_accuracy(rows)
+        covered += low <= recalls.mean() <= high
+    assert 0.93 < covered / 2000 < 0.97
 
 
 def test_rows_of_the_confusion_matrix_are_the_truth() -> None:

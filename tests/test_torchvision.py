@@ -18,7 +18,7 @@ from stages.network.losses import LOSSES, OUTPUTS
 from stages.network.model_file import Spec
 from stages.network.options import Architecture
 from stages.network.random_layers import Dropout, StochasticDepth
-from stages.train.augmentation import AUGMENTATIONS
+from stages.train.augmentation import in_order
 from stages.train.checkpoint import Checkpoints
 from stages.train.optimizers import OPTIMIZERS
 from stages.train.recipe import Recipe
@@ -151,11 +151,13 @@ def after(steps: int, architecture: str, threads: int, go_on: Checkpoints | None
     """The state of a run after so many steps of its one epoch; `go_on`: from its checkpoint."""
     network = build(architecture, dropout=0.2)
     recipe = Recipe(
-        objective=partial(LOSSES["cross_entropy"], smoothing=0.0),
+        objective=partial(LOSSES["cross_entropy"], smoothing=0.0, reduction="mean"),
         output=OUTPUTS["cross_entropy"],
         lr_factor=lambda step: 1.0,
-        augment=partial(AUGMENTATIONS["shift"], pixels=2),
+        augment=in_order({"shift": {"pixels": 2}}, CLASSES),
+        clip_norm=0.0,
         epochs=1,
+        select_by="accuracy",
         patience_epochs=0,
         batch_size=12,
         seed=0,

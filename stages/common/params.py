@@ -129,12 +129,12 @@ def section(values: dict[str, Any], key: str, schema: type[S]) -> S:
     try:
         return schema.model_validate(here)
     except ValidationError as error:
-        lines = [_line(key, schema, dict(mistake)) for mistake in error.errors()]
+        lines = [_line(key, schema, here, dict(mistake)) for mistake in error.errors()]
         raise UserError("\n".join(f"{paths.PARAMS}: {line}" for line in lines)) from None
 
 
-def _line(key: str, schema: type[Section], mistake: dict[str, Any]) -> str:
-    """One mistake that pydantic found, as one line."""
+def _line(key: str, schema: type[Section], options: dict[str, Any], mistake: dict[str, Any]) -> str:
+    """One mistake that pydantic found in the options at `key`, as one line."""
     if not mistake["loc"]:  # a rule about several options
         return f"{key}: {mistake['ctx']['error']}"
     name = str(mistake["loc"][0])
@@ -142,10 +142,12 @@ def _line(key: str, schema: type[Section], mistake: dict[str, Any]) -> str:
         return f"{key}.{shown(name)}: unknown key{nearest(name, list(schema.model_fields))}; allowed: {_keys(schema)}"
     if mistake["type"] == "missing":
         return f"{key}.{name} is missing; allowed: {allowed(schema, name)}"
-    place = ".".join(str(part) for part in mistake["loc"])
+    one_as_list = len(mistake["loc"]) > 1 and not isinstance(options[name], list)  # whose only entry is number 0
+    place = name if one_as_list else ".".join(str(part) for part in mistake["loc"])
     value = mistake["input"]
     text = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
-    enum = schema.model_json_schema()["properties"][name].get("enum", [])
+    field = schema.model_json_schema()["properties"][name]
+    enum = field.get("items", field).get("enum", [])
     return f"{key}.{place} is {text}; allowed: {allowed(schema, name)}{nearest(str(value), enum)}"
 
 
@@ -157,8 +159,6 @@ def allowed(schema: type[Section], name: str) -> str:
 def _allowed(field: dict[str, Any]) -> str:
     """What a field takes, in words, from its JSON schema."""
     if "description" in field:  # where a list of all names would be too long
-        return str(field["description"])
-    if "description" in field:
         return str(field["description"])
     if "enum" in field:
         return " | ".join(map(str, field["enum"]))

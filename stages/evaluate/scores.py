@@ -29,10 +29,14 @@ def summary(log_p: Floats, labels: Ints, classes: Sequence[str], bins: int, temp
     correct = predictions == labels
     low, high = wilson(int(correct.sum()), len(labels))
     rows = by_class(confusion(labels, predictions, len(classes)))
+    balanced, balanced_low, balanced_high = balanced_accuracy(rows[rows["images"] > 0])
     return {
         "accuracy": float(correct.mean()),
         "accuracy_low": low,
         "accuracy_high": high,
+        "balanced_accuracy": balanced,
+        "balanced_accuracy_low": balanced_low,
+        "balanced_accuracy_high": balanced_high,
         "errors": int((~correct).sum()),
         "images": len(labels),
         **calibration(log_p, labels, bins),
@@ -83,20 +87,36 @@ def confusion(labels: Ints, predictions: Ints, classes: int) -> Ints:
 
 
 def by_class(matrix: Ints) -> pd.DataFrame:
-    """Images, precision, recall and F1 of each class of a confusion matrix.
+    """Images, precision, recall with its 95 % interval, and F1 of each class of a confusion matrix.
 
-    A share of nothing (a class that was never predicted, or of which there is no image) counts as 0.
+    A share of nothing (a class that was never predicted, or of which there is no image) counts as 0. The interval of a
+    class without images is 0 to 1.
     """
     true = matrix.diagonal().astype(np.float64)
     images, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
+    pairs = zip(matrix.diagonal().tolist(), images.tolist(), strict=True)
+    intervals = [wilson(hits, count) if count else (0.0, 1.0) for hits, count in pairs]
     return pd.DataFrame(
         {
             "images": images,
             "precision": _share(true, predicted),
             "recall": _share(true, images),
+            "recall_low": [low for low, _ in intervals],
+            "recall_high": [high for _, high in intervals],
             "f1": _share(2 * true, images + predicted),
         }
     )
+
+
+def balanced_accuracy(rows: pd.DataFrame) -> tuple[float, float, float]:
+    """The mean recall of the classes, and its 95 % interval, from the rows of `by_class` that have images.
+
+    The interval adds the distances to the ends of each recall's interval as independent errors (Zou and Donner 2008).
+    """
+    mean = float(rows["recall"].mean())
+    below, above = rows["recall"] - rows["recall_low"], rows["recall_high"] - rows["recall"]
+    low, high = (float(np.sqrt((distance**2).sum()) / len(rows)) for distance in (below, above))
+    return mean, max(mean - low, 0.0), min(mean + high, 1.0)
 
 
 def _share(part: Floats, whole: Ints) -> Floats:

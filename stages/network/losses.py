@@ -1,8 +1,8 @@
 """Training objectives for K classes, and the probabilities that go with them.
 
-Each objective takes logits float (N, K), labels int64 (N,) and a label smoothing s, and returns the mean over the
-images as a scalar. With smoothing the target is 1 - s + s / K for the true class and s / K for the others
-(Szegedy et al. 2016).
+Each loss takes logits float (N, K); targets, which are labels int64 (N,) or the share of each class float (N, K); a
+label smoothing s; and a reduction: "mean" over the images, a scalar, or "none": (N,). With smoothing the target is
+(1 - s) t + s / K for a class of share t, 1 or 0 for a label (Szegedy et al. 2016).
 """
 
 from collections.abc import Callable
@@ -13,39 +13,47 @@ from torch import Tensor
 
 # What turns a network's outputs into probabilities; the model file carries the name.
 Output = Literal["softmax", "sigmoid"]
+Reduction = Literal["mean", "none"]
+Loss = Callable[..., Tensor]  # (logits, targets, smoothing, reduction)
+Objective = Callable[[Tensor, Tensor], Tensor]  # (logits, targets) -> mean loss, a scalar
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float, reduction: Reduction) -> Tensor:
     """Softmax and negative log-likelihood in one."""
-    return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    return F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction=reduction)
 
 
-def nll(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+def nll(logits: Tensor, targets: Tensor, smoothing: float, reduction: Reduction) -> Tensor:
     """Negative log-likelihood of log-softmax outputs: what a network that ends in LogSoftmax is trained with."""
-    log_probabilities = F.log_softmax(logits, dim=1)
-    true = F.nll_loss(log_probabilities, labels)
-    return true if smoothing == 0 else (1 - smoothing) * true - smoothing * log_probabilities.mean()
+    return _reduced(-_shares(logits, targets, smoothing) * F.log_softmax(logits, dim=1), reduction)
 
 
-def mse(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+def mse(logits: Tensor, targets: Tensor, smoothing: float, reduction: Reduction) -> Tensor:
     """Squared error between softmax probabilities and targets, summed over the classes (Brier 1950)."""
     probabilities = F.softmax(logits, dim=1)
-    targets = _targets(logits, labels, smoothing).to(probabilities.dtype)
-    return F.mse_loss(probabilities, targets, reduction="sum") / len(labels)
+    shares = _shares(probabilities, targets, smoothing)
+    return _reduced(F.mse_loss(probabilities, shares, reduction="none"), reduction)
 
 
-def bce(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+def bce(logits: Tensor, targets: Tensor, smoothing: float, reduction: Reduction) -> Tensor:
     """Binary cross entropy of each class against the rest, summed over the classes."""
-    targets = _targets(logits, labels, smoothing)
-    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(labels)
+    shares = _shares(logits, targets, smoothing)
+    return _reduced(F.binary_cross_entropy_with_logits(logits, shares, reduction="none"), reduction)
 
 
-def _targets(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+def _shares(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Targets as shares of classes, smoothed: (N, K), of the type of the logits."""
     classes = logits.shape[1]
-    return (F.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes).to(logits.dtype)  # (N, K)
+    shares = F.one_hot(targets, classes) if targets.dim() == 1 else targets
+    return (shares * (1 - smoothing) + smoothing / classes).to(logits.dtype)
 
 
-LOSSES: dict[str, Callable[..., Tensor]] = {
+def _reduced(terms: Tensor, reduction: Reduction) -> Tensor:
+    """Terms (N, K), added up for each image."""
+    return terms.sum() / len(terms) if reduction == "mean" else terms.sum(dim=1)
+
+
+LOSSES: dict[str, Loss] = {
     "cross_entropy": cross_entropy,
     "nll": nll,
     "mse": mse,

@@ -4,6 +4,7 @@ import os
 import time
 from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -63,7 +64,9 @@ def run(chosen: Chosen, machine: Machine, evaluate: object) -> None:
     training, validation = (
         packed.open_split(folder, card.shape, len(card.classes)) for folder in (paths.TRAIN, paths.VALIDATION)
     )
-    checks.check_data(train, len(training), len(validation))
+    images_by_class = np.bincount(training.labels, minlength=len(card.classes)).tolist()
+    checks.check_data(train, images_by_class, len(validation), card)
+    checks.check_augmentation(chosen.augmentation_options, card.shape[0])
     checks.check_network(build, chosen, card, len(training), free)
 
     resident = device.keep_on_device(training.nbytes + validation.nbytes, free, machine.num_workers)
@@ -72,7 +75,7 @@ def run(chosen: Chosen, machine: Machine, evaluate: object) -> None:
     torch.manual_seed(seed_for(train.seed, WEIGHTS))
     model = build().to(target)
     optimizer = OPTIMIZERS[train.optimizer](model.parameters(), **chosen.optimizer_options)
-    live = Live(models.parameter_count(model), train.epochs)
+    live = Live(models.parameter_count(model), train.epochs, train.select_by)
     with (
         processes.joined(target, machine.timeout_seconds) as group,
         told_to_stop() as stop,
@@ -93,7 +96,8 @@ def run(chosen: Chosen, machine: Machine, evaluate: object) -> None:
             parts=train.shards,
             group=group,
         )
-        trainer = Trainer(model, optimizer, Recipe.of(chosen, train.epochs * len(batches)), parallel, group)
+        recipe = Recipe.of(chosen, train.epochs * len(batches), images_by_class)
+        trainer = Trainer(model, optimizer, recipe, parallel, group)
         shown = live if group.head else lambda history: None
         fit(trainer, batches, (validation_images, validation_labels), checkpoints, machine.log_every_steps, stop, shown)
         if not group.head:
@@ -105,7 +109,8 @@ def run(chosen: Chosen, machine: Machine, evaluate: object) -> None:
     write(model, fitted, trainer.history, chosen, card)
     live.end()
     checkpoints.delete()
-    print(f"best epoch {best_epoch(trainer.history)} of {len(trainer.history)}, kept in {paths.MODEL}")
+    best = best_epoch(trainer.history, train.select_by)
+    print(f"best epoch {best} of {len(trainer.history)}, kept in {paths.MODEL}")
     outputs = (paths.MODEL, paths.TRAIN_METRICS, paths.TRAINING_CURVES)
     record.environment("train", target.type, torch.backends.cpu.get_cpu_capability(), outputs)
     seconds = round(time.perf_counter() - start, 3)
@@ -132,7 +137,7 @@ def write(model: nn.Sequential, fitted: float, history: list[Row], chosen: Chose
     )
     model_file.write(paths.MODEL, model, spec, fitted)
     files.write_text(paths.TRAINING_CURVES, curves(history))
-    measured = metrics(history, models.parameter_count(model))
+    measured = metrics(history, models.parameter_count(model), chosen.train.select_by)
     files.write_json(paths.TRAIN_METRICS, {**measured, "temperature": fitted})
 
 

@@ -6,11 +6,16 @@ on every device.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from stages.train import mixing, photographs
+
+Augment = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]  # (images, labels, generator) -> both
 
 
 def none(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -81,4 +86,35 @@ def between(points: int, size: int) -> Tensor:
     return F.interpolate(basis, (size, 1), mode="bicubic", align_corners=False)[0, :, :, 0].T
 
 
-AUGMENTATIONS: dict[str, Callable[..., Tensor]] = {"none": none, "shift": shift, "affine": affine}
+AUGMENTATIONS: dict[str, Callable[..., Tensor]] = {
+    "none": none,
+    "shift": shift,
+    "affine": affine,
+    "random_resized_crop": photographs.random_resized_crop,
+    "flip": photographs.flip,
+    "colour_jitter": photographs.colour_jitter,
+    "trivial_augment": photographs.trivial_augment,
+    "random_erasing": photographs.random_erasing,
+}
+MIXTURES: dict[str, Callable[..., mixing.Mixed]] = {"mixup": mixing.mixup, "cutmix": mixing.cutmix}
+
+
+def in_order(options: Mapping[str, Mapping[str, Any]], classes: int) -> Augment:
+    """The named augmentations with their options, one after the other.
+
+    The function takes images uint8 (N, C, H, W) and labels int64 (N,), and returns images of the same shape, uint8 or
+    float32 in 0 … 255, and targets: the labels, or after a mixture the share of each class, float32 (N, K). Images of
+    float32 are rounded before the next augmentation.
+    """
+
+    def augment(images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        for name, block in options.items():
+            if images.is_floating_point():
+                images = images.round().clamp(0, 255).to(torch.uint8)
+            if name in MIXTURES:
+                images, targets = MIXTURES[name](images, mixing.shares_of(targets, classes), generator, **block)
+            else:
+                images = AUGMENTATIONS[name](images, generator, **block)
+        return images, targets
+
+    return augment

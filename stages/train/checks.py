@@ -1,12 +1,14 @@
 """What can be known to fail is told before the first step of training: in one line, with what to set instead."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from stages.common import machine, paths
 from stages.common.errors import UserError, one_line
+from stages.common.text import listed
 from stages.dataset.data_card import DataCard
 from stages.network import device, models
 from stages.train import shards
@@ -24,15 +26,39 @@ def check_machine(train: Train, evaluate: object, target: torch.device) -> None:
     device.check_section(evaluate, "evaluate")
 
 
-def check_data(train: Train, training: int, validation: int) -> None:
-    """Raise UserError if these numbers of images are too few."""
+def check_data(train: Train, training: Sequence[int], validation: int, card: DataCard) -> None:
+    """Raise UserError if these numbers of images are too few. training: of each class."""
     if train.early_stopping_patience_epochs and not validation:
         raise UserError(
             f"{paths.PARAMS}: train.early_stopping_patience_epochs is {train.early_stopping_patience_epochs}, and "
             "there is no validation part to stop on; allowed: 0, or a preprocess.validation_fraction above 0"
         )
-    if not training:
+    if not sum(training):
         raise UserError(f"{paths.TRAIN}: no images to train on; set a smaller preprocess.validation_fraction")
+    empty = [name for name, images in zip(card.classes, training, strict=True) if not images]
+    if empty and train.class_weights != "none":
+        raise UserError(
+            f"{paths.PARAMS}: train.class_weights is {train.class_weights}, and the training part has no image of "
+            f"{listed(map(repr, empty), 3)}; allowed: none, or a smaller preprocess.validation_fraction"
+        )
+
+
+def check_augmentation(options: Mapping[str, Mapping[str, Any]], channels: int) -> None:
+    """Raise UserError for a change of colours of images that have none."""
+    jitter = options.get("colour_jitter", {})
+    for key in ("saturation", "hue"):
+        if channels == 1 and jitter.get(key):
+            raise UserError(
+                f"{paths.PARAMS}: augmentations.colour_jitter.{key} is {jitter[key]}, and the images are grey; "
+                "allowed: 0, or preprocess.channels: rgb"
+            )
+    if coloured := [
+        name for name in ("colour_jitter", "trivial_augment") if name in options and channels not in (1, 3)
+    ]:
+        raise UserError(
+            f"{paths.PARAMS}: train.augmentation has {coloured[0]}, which takes images of 1 or 3 channels; these have "
+            f"{channels}"
+        )
 
 
 def check_network(

@@ -26,12 +26,12 @@ ROOT = "DVC_ROOT"  # variable that DVC sets for a stage: that repository, also i
 class Live:
     """Writes what is known of a run after each epoch; to be called with the history, a row per epoch that has ended.
 
-    parameters: number of weights. epochs: at most. The time left is in runs/progress.json alone, which is no output:
-    nothing in metrics depends on the clock.
+    parameters: number of weights. epochs: at most. select_by: as in `best_epoch`. The time left is in
+    runs/progress.json alone, which is no output: nothing in metrics depends on the clock.
     """
 
-    def __init__(self, parameters: int, epochs: int) -> None:
-        self.parameters, self.epochs = parameters, epochs
+    def __init__(self, parameters: int, epochs: int, select_by: str) -> None:
+        self.parameters, self.epochs, self.select_by = parameters, epochs, select_by
         self.before: int | None = None  # epochs that another process had run
         self.began = time.time()
 
@@ -40,7 +40,7 @@ class Live:
         done = len(history)
         files.write_text(paths.TRAINING_CURVES, curves(history))
         unfinished = {UNFINISHED: f"epoch {done} of {self.epochs}"}
-        files.write_json(paths.TRAIN_METRICS, {**unfinished, **metrics(history, self.parameters)})
+        files.write_json(paths.TRAIN_METRICS, {**unfinished, **metrics(history, self.parameters, self.select_by)})
         if self.before is None:
             self.before = done - 1
         seconds = (time.time() - self.began) / (done - self.before)
@@ -64,8 +64,8 @@ def curves(history: Sequence[Row]) -> str:
     return pd.DataFrame(history).to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
-def metrics(history: Sequence[Mapping[str, float]], parameters: int) -> dict[str, float]:
+def metrics(history: Sequence[Mapping[str, float]], parameters: int, select_by: str) -> dict[str, float]:
     """The content of metrics/train.json: how many epochs there were, and what was measured in the best one."""
-    best = history[best_epoch(history) - 1]
+    best = history[best_epoch(history, select_by) - 1]
     measured = {key: value for key, value in best.items() if key not in ("epoch", "lr")}
     return {"best_epoch": best["epoch"], "epochs_run": len(history), "parameters": parameters, **measured}

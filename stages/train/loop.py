@@ -72,7 +72,8 @@ def fit(
             warn_if_at_chance(max(row["validation_accuracy"] for row in trainer.history), validation[1])
     if trainer.out_of_patience:
         patience = trainer.recipe.patience_epochs
-        print(f"no better validation accuracy for {patience} epochs: stopped early", flush=True)
+        selected = trainer.recipe.select_by.replace("_", " ")
+        print(f"no better validation {selected} for {patience} epochs: stopped early", flush=True)
 
 
 def warn_if_at_chance(accuracy: float, labels: Tensor) -> None:

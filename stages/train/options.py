@@ -1,11 +1,29 @@
 """Options of the train stage: section `train`, and a block of options for each choice in it."""
 
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from stages.common.params import Empty, Section, section
 from stages.network.options import MODELS, Model, Name
+
+Augmentation = Literal[
+    "none",
+    "shift",
+    "affine",
+    "random_resized_crop",
+    "flip",
+    "colour_jitter",
+    "trivial_augment",
+    "random_erasing",
+    "mixup",
+    "cutmix",
+]
+
+
+def as_list(names: object) -> object:
+    """One name as a list of it."""
+    return [names] if isinstance(names, str) else names
 
 
 class Train(Section):
@@ -18,13 +36,24 @@ class Train(Section):
     shuffle: bool
     loss: Literal["cross_entropy", "nll", "mse", "bce"]
     label_smoothing: float = Field(ge=0, lt=1)
+    class_weights: Literal["none", "balanced", "effective"]
     optimizer: Literal["sgd", "adam", "adamw", "rmsprop"]
+    clip_norm: float = Field(ge=0, le=1_000_000)
     schedule: Literal["constant", "one_cycle", "cosine"]
-    augmentation: Literal["none", "shift", "affine"]
+    augmentation: Annotated[list[Augmentation], BeforeValidator(as_list), Field(min_length=1)]
+    select_by: Literal["accuracy", "balanced_accuracy", "loss"]
     early_stopping_patience_epochs: int = Field(ge=0, le=100_000)
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["float32", "bfloat16", "float16"]
     numerics: Literal["fast", "portable"]
+
+    @model_validator(mode="after")
+    def _each_augmentation_once(self) -> Self:
+        if twice := [name for name in self.augmentation if self.augmentation.count(name) > 1]:
+            raise ValueError(f"augmentation has {twice[0]} more than once; allowed: each name once")
+        if "none" in self.augmentation and len(self.augmentation) > 1:
+            raise ValueError("augmentation has none and other names; allowed: none alone, or a list without it")
+        return self
 
 
 class Sgd(Section):
@@ -92,6 +121,53 @@ class Affine(Section):
     flip: bool
 
 
+class Box(Section):
+    """Section `augmentations.random_resized_crop`."""
+
+    scale: list[Annotated[float, Field(gt=0, le=1)]] = Field(min_length=2, max_length=2)
+    ratio: list[Annotated[float, Field(gt=0, le=100)]] = Field(min_length=2, max_length=2)
+
+    @model_validator(mode="after")
+    def _low_before_high(self) -> Self:
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if low > high:
+                raise ValueError(f"{name} is {[low, high]}; allowed: the smaller number first")
+        return self
+
+
+class Erasing(Box):
+    """Section `augmentations.random_erasing`."""
+
+    probability: float = Field(ge=0, le=1)
+
+
+class Flip(Section):
+    """Section `augmentations.flip`."""
+
+    probability: float = Field(ge=0, le=1)
+
+
+class ColourJitter(Section):
+    """Section `augmentations.colour_jitter`."""
+
+    brightness: float = Field(ge=0, le=10)
+    contrast: float = Field(ge=0, le=10)
+    saturation: float = Field(ge=0, le=10)
+    hue: float = Field(ge=0, le=0.5)
+
+
+class Mixture(Section):
+    """Sections `augmentations.mixup` and `augmentations.cutmix`."""
+
+    alpha: float = Field(gt=0, le=100)
+
+
+class Effective(Section):
+    """Section `class_weights.effective`."""
+
+    beta: float = Field(gt=0, lt=1)
+
+
 OPTIMIZERS: dict[str, type[Sgd] | type[Adam] | type[RmsProp]] = {
     "sgd": Sgd,
     "adam": Adam,
@@ -103,10 +179,22 @@ SCHEDULES: dict[str, type[Empty] | type[OneCycle] | type[Cosine]] = {
     "one_cycle": OneCycle,
     "cosine": Cosine,
 }
-AUGMENTATIONS: dict[str, type[Empty] | type[Shift] | type[Affine]] = {
+AUGMENTATIONS: dict[str, type[Section]] = {
     "none": Empty,
     "shift": Shift,
     "affine": Affine,
+    "random_resized_crop": Box,
+    "flip": Flip,
+    "colour_jitter": ColourJitter,
+    "trivial_augment": Empty,
+    "random_erasing": Erasing,
+    "mixup": Mixture,
+    "cutmix": Mixture,
+}
+CLASS_WEIGHTS: dict[str, type[Empty] | type[Effective]] = {
+    "none": Empty,
+    "balanced": Empty,
+    "effective": Effective,
 }
 
 
@@ -116,9 +204,10 @@ class Chosen(NamedTuple):
     train: Train
     model: Name
     model_options: dict[str, Any]
+    class_weight_options: dict[str, Any]
     optimizer_options: dict[str, Any]
     schedule_options: dict[str, Any]
-    augmentation_options: dict[str, Any]
+    augmentation_options: dict[str, dict[str, Any]]  # by name, in order
 
 
 def read(values: dict[str, Any]) -> Chosen:
@@ -129,7 +218,11 @@ def read(values: dict[str, Any]) -> Chosen:
         train,
         model,
         section(values, f"models.{model}", MODELS[model]).model_dump(),
+        section(values, f"class_weights.{train.class_weights}", CLASS_WEIGHTS[train.class_weights]).model_dump(),
         section(values, f"optimizers.{train.optimizer}", OPTIMIZERS[train.optimizer]).model_dump(),
         section(values, f"schedules.{train.schedule}", SCHEDULES[train.schedule]).model_dump(),
-        section(values, f"augmentations.{train.augmentation}", AUGMENTATIONS[train.augmentation]).model_dump(),
+        {
+            name: section(values, f"augmentations.{name}", AUGMENTATIONS[name]).model_dump()
+            for name in train.augmentation
+        },
     )

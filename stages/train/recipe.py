@@ -1,15 +1,12 @@
 """What decides on the weights of a network, besides the network itself, its optimizer and its images."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Self
 
-import torch
-from torch import Tensor
-
-from stages.network.losses import LOSSES, OUTPUTS, Output
-from stages.train.augmentation import AUGMENTATIONS
+from stages.network.losses import LOSSES, OUTPUTS, Objective, Output
+from stages.train.augmentation import Augment, in_order
+from stages.train.class_weights import objective_of
 from stages.train.options import Chosen
 from stages.train.schedules import SCHEDULES, Factor
 
@@ -18,27 +15,33 @@ from stages.train.schedules import SCHEDULES, Factor
 class Recipe:
     """How a network is trained."""
 
-    objective: Callable[[Tensor, Tensor], Tensor]  # (logits, labels) -> mean loss, a scalar
+    objective: Objective
     output: Output  # what turns logits into probabilities
     lr_factor: Factor  # of a step of the run, counted from 0: a multiple of the optimizer's learning rate
-    augment: Callable[[Tensor, torch.Generator], Tensor]  # (images, generator) -> images
+    augment: Augment
+    clip_norm: float  # largest norm of the gradient of all weights; 0: any
     epochs: int
-    patience_epochs: int  # stop after so many epochs without a better validation accuracy; 0: never
+    select_by: str  # accuracy | balanced_accuracy | loss, on validation
+    patience_epochs: int  # stop after so many epochs that are no better by that; 0: never
     batch_size: int
     seed: int
     precision: str  # float32 | bfloat16 | float16
     shards: int  # parts of a batch (stages/train/shards.py)
 
     @classmethod
-    def of(cls, chosen: Chosen, steps: int) -> Self:
-        """The recipe that params.yaml has chosen. steps: of the whole run."""
+    def of(cls, chosen: Chosen, steps: int, images: Sequence[int]) -> Self:
+        """The recipe that params.yaml has chosen. steps: of the whole run. images: of each class, for training."""
         train = chosen.train
         return cls(
-            objective=partial(LOSSES[train.loss], smoothing=train.label_smoothing),
+            objective=objective_of(
+                LOSSES[train.loss], train.label_smoothing, train.class_weights, chosen.class_weight_options, images
+            ),
             output=OUTPUTS[train.loss],
             lr_factor=SCHEDULES[train.schedule](steps, **chosen.schedule_options),
-            augment=partial(AUGMENTATIONS[train.augmentation], **chosen.augmentation_options),
+            augment=in_order(chosen.augmentation_options, len(images)),
+            clip_norm=train.clip_norm,
             epochs=train.epochs,
+            select_by=train.select_by,
             patience_epochs=train.early_stopping_patience_epochs,
             batch_size=train.batch_size,
             seed=train.seed,

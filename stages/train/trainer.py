@@ -58,8 +58,9 @@ class Trainer:
             """Compute one shard: leave its part of the gradients and of the mean loss in its replica."""
             replica, images, labels, share = shard
             with torch.autocast(self.device.type, self.low_precision, enabled=self.low_precision is not None):
-                logits = replica.model(self.recipe.augment(images, replica.generator))  # (N, K)
-            loss = self.recipe.objective(logits.float(), labels) * share
+                augmented, targets = self.recipe.augment(images, labels, replica.generator)
+                logits = replica.model(augmented)  # (N, K)
+            loss = self.recipe.objective(logits.float(), targets) * share
             self.scaler.scale(loss).backward()
             replica.scalars[0] = loss.detach()
 
@@ -70,6 +71,9 @@ class Trainer:
         size = len(labels) if of is None else of
         with self.replicas.shards(images, labels, size, self.epoch, len(self.losses) + 1, stop or 0) as shards:
             list(self.parallel(forward_backward, shards))
+        if self.recipe.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.losses.append(self.replicas.loss)  # reading it here would wait for a GPU
@@ -95,32 +99,37 @@ class Trainer:
         losses = torch.stack(self.losses).cpu().numpy().astype(np.float64)
         row["train_loss"] = float(np.average(losses, weights=self.sizes))  # the mean over images, not over batches
         if len(labels):
-            row["validation_loss"], row["validation_accuracy"] = self._validate(images, labels)
+            row |= self._validate(images, labels)
             if not math.isfinite(row["validation_loss"]):
                 raise diverged("validation", row["validation_loss"], f"epoch {self.epoch}")
             self.model.train()
         self.history.append(row)
-        if best_epoch(self.history) == self.epoch:
+        if best_epoch(self.history, self.recipe.select_by) == self.epoch:
             self.best_weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
         self.epoch += 1
         self.losses, self.sizes = [], []
         return row
 
-    def _validate(self, images: Images, labels: Tensor) -> tuple[float, float]:
-        """The mean loss and the accuracy; each process computes some of the images."""
+    def _validate(self, images: Images, labels: Tensor) -> Row:
+        """The validation columns of an epoch's row; each process computes some of the images."""
         bounds = [part_of(images, rank, self.group.size).start for rank in range(self.group.size)] + [len(images)]
         own = slice(*bounds[self.group.rank : self.group.rank + 2])
         log_p = predict(self.model, images, self.recipe.output, self.device, self.parallel, own=own)  # (N own, K)
         losses = F.nll_loss(log_p, labels[own], reduction="none")
         rows = torch.stack([losses, (log_p.argmax(dim=1) == labels[own]).float()], dim=1)
-        loss, accuracy = self.group.gather(rows, bounds).double().mean(dim=0).tolist()
-        return loss, accuracy
+        rows = self.group.gather(rows, bounds).double()
+        loss, accuracy = rows.mean(dim=0).tolist()
+        measured = {"validation_loss": loss, "validation_accuracy": accuracy}
+        if self.recipe.select_by == "balanced_accuracy":
+            recalls = torch.bincount(labels, rows[:, 1]) / torch.bincount(labels)  # 0 / 0 for a class without images
+            measured["validation_balanced_accuracy"] = recalls.nanmean().item()
+        return measured
 
     @property
     def out_of_patience(self) -> bool:
-        """Whether too many epochs have brought no better validation accuracy."""
+        """Whether too many epochs have been no better on validation."""
         patience = self.recipe.patience_epochs
-        return patience > 0 and epochs_without_gain(self.history) >= patience
+        return patience > 0 and epochs_without_gain(self.history, self.recipe.select_by) >= patience
 
     @property
     def finished(self) -> bool:
@@ -151,24 +160,30 @@ class Trainer:
         self.sizes, self.history, self.best_weights = state["sizes"], state["history"], state["best_weights"]
 
 
-def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
-    """The epoch with the best validation accuracy, of equals the one with the lower loss, then the first.
+def best_epoch(history: Sequence[Mapping[str, float]], select_by: str) -> int:
+    """The epoch with the best validation score, of equals the one with the lower loss, then the first.
 
-    Without validation the last epoch.
+    select_by: accuracy | balanced_accuracy | loss. Without validation the last epoch.
     """
-    if "validation_accuracy" not in history[-1]:
+    if "validation_loss" not in history[-1]:
         return len(history)
-    ranks = [(row["validation_accuracy"], -row["validation_loss"]) for row in history]
+    ranks = [(score(row, select_by), -row["validation_loss"]) for row in history]
     return ranks.index(max(ranks)) + 1
 
 
-def epochs_without_gain(history: Sequence[Mapping[str, float]]) -> int:
-    """Epochs since the validation accuracy was last better than in all before; a lower loss alone is no gain.
+def epochs_without_gain(history: Sequence[Mapping[str, float]], select_by: str) -> int:
+    """Epochs since the validation score was last better than in all before. With an accuracy, a lower loss is no gain.
 
     0 without validation.
     """
-    accuracies = [row["validation_accuracy"] for row in history if "validation_accuracy" in row]
-    return len(accuracies) - 1 - accuracies.index(max(accuracies)) if accuracies else 0
+    scores = [score(row, select_by) for row in history if "validation_loss" in row]
+    return len(scores) - 1 - scores.index(max(scores)) if scores else 0
+
+
+def score(row: Mapping[str, float], select_by: str) -> float:
+    """What an epoch is selected by: the higher, the better."""
+    value = row[f"validation_{select_by}"]
+    return -value if select_by == "loss" else value
 
 
 def diverged(which: str, value: float, where: str) -> UserError:
