@@ -1,6 +1,6 @@
 # GNU make 3.81 or newer (macOS has 3.81). `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help repro seeds predict serve pull compare report plots verify doctor test soak check audit bench format lock
+.PHONY: help repro seeds predict export serve pull compare report plots verify doctor test soak check audit bench format lock
 
 # Python 3.11 or newer, to make .venv.
 PYTHON ?= python3
@@ -32,6 +32,9 @@ seeds: ## train the recipe with several seeds, if they are missing or stale: mak
 
 predict: ## predict the classes of pictures: make predict FILES="a.png photos/" (ARGS=--format=csv --out=FILE --model=REV, …)
 	@$(RUNTIME) -- use.predict $(ARGS) $(FILES)
+
+export: ## write the model as an ONNX file, which runs without PyTorch, and compare the two on the test set
+	@$(RUNTIME) requirements-export.txt integrity.before_repro -- export
 
 serve: ## serve the model on a page and over HTTP: http://127.0.0.1:8000 (ARGS=--port=8001 --model=REV, …)
 	@$(RUNTIME) requirements-serve.txt -- use.serve $(ARGS)
@@ -71,7 +74,7 @@ check: ## check format, lint, types and import rules; changes nothing
 # folder that others can write to; tools/environment.py keeps that folder private.
 audit: ## look up every pinned package in PyPI's list of known vulnerabilities
 	@$(DEVELOPMENT) -- pip_audit --strict --require-hashes --disable-pip --progress-spinner off \
-		--ignore-vuln CVE-2025-69872 -r requirements.txt -r requirements-serve.txt
+		--ignore-vuln CVE-2025-69872 -r requirements.txt -r requirements-serve.txt -r requirements-export.txt
 
 bench: ## compare the speed with a plain loop; half an hour on an otherwise idle machine (ARGS: parts)
 	@$(RUNTIME) integrity.params -- dvc repro
@@ -89,6 +92,8 @@ lock: ## pin the dependencies of pyproject.toml with uv (ARGS=--upgrade for the 
 		--group serve -c requirements.txt -o requirements-serve.txt
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet $(ARGS) \
 		--group export -c requirements.txt -o requirements-export.txt
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet $(ARGS) \
+		--group onnx -c requirements.txt -c requirements-export.txt -o requirements-onnx.txt
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet $(ARGS) \
 		--group search -c requirements.txt -o requirements-search.txt
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet $(ARGS) \

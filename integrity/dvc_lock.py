@@ -8,7 +8,9 @@ from pydantic import BaseModel, Field, ValidationError
 from stages.common.errors import UserError, one_line
 
 LOCK = "dvc.lock"
-SEEDS_LOCK = "seeds/dvc.lock"  # of the second pipeline, seeds/dvc.yaml
+SEEDS_LOCK = "seeds/dvc.lock"  # of seeds/dvc.yaml, which `make seeds` runs
+EXPORT_LOCK = "export/dvc.lock"  # of export/dvc.yaml, which `make export` runs
+LOCKS = (LOCK, SEEDS_LOCK, EXPORT_LOCK)  # DVC reads all of them for any command
 
 
 class LockedFile(BaseModel):

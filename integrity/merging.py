@@ -8,20 +8,23 @@ run cache or runs it. A conflict in params.yaml, dvc.yaml or code is a person's 
 from pathlib import Path
 
 from integrity import git
-from integrity.dvc_lock import LOCK, SEEDS_LOCK
+from integrity.dvc_lock import EXPORT_LOCK, LOCKS, SEEDS_LOCK
 from stages.common import paths
 from stages.common.errors import UserError
 from stages.common.text import listed
 
-LOCKS = (LOCK, SEEDS_LOCK)
-SEEDS = (SEEDS_LOCK, "seeds/seeds.yaml", "metrics/seeds.json")  # what `make seeds` writes
+# What `make seeds` and `make export` write.
+SEEDS = (SEEDS_LOCK, "seeds/seeds.yaml", "metrics/seeds.json")
+EXPORT = (EXPORT_LOCK, "export/formats.yaml", "metrics/export.json")
 METRICS = paths.TEST_METRICS.parent.as_posix()
 SHOWN = 5  # files that are listed by name
 
 
 def resolve() -> None:
     """Resolve what the pipeline will write again, and print what to do next. Raises UserError for other conflicts."""
-    if not any(map(marked, [*LOCKS, SEEDS[1], *(str(path) for path in sorted(Path(METRICS).glob("*.json")))])):
+    if not any(
+        map(marked, [*LOCKS, SEEDS[1], EXPORT[1], *(str(path) for path in sorted(Path(METRICS).glob("*.json")))])
+    ):
         return
     entries = unmerged()
     if others := [path for path in entries if not written(path)]:
@@ -33,8 +36,9 @@ def resolve() -> None:
         side = "--ours" if 2 in stages else "--theirs"
         git.run(Path(), "checkout", side, "--", path)
     if entries:
-        again = ", `make seeds`" if any(path in SEEDS for path in entries) else ""
-        folders = f"{LOCKS[0]} {METRICS}" + (" seeds" if again else "")
+        others = [name for name, paths in (("seeds", SEEDS), ("export", EXPORT)) if any(map(entries.get, paths))]
+        again = "".join(f", `make {name}`" for name in others)
+        folders = " ".join([LOCKS[0], METRICS, *others])
         names = listed(entries, SHOWN)
         print(
             f"merge: one side's {names} for now; after this{again}: `git add {folders}`, then `git commit`",
@@ -64,4 +68,4 @@ def unmerged() -> dict[str, set[int]]:
 
 def written(path: str) -> bool:
     """Whether the pipelines write a file."""
-    return path in LOCKS or path in SEEDS or path.startswith(f"{METRICS}/")
+    return path in (*LOCKS, *SEEDS, *EXPORT) or path.startswith(f"{METRICS}/")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from integrity import git, revisions
-from integrity.dvc_lock import LOCK, SEEDS_LOCK, Lock, LockedFile, parse_lock
+from integrity.dvc_lock import EXPORT_LOCK, LOCK, SEEDS_LOCK, Lock, LockedFile, parse_lock
 from stages.common import children, paths
 from stages.common.digests import md5, path_md5
 from stages.common.errors import UserError, one_line
@@ -176,9 +176,10 @@ def outputs(root: Path, commit: str, committed: Lock, made: Lock, folder: Path, 
 def undeclared(root: Path, commit: str, made: Lock) -> list[str]:
     """The files of metrics/ in Git that no stage writes: they would be read as results. made: as for `outputs`."""
     wrote = [*made.writers]
-    seeds = git.file(root, commit, SEEDS_LOCK)
-    for out in parse_lock(seeds, SEEDS_LOCK).outs.values() if seeds else []:
-        wrote += [out.path] * (md5(git.file(root, commit, out.path) or b"") == out.md5)
+    for lock in (SEEDS_LOCK, EXPORT_LOCK):
+        content = git.file(root, commit, lock)
+        for out in parse_lock(content, lock).outs.values() if content else []:
+            wrote += [out.path] * (md5(git.file(root, commit, out.path) or b"") == out.md5)
     listed = git.run(root, "ls-tree", "-r", "-z", "--name-only", commit, "--", paths.TEST_METRICS.parent.as_posix())
     return [
         path

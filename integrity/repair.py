@@ -19,11 +19,11 @@ from typing import Any
 import platformdirs
 
 from integrity import git, merging
-from integrity.dvc_lock import LOCK, SEEDS_LOCK
+from integrity.dvc_lock import LOCKS as LOCK_FILES
 from stages.common import errors, files, paths
 from stages.common.errors import UserError, one_line
 
-LOCKS = (Path(LOCK), Path(SEEDS_LOCK))  # DVC reads both for any command
+LOCKS = tuple(map(Path, LOCK_FILES))
 TEMPORARY = Path(".dvc/tmp")
 RWLOCK = TEMPORARY / "rwlock"
 COMPLETE = re.compile(rb"\n +(size|nfiles): \d+\n\Z")  # the last line of a dvc.lock, and of any entry in it
@@ -148,7 +148,7 @@ def truncated(content: bytes) -> bool:
     if merging.conflicts(content):
         return False
     try:
-        COMPILED_LOCKFILE_SCHEMA(parse_yaml(content.decode("utf-8"), LOCK))
+        COMPILED_LOCKFILE_SCHEMA(parse_yaml(content.decode("utf-8"), LOCKS[0].name))
     except (ParseError, Invalid, ValueError):  # ValueError: not UTF-8
         return True
     return False

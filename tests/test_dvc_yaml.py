@@ -205,7 +205,7 @@ def test_the_check_reads_every_section_but_the_machine_settings() -> None:
     assert set(STAGES["check"]["params"]) == set(DEFAULTS) - {"machine"}
 
 
-@pytest.mark.parametrize("path", ["dvc.yaml", "seeds/dvc.yaml"])
+@pytest.mark.parametrize("path", ["dvc.yaml", "seeds/dvc.yaml", "export/dvc.yaml"])
 def test_no_stage_depends_on_a_machine_setting(path: str) -> None:
     """A stage that did would run again for a change that cannot change its results."""
     assert "machine" in DEFAULTS

@@ -56,6 +56,9 @@ def test_the_contracts_hold(copy: Path, capsys: pytest.CaptureFixture[str]) -> N
         ("stages/evaluate/scores.py", "from use import prepare"),
         ("review/compare.py", "from use import load"),
         ("use/load.py", "from review import results"),
+        ("export/run.py", "from use import load"),
+        ("export/run.py", "from seeds import paths"),
+        ("integrity/verify.py", "from export import paths"),
     ],
 )
 def test_a_forbidden_import_breaks_a_contract(

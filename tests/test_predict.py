@@ -28,8 +28,9 @@ from tests.clones import Clone
 from tests.imports import ROOT
 from tests.remote_servers import s3
 from use import load, predict, prepare, rows, sources
-from use.classifier import Classifier, Ranked
+from use.classifier import Classifier
 from use.journal import Journal
+from use.model import Ranked
 from use.prepare import Pixels, Prepared
 
 PARITY = 600  # pictures: three parts, the last of which is not full

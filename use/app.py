@@ -25,7 +25,6 @@ from starlette.routing import Route
 
 from stages.dataset import pictures
 from stages.dataset.pictures import UnusablePictureError
-from stages.network import device
 from use.batching import Batching
 from use.classifier import Classifier
 from use.limits import Guard
@@ -117,7 +116,7 @@ class Service:
         with (
             ThreadPoolExecutor(threads) as self.decoders,
             ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as batches,
-            device.in_parallel(self.classifier.device, threads) as parallel,
+            self.classifier.in_parallel() as parallel,
         ):
             self.batching = Batching(self.classifier, batches, parallel)
             async with self.batching.running():

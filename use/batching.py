@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 import numpy as np
 
 from stages.network.device import Map
-from use.classifier import Classifier, Logs
+from use.classifier import Classifier
+from use.model import Logs
 from use.prepare import Pixels
 
 # Pictures computed at once, as inference.PART: a lone picture waits for so many, 2 ms for the default network.

@@ -1,33 +1,22 @@
-"""A trained network on its device, ready for pictures."""
+"""A trained network in torch, on its device."""
 
 import sys
-from contextlib import redirect_stdout
-from typing import NamedTuple
+from contextlib import AbstractContextManager, redirect_stdout
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from stages.common import machine, machine_settings, params, paths
 from stages.evaluate.options import Evaluate
-from stages.network import device
+from stages.network import device, model_file
 from stages.network.device import Map
 from stages.network.inference import predict
 from use.load import load
-from use.prepare import Invert, Pixels, Prepared, prepare
-
-Logs = npt.NDArray[np.float32]
-
-
-class Ranked(NamedTuple):
-    """A class, and its probability."""
-
-    name: str
-    probability: float
+from use.model import Logs, Model
+from use.prepare import Pixels
 
 
-class Classifier:
-    """A network on its device. What it says of a picture does not depend on the pictures beside it."""
+class Classifier(Model):
+    """A network on its device."""
 
     def __init__(self, model: str) -> None:
         """model: as `load` takes it; device and numerics: evaluate.* of params.yaml. Raises UserError."""
@@ -37,20 +26,14 @@ class Classifier:
             self.device = device.set_up(options.device, threads, options.numerics, "evaluate.device")
         self.threads = threads or machine.cores()
         network, self.spec, self.sha256 = load(model)
-        self.training_mean = float(network.get_buffer("0.mean").mean()) / 255  # of the normalization layer
+        self.training_mean = model_file.training_mean(network)
         self.network = network.to(self.device)
 
-    def prepare(self, content: bytes, invert: Invert) -> Prepared:
-        """A picture file as the network sees it. Raises pictures.UnusablePictureError."""
-        return prepare(content, self.spec, self.training_mean, invert)
+    def in_parallel(self) -> AbstractContextManager[Map]:
+        """As Model."""
+        return device.in_parallel(self.device, self.threads)
 
     def classify(self, pixels: Pixels, parallel: Map = map, part_size: int | None = None) -> Logs:
-        """Log-probabilities (N, K) of pictures (N, C, H, W). parallel, part_size: as inference.predict takes them."""
+        """As Model. parallel, part_size: as inference.predict takes them."""
         images = torch.from_numpy(pixels)
         return predict(self.network, images, "softmax", self.device, parallel, part_size).numpy()
-
-    def ranking(self, log_p: Logs, top: int) -> list[Ranked]:
-        """The most probable classes of a picture, the first one first. log_p: (K,)."""
-        probabilities = np.exp(log_p)
-        order = np.argsort(-log_p, kind="stable")[:top]
-        return [Ranked(self.spec.classes[index], float(probabilities[index])) for index in order]

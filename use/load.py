@@ -2,6 +2,7 @@
 
 import hashlib
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,20 +34,33 @@ def load(name: str) -> Loaded:
     file = Path(name)
     if file.is_file() or file.suffix == paths.MODEL.suffix:
         return _read(file)
-    with revisions.repository() as repo:
-        commit = revisions.resolve(repo, name)
-        locked = Commit(Path(repo.root_dir), commit).read(LOCK).get(LOCK)
-        if locked is None:
-            raise UserError(f"{name}: no {LOCK} there; run `dvc repro` there, and commit it")
-        lock = parse_lock(locked, f"{name}: {LOCK}")
-        out = lock.outs.get(paths.MODEL.as_posix())
-        if out is None:
-            raise UserError(f"{name}: {LOCK} there does not name one {paths.MODEL}; run `dvc repro` there")
-        content, _ = revisions.fetch(repo, out)
+    content, _ = recorded(name, Path(LOCK), paths.MODEL, [], "`dvc repro` there")
     with tempfile.TemporaryDirectory(prefix="model-") as folder:
         copy = Path(folder, paths.MODEL.name)
         copy.write_bytes(content)
         return _read(copy)
+
+
+def recorded(
+    name: str, lock_file: Path, path: Path, others: Sequence[Path], remedy: str
+) -> tuple[bytes, dict[Path, bytes | None]]:
+    """A file that DVC keeps, as a revision's lock file names it, and other files that Git has of that revision.
+
+    The first comes from the work tree, DVC's cache or the default remote, and its MD5 is checked. remedy: the command
+    that makes it. Raises UserError, with the reason, if it is not to be had.
+    """
+    with revisions.repository() as repo:
+        commit = revisions.resolve(repo, name)
+        wanted = [lock_file.as_posix(), *(other.as_posix() for other in others)]
+        found = Commit(Path(repo.root_dir), commit).read(*wanted)
+        locked = found.get(lock_file.as_posix())
+        if locked is None:
+            raise UserError(f"{name}: no {lock_file} there; run {remedy}, and commit it")
+        out = parse_lock(locked, f"{name}: {lock_file}").outs.get(path.as_posix())
+        if out is None:
+            raise UserError(f"{name}: {lock_file} there does not name one {path}; run {remedy}")
+        content, _ = revisions.fetch(repo, out)
+    return content, {other: found.get(other.as_posix()) for other in others}
 
 
 def _read(file: Path) -> Loaded:

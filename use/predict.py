@@ -6,6 +6,7 @@ status: 0; 3 if a picture could not be read; 2 for any error.
 """
 
 import argparse
+import importlib.util
 import itertools
 import sys
 import time
@@ -20,15 +21,14 @@ from tqdm import tqdm
 from stages.common import errors, files, paths
 from stages.common.errors import UserError
 from stages.dataset.pictures import UnusablePictureError
-from stages.network import device, inference
-from stages.network.device import Map
 from use import rows, sources
-from use.classifier import Classifier
 from use.journal import Journal, Row
-from use.prepare import Invert, Prepared
+from use.model import Model
+from use.prepare import Invert, Map, Prepared
 from use.sources import UnreadablePictureError
 
 UNREADABLE = 3  # exit status
+BATCH = 256  # pictures that a thread classifies at a time
 GROUP = 16  # pictures that a thread decodes at a time
 LINE_SECONDS = 30  # between two lines about the progress, where the output is not a terminal
 
@@ -77,7 +77,7 @@ def main() -> int:
         files.check_target(arguments.out)
         if arguments.out.exists() and not arguments.out.is_file():
             raise UserError(f"--out {arguments.out}: is no file; without --out, the rows go to standard output")
-    classifier = Classifier(arguments.model)
+    classifier = chosen(arguments.runtime, arguments.model)
     top = min(arguments.top, len(classifier.spec.classes))
     names = sources.expand(arguments.pictures, sys.stdin)
     tally = Tally(bar=arguments.out is not None or not sys.stdout.isatty())
@@ -104,12 +104,27 @@ def main() -> int:
     return UNREADABLE if tally.unreadable else 0
 
 
+def chosen(runtime: str, model: str | None) -> Model:
+    """The model, in its runtime. Raises UserError."""
+    if runtime == "onnx":  # without torch, which takes seconds to import and may not be installed
+        from export.paths import MODEL
+        from use.onnx_classifier import OnnxClassifier
+
+        return OnnxClassifier(model or str(MODEL))
+    if importlib.util.find_spec("torch") is None:
+        raise UserError("PyTorch is not installed here: --runtime onnx does without, and `make predict` installs it")
+    from use.classifier import Classifier
+
+    return Classifier(model or str(paths.MODEL))
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m use.predict", description="Predict the classes of pictures.")
     add = parser.add_argument
     add("pictures", nargs="+", metavar="PICTURE", help="file, folder, pattern, http(s) or s3 URL; -: a name per line")
-    add("--model", default=str(paths.MODEL), metavar="FILE|REV", help="model file, or commit, branch, tag, experiment")
+    add("--model", metavar="FILE|REV", help="model file, or commit, branch, tag, experiment")
+    add("--runtime", choices=("torch", "onnx"), default="torch", help="onnx: the file of `make export`, without torch")
     add("--top", type=_count, default=3, metavar="N", help="classes per picture (3)")
     add("--format", choices=("table", "csv", "json", "jsonl"), default="table", help="table: for people")
     add("--out", type=Path, metavar="FILE", help="write there, and go on there after a kill; else: standard output")
@@ -130,16 +145,16 @@ def counted(batches: Iterator[list[Row]], tally: Tally) -> Iterator[list[Row]]:
         yield batch
 
 
-def predict(names: Iterator[str], classifier: Classifier, invert: Invert, top: int) -> Iterator[list[Row]]:
+def predict(names: Iterator[str], classifier: Model, invert: Invert, top: int) -> Iterator[list[Row]]:
     """Rows in the order of the names, a batch at a time: no more than two batches of pictures are in memory."""
     threads = classifier.threads
-    with ThreadPoolExecutor(threads) as pool, device.in_parallel(classifier.device, threads) as parallel:
+    with ThreadPoolExecutor(threads) as pool, classifier.in_parallel() as parallel:
         decoded = decode(names, classifier, invert, pool)
-        while batch := list(itertools.islice(decoded, inference.PART * threads)):
+        while batch := list(itertools.islice(decoded, BATCH * threads)):
             yield classified(batch, classifier, top, parallel)
 
 
-def decode(names: Iterator[str], classifier: Classifier, invert: Invert, pool: ThreadPoolExecutor) -> Iterator[Decoded]:
+def decode(names: Iterator[str], classifier: Model, invert: Invert, pool: ThreadPoolExecutor) -> Iterator[Decoded]:
     """Read and decode on all threads, a bounded number of pictures ahead, in the order of the names."""
 
     def group(names: list[str]) -> list[Decoded]:
@@ -154,7 +169,7 @@ def decode(names: Iterator[str], classifier: Classifier, invert: Invert, pool: T
         yield from running.popleft().result()
 
 
-def read(name: str, classifier: Classifier, invert: Invert) -> Prepared | str:
+def read(name: str, classifier: Model, invert: Invert) -> Prepared | str:
     """A picture as the network sees it, or the reason why there is none."""
     try:
         return classifier.prepare(sources.read(name), invert)
@@ -164,7 +179,7 @@ def read(name: str, classifier: Classifier, invert: Invert) -> Prepared | str:
         return "not enough memory for it"
 
 
-def classified(batch: list[Decoded], classifier: Classifier, top: int, parallel: Map) -> list[Row]:
+def classified(batch: list[Decoded], classifier: Model, top: int, parallel: Map) -> list[Row]:
     """The rows of a batch."""
     pictures = [picture for _, picture in batch if isinstance(picture, Prepared)]
     log_p = iter(())

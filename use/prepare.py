@@ -1,18 +1,35 @@
 """A picture file as the network sees it: prepared as training prepared its pictures."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from stages.common.preparation import Preparation
 from stages.dataset import pictures
-from stages.network.model_file import Spec
 
+Map = Callable[..., Iterable[Any]]  # as the built-in map, but it may run several calls at once
 Pixels = npt.NDArray[np.uint8]
 Invert = Literal["auto", "yes", "no"]
 
 DARK = 0.35  # mean of the training pixels, of 0 … 1, below which its pictures are light on dark
+
+
+class Described(Protocol):
+    """What a model file says of its pictures and classes."""
+
+    @property
+    def classes(self) -> list[str]:
+        """Their names."""
+
+    @property
+    def image_shape(self) -> list[int]:
+        """Of a prepared picture, (C, H, W)."""
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """How training pictures were prepared; None: a published data set."""
 
 
 class Prepared(NamedTuple):
@@ -23,7 +40,7 @@ class Prepared(NamedTuple):
     inverted: bool  # whether it was inverted here
 
 
-def prepare(content: bytes, spec: Spec, training_mean: float, invert: Invert) -> Prepared:
+def prepare(content: bytes, spec: Described, training_mean: float, invert: Invert) -> Prepared:
     """Decode a picture file for a network. training_mean: of the training pixels, of 0 … 1.
 
     Raises pictures.UnusablePictureError with the reason.

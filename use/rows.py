@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 from stages.common.errors import printable
-from use.classifier import Ranked
 from use.journal import Row
+from use.model import Ranked
 from use.prepare import Prepared
 
 Format = Literal["table", "csv", "json", "jsonl"]

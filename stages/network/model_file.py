@@ -73,6 +73,11 @@ def temperature(model: nn.Module) -> float:
     return float(model.get_buffer(TEMPERATURE))
 
 
+def training_mean(model: nn.Module) -> float:
+    """The mean of the training pixels, of 0 … 1, as the normalization of a network has it."""
+    return float(model.get_buffer("0.mean").mean()) / 255
+
+
 def read(path: Path) -> tuple[nn.Sequential, Spec]:
     """Build the network that a file describes, in evaluation mode, on the CPU. It ends in a temperature.
 

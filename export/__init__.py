@@ -1,0 +1,1 @@
+"""A second pipeline: the trained network as an ONNX file, which runs without torch."""
