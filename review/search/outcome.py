@@ -12,7 +12,7 @@ from review import comparison_text, significance, sweep
 from review.search.space import Plan
 from review.search.study import REASON, Study, values
 from stages.common.errors import printable
-from stages.common.text import shown
+from stages.common.text import listed, shown
 
 STATES = {
     TrialState.COMPLETE: "finished",
@@ -21,6 +21,7 @@ STATES = {
     TrialState.RUNNING: "running",
 }
 LEVEL = 0.05  # of the verdict: the share of false alarms, the default of `review.compare`
+MOST_FAILED = 2  # whose reason is told
 TOP = 10  # rows of a table, where there are more
 Finals = tuple[list[int], list[float], list[float]]  # seeds; values of the recipe; values of the winner
 
@@ -106,14 +107,14 @@ def frame(found: dict[str, Any], quote: Callable[[str], str], most: int | None =
     rows = [
         [
             str(trial["number"]),
-            *(quote(comparison_text.value(trial["parameters"][key])) for key in keys),
             sweep.shown(trial["value"], found["metric"]),
             str(trial["epochs"]),
             label(found, trial),
+            *(quote(comparison_text.value(trial["parameters"][key])) for key in keys),
         ]
         for trial in ranked(found)[:most]
     ]
-    return pd.DataFrame(rows, columns=["trial", *map(quote, keys), "validation", "epochs", "state"])
+    return pd.DataFrame(rows, columns=["trial", "validation", "epochs", "state", *map(quote, keys)])
 
 
 def label(found: dict[str, Any], trial: dict[str, Any]) -> str:
@@ -121,7 +122,7 @@ def label(found: dict[str, Any], trial: dict[str, Any]) -> str:
     marks = {found["best"]: "best", found["recipe"]: "params.yaml"}
     if mark := [marks[number] for number in marks if number is not None and number == trial["number"]]:
         return f"{trial['state']} ({mark[0]})" if found["best"] != found["recipe"] else f"{trial['state']} (both)"
-    return f"failed: {trial['reason'][:60]}" if trial["reason"] else str(trial["state"])
+    return str(trial["state"])
 
 
 def text(found: dict[str, Any]) -> str:
@@ -147,6 +148,9 @@ def lines(found: dict[str, Any]) -> list[str]:
     if found["importance"]:
         shares = ", ".join(f"{shown(key)} {share:.0%}" for key, share in found["importance"].items())
         said.append(f"importance (PED-ANOVA): {shares}")
+    failed = [f"trial {trial['number']} failed: {trial['reason']}" for trial in found["trials"] if trial["reason"]]
+    if failed:
+        said.append(listed(failed, MOST_FAILED, "; "))
     return [*said, verdict(found)]
 
 

@@ -87,8 +87,8 @@ def tiles(found: dict[str, Any], finished: Sequence[dict[str, Any]]) -> list[tup
     """The numbers at the top, each with what it is."""
     states = [trial["state"] for trial in found["trials"]]
     counts = [(state, str(states.count(state))) for state in outcome.STATES.values() if state in states]
-    best = [(f"best {found['metric'].replace('_', ' ')}", sweep.shown(finished[0]["value"], found["metric"]))]
-    return (best if finished else []) + counts
+    name = f"best {found['metric'].replace('_', ' ')}"
+    return [(name, sweep.shown(trial["value"], found["metric"])) for trial in finished[:1]] + counts
 
 
 def history(found: dict[str, Any]) -> dict[str, Any]:
