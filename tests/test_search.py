@@ -130,7 +130,7 @@ def test_the_committed_file_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
             "search.yaml: search.trails: unknown key (did you mean trials?); allowed: metric,",
         ),
         (None, {"final_seeds": 1}, "search.yaml: search: final_seeds is 1, which shows no spread; allowed: 0, or 2"),
-        (None, {"metric": "accuracy"}, "search.metric is 'accuracy'; allowed: validation_accuracy | validation_loss"),
+        (None, {"metric": "accuracy"}, "search.metric is 'accuracy'; allowed: validation_accuracy | validation"),
         (
             {"optimizers.adam.rl": {"low": 1, "high": 2}},
             {},

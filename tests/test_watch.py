@@ -74,7 +74,13 @@ def repo(tmp_path: Path) -> Repository:
 def progress(folder: Path, **values: Any) -> None:
     path = folder / paths.PROGRESS
     path.parent.mkdir(exist_ok=True)
-    known = {"epoch": 2, "epochs": 10, "seconds_per_epoch": 60.0, "time": time.time() + 600, "validation_accuracy": 0.98}
+    known = {
+        "epoch": 2,
+        "epochs": 10,
+        "seconds_per_epoch": 60.0,
+        "time": time.time() + 600,
+        "validation_accuracy": 0.98,
+    }
     path.write_text(json.dumps({**known, **values}), encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from review import comparison_text, significance, sweep
-from review.search.space import Plan
+from review.search.space import HIGHER_IS_BETTER, Plan
 from review.search.study import REASON, Study, values
 from stages.common.errors import printable
 from stages.common.text import listed, shown
@@ -94,7 +94,7 @@ def final(finals: Finals, plan: Plan) -> dict[str, Any]:
 
 def ranked(found: dict[str, Any]) -> list[dict[str, Any]]:
     """Finished trials, the best first, then the others by number."""
-    sign = -1 if sweep.HIGHER_IS_BETTER[found["metric"]] else 1
+    sign = -1 if HIGHER_IS_BETTER[found["metric"]] else 1
     return sorted(
         found["trials"],
         key=lambda trial: (trial["value"] is None, sign * (trial["value"] or 0.0), trial["number"]),

@@ -13,6 +13,7 @@ from review import charts, comparison_text, report_page, sweep
 from review.charts import BOTTOM, LEFT, RIGHT, TOP, Tick
 from review.report_page import short
 from review.search import outcome
+from review.search.space import HIGHER_IS_BETTER
 from review.sweep_figure import LOGARITHMIC
 
 AXIS = 105  # between two axes of the parallel coordinates, in the drawing's units
@@ -93,7 +94,7 @@ def tiles(found: dict[str, Any], finished: Sequence[dict[str, Any]]) -> list[tup
 
 def history(found: dict[str, Any]) -> dict[str, Any]:
     """Value by trial: dots, the best so far as a line, and the failed ones below the axis."""
-    higher, percent = sweep.HIGHER_IS_BETTER[found["metric"]], found["metric"].endswith("accuracy")
+    higher, percent = HIGHER_IS_BETTER[found["metric"]], found["metric"].endswith("accuracy")
     shown = [trial for trial in found["trials"] if trial["curve"] or trial["value"] is not None]
     values = [last(trial) for trial in shown]
     low, high = limits(values, higher)
@@ -200,7 +201,7 @@ def axis(column: Sequence[Any], percent: bool) -> tuple[Callable[[Any], float], 
 
 def curves(found: dict[str, Any], trials: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """Value by epoch, a line per trial, the best on top."""
-    higher, percent = sweep.HIGHER_IS_BETTER[found["metric"]], found["metric"].endswith("accuracy")
+    higher, percent = HIGHER_IS_BETTER[found["metric"]], found["metric"].endswith("accuracy")
     drawn = [trial for trial in trials if trial["curve"]][:MOST_LINES]
     epochs = max((trial["curve"][-1][0] for trial in drawn), default=0)
     if epochs < 2:

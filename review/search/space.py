@@ -20,7 +20,9 @@ Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 FILE = Path("search.yaml")
 PIPELINE = Path("dvc.yaml")
 SEED = "train.seed"
-HIGHER_IS_BETTER = {"validation_accuracy": True, "validation_loss": False}
+HIGHER_IS_BETTER = {"validation_accuracy": True, "validation_balanced_accuracy": True, "validation_loss": False}
+MEASURED_FOR = {"validation_balanced_accuracy": "balanced_accuracy"}  # the train.select_by that a metric needs
+CHOSEN_BY = {"augmentations": "train.augmentation"}  # sections of which DVC reads all blocks, and train the chosen ones
 DIGITS = 4  # of a number that is drawn: one that a person can read and write down
 GRID = 1e-6  # steps that a value may be off the grid of its range: rounding
 BLOCK = re.compile(r"(\w+)\.\$\{([\w.]+)\}")  # of dvc.yaml: `optimizers.${train.optimizer}`
@@ -29,7 +31,7 @@ BLOCK = re.compile(r"(\w+)\.\$\{([\w.]+)\}")  # of dvc.yaml: `optimizers.${train
 class Options(Section):
     """Section `search`."""
 
-    metric: Literal["validation_accuracy", "validation_loss"]
+    metric: Literal["validation_accuracy", "validation_balanced_accuracy", "validation_loss"]
     trials: int = Field(ge=1, le=100_000)
     minutes: float = Field(ge=0, le=1_000_000)
     jobs: int = Field(ge=1, le=64)
@@ -104,6 +106,11 @@ def read() -> Plan:
         raise UserError(f"{FILE}: space: names no parameter; add one, such as optimizers.adam.lr: {{low: …, high: …}}")
     if not values["preprocess"]["validation_fraction"]:
         raise UserError(f"{paths.PARAMS}: preprocess.validation_fraction is 0: a search needs validation images")
+    needed = MEASURED_FOR.get(options.metric, values["train"]["select_by"])
+    if values["train"]["select_by"] != needed:
+        raise UserError(
+            f"{FILE}: search.metric is {options.metric}, which needs train.select_by: {needed} in params.yaml"
+        )
     recipe = revisions.flatten(values, paths.PARAMS.as_posix())
     blocks = read_by_train()
     space, lines = {}, []
@@ -124,7 +131,7 @@ def read_by_train() -> dict[str, str]:
     for entry in params.load(PIPELINE)["stages"]["train"]["params"]:
         match = BLOCK.fullmatch(str(entry))
         blocks[match[1] if match else str(entry).partition(".")[0]] = match[2] if match else ""
-    return blocks
+    return {**blocks, **{name: chooser for name, chooser in CHOSEN_BY.items() if name in blocks}}
 
 
 def dimension(key: str, definition: dict[str, Any], recipe: dict[str, Any], blocks: dict[str, str]) -> Distribution:
@@ -156,7 +163,7 @@ def unread(definition: dict[str, Any], recipe: dict[str, Any], blocks: dict[str,
         if not (chooser := blocks[section]):
             continue
         chosen = definition[chooser]["choices"] if chooser in definition else [recipe[chooser]]
-        if name not in chosen:
+        if not any(name in choice if isinstance(choice, list) else name == choice for choice in chosen):
             said = f"{chooser} is {' | '.join(map(str, chosen))}"
             lines.append(f"{FILE}: space.{key}: no trial reads it, since {said}; leave it out, or change {chooser}")
     return lines
