@@ -26,6 +26,7 @@ RUNNING, STARTING, QUEUED, WAITING, DEAD = "running", "starting", "queued", "que
 AT_WORK = (RUNNING, STARTING, QUEUED)
 SUCCESS = 3  # from this status on, an experiment is over: dvc.repo.experiments.executor.base.TaskStatus
 POLL_SECONDS = 1.0
+ENDING_SECONDS = 3.0  # an experiment has no process for a moment while DVC sets it up, or collects its results
 COLUMNS = ("run", "state", "epoch", "validation", "left")
 NAME = 40  # letters of a name
 
@@ -59,7 +60,7 @@ def main() -> None:
     drawn, before = 0, dict[str, str]()
     with revisions.repository(writes=True) as repo:  # the queue is not in the temporary folder of a read-only one
         while True:
-            runs, finished = list(running(repo)), over(repo)
+            runs, finished = settled(repo), over(repo)
             ends = once or not any(run.state in AT_WORK for run in runs)
             if terminal or once:
                 lines = table(runs, finished)
@@ -117,6 +118,15 @@ def last_line(runs: Sequence[Run]) -> str:
     if WAITING in states:
         return f"{states.count(WAITING)} queued, and no worker: `dvc queue start` runs them"
     return "nothing runs any more"
+
+
+def settled(repo: Any) -> list[Run]:
+    """As `running`, but dead is only what stays so for a while."""
+    runs = list(running(repo))
+    if dead := {run.name for run in runs if run.state == DEAD}:
+        time.sleep(ENDING_SECONDS)
+        runs = list(running(repo))
+    return [run._replace(state=RUNNING) if run.state == DEAD and run.name not in dead else run for run in runs]
 
 
 def running(repo: Any) -> Iterator[Run]:

@@ -129,6 +129,13 @@ def test_experiments_at_work_dead_starting_and_queued(repo: Repository) -> None:
             process.kill()
 
 
+def test_dead_is_only_what_stays_so(repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([[Run("a", DEAD), Run("b", DEAD)], [Run("b", DEAD), Run("c", DEAD)]])
+    monkeypatch.setattr(watch, "running", lambda repo: next(looks))
+    monkeypatch.setattr(watch, "ENDING_SECONDS", 0.0)
+    assert watch.settled(repo) == [Run("b", DEAD), Run("c", RUNNING)]
+
+
 def test_a_progress_file_that_cannot_be_read_is_no_error(repo: Repository) -> None:
     root = Path(repo.root_dir)
     assert watch.described("a", RUNNING, root) == Run("a", RUNNING)
@@ -170,7 +177,9 @@ def test_a_line_for_each_change(capsys: pytest.CaptureFixture[str]) -> None:
 def test_real_experiments_live_in_dvc_and_on_a_terminal(tmp_path: Path) -> None:
     """A temporary and a queued experiment: `dvc exp show` has their epochs while they run; watch draws, and ends."""
     project: Project = search_toy.started(tmp_path / "project")
-    project.environment["TOY_SECONDS"] = "3"
+    gate = tmp_path / "gate"  # while it is there, the run waits after its first epoch
+    gate.touch()
+    project.environment["TOY_GATE"] = str(gate)
     dvc = [sys.executable, "-m", "dvc"]
     project.run(*dvc, "exp", "run", "--queue", "-n", "later", "-S", "optimizers.adam.lr=0.02")
     reader, writer = os.openpty()
@@ -180,7 +189,7 @@ def test_real_experiments_live_in_dvc_and_on_a_terminal(tmp_path: Path) -> None:
             [*dvc, "exp", "run", "--temp", "-n", "now", "-S", "optimizers.adam.lr=0.03", "train"], stdout=log, **options
         )
         deadline = time.monotonic() + 100
-        while not (seen := list((project.path / queue_tasks.FOLDER).glob("standalone/tmp*/runs/progress.json"))):
+        while not list((project.path / queue_tasks.FOLDER).glob("standalone/tmp*/runs/progress.json")):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         drawing = subprocess.Popen([sys.executable, "-m", "review.watch"], stdout=writer, **options)
@@ -189,18 +198,19 @@ def test_real_experiments_live_in_dvc_and_on_a_terminal(tmp_path: Path) -> None:
         (now,) = [each for each in shown[1]["experiments"] if each["name"] == "now"]
         assert now["executor"]["state"] == "running"
         metrics = now["revs"][0]["data"]["metrics"]["metrics/train.json"]["data"]
-        assert re.fullmatch("epoch [123] of 3", metrics["unfinished"])
+        assert metrics["unfinished"] == "epoch 1 of 3"
         content = b""
         while chunk := read(reader):
             content += chunk
+            if content.count(b"now ") == 2:
+                gate.unlink(missing_ok=True)
         assert drawing.wait() == 0
         assert temporary.wait() == 0
-    assert seen
     text = content.decode()
-    assert re.search(r"now +running +[123]/3 +\d\d\.\d\d% +\d:\d\d", text)
+    assert re.search(r"now +running +1/3 +\d\d\.\d\d% +\d:\d\d", text)
     assert re.search("later +queued, no worker +- +- +-", text)
     assert "\x1b[3F\x1b[J" in text  # drawn again
-    assert text.endswith("1 queued, and no worker: `dvc queue start` runs them\r\n")
+    assert "1 queued, and no worker: `dvc queue start` runs them\r\n" in text
 
 
 def read(descriptor: int) -> bytes:
