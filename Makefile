@@ -1,6 +1,6 @@
 # GNU make 3.81 or newer (macOS has 3.81). `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help repro seeds predict export serve pull compare report plots verify doctor test soak check audit bench format lock
+.PHONY: help repro seeds search watch predict export serve pull compare report plots verify doctor test soak check audit bench format lock
 
 # Python 3.11 or newer, to make .venv.
 PYTHON ?= python3
@@ -29,6 +29,12 @@ repro: ## run the stages that are out of date: download, preprocess, train, eval
 
 seeds: ## train the recipe with several seeds, if they are missing or stale: make seeds N=5 (ARGS=--force)
 	@$(RUNTIME) integrity.before_repro -- seeds "$(N)" $(ARGS)
+
+search: ## search for better parameters, as search.yaml says; a killed search goes on (ARGS=--format=markdown, --show)
+	@$(RUNTIME) requirements-search.txt integrity.before_repro -- review.search $(ARGS)
+
+watch: ## show the runs that are at work or queued, with epoch and time left (ARGS=--once)
+	@$(RUNTIME) -- review.watch $(ARGS)
 
 predict: ## predict the classes of pictures: make predict FILES="a.png photos/" (ARGS=--format=csv --out=FILE --model=REV, …)
 	@$(RUNTIME) -- use.predict $(ARGS) $(FILES)

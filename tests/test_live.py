@@ -32,7 +32,7 @@ def test_files_grow_each_epoch_and_those_of_a_killed_run_are_no_results(
     def shown(self: Live, history: list[Row]) -> None:
         show(self, history)
         metrics, table = json.loads(paths.TRAIN_METRICS.read_bytes()), pd.read_csv(paths.TRAINING_CURVES)
-        progress, told = (json.loads(path.read_bytes()) for path in (paths.PROGRESS, repository / live.SIGNAL))
+        progress, told = (json.loads(path.read_bytes()) for path in (paths.PROGRESS, repository / paths.EPOCH_SIGNAL))
         epoch = len(table)
         assert metrics["unfinished"] == f"epoch {epoch} of 3"
         assert metrics["epochs_run"] == epoch
@@ -53,7 +53,7 @@ def test_files_grow_each_epoch_and_those_of_a_killed_run_are_no_results(
     resumed = stage.digests()
     assert paths.UNFINISHED not in json.loads(paths.TRAIN_METRICS.read_bytes())
     assert not paths.PROGRESS.exists()
-    assert not (repository / live.SIGNAL).exists()
+    assert not (repository / paths.EPOCH_SIGNAL).exists()
 
     monkeypatch.setattr(Live, "__call__", lambda self, history: None)
     train_stage.main()

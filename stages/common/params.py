@@ -113,24 +113,32 @@ def _parse(text: str) -> Any:
         raise _NotYaml(one_line(error)) from None
 
 
-def section(values: dict[str, Any], key: str, schema: type[S]) -> S:
+def section(values: dict[str, Any], key: str, schema: type[S], file: Path = paths.PARAMS) -> S:
     """Check the options at `key` ("train", "optimizers.sgd") of `values` against `schema`.
 
-    Raises UserError with a line a mistake.
+    file: where they are from, for messages. Raises UserError with a line a mistake.
     """
     here: Any = values
     for part in key.split("."):
         if not isinstance(here, dict) or part not in here:
             known = list(here) if isinstance(here, dict) else []
-            raise UserError(f"{paths.PARAMS}: {key}: the section is missing{nearest(part, known)}; add {_keys(schema)}")
+            raise UserError(f"{file}: {key}: the section is missing{nearest(part, known)}; add {_keys(schema)}")
         here = here[part]
-    if not isinstance(here, dict):
-        raise UserError(f"{paths.PARAMS}: {key} is {here!r}; allowed: a mapping with {_keys(schema)}")
+    return checked(here, key, schema, file)
+
+
+def checked(options: Any, key: str, schema: type[S], file: Path) -> S:
+    """Check options against `schema`. key: their place in `file`, for messages.
+
+    Raises UserError with a line a mistake.
+    """
+    if not isinstance(options, dict):
+        raise UserError(f"{file}: {key} is {options!r}; allowed: a mapping with {_keys(schema)}")
     try:
-        return schema.model_validate(here)
+        return schema.model_validate(options)
     except ValidationError as error:
-        lines = [_line(key, schema, here, dict(mistake)) for mistake in error.errors()]
-        raise UserError("\n".join(f"{paths.PARAMS}: {line}" for line in lines)) from None
+        lines = [_line(key, schema, options, dict(mistake)) for mistake in error.errors()]
+        raise UserError("\n".join(f"{file}: {line}" for line in lines)) from None
 
 
 def _line(key: str, schema: type[Section], options: dict[str, Any], mistake: dict[str, Any]) -> str:

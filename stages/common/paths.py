@@ -40,3 +40,7 @@ RUNS = Path("runs")  # what a run took and where it ran: ignored by Git and by D
 RESUME = RUNS / "resume"  # what a killed run resumes from
 PROGRESS = RUNS / "progress.json"  # the epoch of the run that trains here
 LOCK = RUNS / "stage.lock"  # held by the stage that is at work
+
+# In the repository that an experiment belongs to. The VS Code extension of DVC watches this file, which DVCLive writes
+# after each step, and then reads the experiments again (issue 4528 of iterative/vscode-dvc).
+EPOCH_SIGNAL = Path(".dvc/tmp/exps/run/DVCLIVE_STEP_COMPLETED")

@@ -17,9 +17,6 @@ from stages.common import files, paths
 from stages.common.paths import UNFINISHED
 from stages.train.trainer import Row, best_epoch
 
-# In the repository that an experiment belongs to. The VS Code extension of DVC watches this file, which DVCLive writes
-# after each step, and then reads the experiments again (issue 4528 of iterative/vscode-dvc).
-SIGNAL = Path(".dvc/tmp/exps/run/DVCLIVE_STEP_COMPLETED")
 ROOT = "DVC_ROOT"  # variable that DVC sets for a stage: that repository, also in a temporary or queued experiment
 
 
@@ -49,14 +46,14 @@ class Live:
         files.write_json(paths.PROGRESS, progress)
         if root := os.environ.get(ROOT):
             with suppress(OSError):  # it is another program's view: no reason to end a run
-                files.write_text(Path(root) / SIGNAL, json.dumps({"pid": os.getpid(), "step": done}))
+                files.write_text(Path(root) / paths.EPOCH_SIGNAL, json.dumps({"pid": os.getpid(), "step": done}))
 
     def end(self) -> None:
         """The run is over, and its results are written."""
         paths.PROGRESS.unlink(missing_ok=True)
         if root := os.environ.get(ROOT):
             with suppress(OSError):
-                (Path(root) / SIGNAL).unlink(missing_ok=True)
+                (Path(root) / paths.EPOCH_SIGNAL).unlink(missing_ok=True)
 
 
 def curves(history: Sequence[Row]) -> str:

@@ -1,0 +1,148 @@
+"""The trials of a search in Optuna's journal, a file that only grows: what to try next, and what is not worth its time.
+
+What a trial tries is a function of its number and of the trials before it: no sampler keeps a state that a kill could
+lose. A trial is written in one line, with its parameters, so that a killed search has each trial whole or not at all.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from review.search import space
+from review.search.space import Plan
+
+NAME = "search"
+REASON, SECONDS = "reason", "seconds"  # attributes of a trial: why it failed, and how long it ran here
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class Study:
+    """The trials of one search. The caller sees to it that no other process has the same one."""
+
+    def __init__(self, journal: Path, plan: Plan) -> None:
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        _repair(journal)
+        self.plan = plan
+        self.distributions: dict[str, BaseDistribution] = {**plan.space}
+        self.storage = JournalStorage(JournalFileBackend(str(journal)))
+        self.study = optuna.create_study(
+            storage=self.storage,
+            study_name=NAME,
+            direction="maximize" if plan.higher_is_better else "minimize",
+            sampler=RandomSampler(seed=0),  # never asked
+            pruner=_pruner(plan),
+            load_if_exists=True,
+        )
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """All trials, by number."""
+        return self.study.get_trials(deepcopy=False)
+
+    def unfinished(self) -> list[FrozenTrial]:
+        """The trials that ran when the search was killed, or run now."""
+        return [trial for trial in self.trials if trial.state == TrialState.RUNNING]
+
+    def spent_minutes(self) -> float:
+        """How long all finished trials took, by the clock."""
+        return float(sum(trial.user_attrs.get(SECONDS, 0.0) for trial in self.trials)) / 60
+
+    def propose(self) -> FrozenTrial | None:
+        """Begin another trial; None if the budget is spent. The first one is the recipe of params.yaml, if inside."""
+        options, trials = self.plan.options, self.trials
+        minutes = options.minutes * options.jobs
+        if len(trials) >= options.trials or (minutes and self.spent_minutes() >= minutes):
+            return None
+        params = space.point(self.plan.recipe, self.plan.space) if not trials else None
+        if params is None:
+            # A copy, so that nothing half drawn is ever written.
+            copy = optuna.create_study(sampler=self._sampler(len(trials)), direction=self.study.direction)
+            copy.add_trials(trials)
+            drawn = copy.ask(self.distributions).params
+            params = {key: space.readable(drawn[key], self.plan.space[key]) for key in self.plan.space}
+        begun = optuna.create_trial(state=TrialState.RUNNING, params=params, distributions=self.distributions)
+        self.study.add_trial(begun)
+        return self.trials[len(trials)]
+
+    def _sampler(self, number: int) -> BaseSampler:
+        seed = (self.plan.options.seed + 7919 * number) % 2**32
+        return TPESampler(seed=seed) if self.plan.options.sampler == "tpe" else RandomSampler(seed=seed)
+
+    def report(self, number: int, rows: list[dict[str, float]], epochs: int) -> bool:
+        """Record the epochs of a trial that are new; whether it should end before the last of its epochs.
+
+        rows: one per epoch so far, as in metrics/plots/training.csv. Only whole epochs count, in order, and each once:
+        how late they are read changes no decision.
+        """
+        for row in rows:
+            epoch, recorded = int(row["epoch"]), self.trials[number].intermediate_values
+            if epoch < max(recorded, default=0):
+                continue
+            if epoch not in recorded:
+                self.storage.set_trial_intermediate_value(self._id(number), epoch, row[self.plan.options.metric])
+            if epoch < epochs and self.study.pruner.prune(self.study, self.trials[number]):
+                return True
+        return False
+
+    def finish(self, number: int, value: float, seconds: float) -> None:
+        """A trial has run to its end, with this value of the metric."""
+        self._tell(number, seconds, value=value)
+
+    def prune(self, number: int, seconds: float) -> None:
+        """A trial was stopped early."""
+        self._tell(number, seconds, state=TrialState.PRUNED)
+
+    def fail(self, number: int, reason: str, seconds: float) -> None:
+        """A trial ended without a result."""
+        self.storage.set_trial_user_attr(self._id(number), REASON, reason)
+        self._tell(number, seconds, state=TrialState.FAIL)
+
+    def _tell(self, number: int, seconds: float, value: float | None = None, state: TrialState | None = None) -> None:
+        self.storage.set_trial_user_attr(self._id(number), SECONDS, round(seconds, 1))
+        self.study.tell(number, value, state)
+
+    def _id(self, number: int) -> int:
+        study = self.storage.get_study_id_from_name(NAME)
+        return self.storage.get_trial_id_from_study_id_trial_number(study, number)
+
+    def best(self) -> FrozenTrial | None:
+        """The best trial that ran to its end, of equals the first; None if there is none."""
+        finished = [trial for trial in self.trials if trial.state == TrialState.COMPLETE and trial.value is not None]
+        sign = -1 if self.plan.higher_is_better else 1
+        return min(finished, key=lambda trial: sign * (trial.value or 0.0), default=None)
+
+    def importance(self) -> dict[str, float]:
+        """Share of each parameter in which trials are good, by PED-ANOVA (Watanabe et al. 2023); empty if unknown."""
+        finished = [trial for trial in self.trials if trial.state == TrialState.COMPLETE]
+        if len(finished) < 4 or len({trial.value for trial in finished}) < 2:
+            return {}
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+        return optuna.importance.get_param_importances(self.study, evaluator=evaluator)
+
+
+def values(trial: FrozenTrial) -> dict[str, Any]:
+    """The parameters of a trial, as params.yaml has them."""
+    return {key: space.value(drawn) for key, drawn in trial.params.items()}
+
+
+def _pruner(plan: Plan) -> optuna.pruners.BasePruner:
+    options = plan.options
+    if options.pruner == "none":
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.MedianPruner(options.startup_trials, n_warmup_steps=options.warmup_epochs + 1)
+
+
+def _repair(journal: Path) -> None:
+    """Undo what a killed process can have left: half a last line, and a lock that Optuna would wait for 30 s."""
+    for lock in journal.parent.glob(f"{journal.name}.lock*"):
+        lock.unlink()
+    if journal.is_file():
+        with journal.open("r+b") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
