@@ -100,7 +100,7 @@ def test_the_imports_of_a_stage_lie_inside_the_code_it_declares_and_no_declared_
     [
         ("stages/dataset/packed.py", ["download"]),
         ("stages/dataset/registry.py", ["train", "evaluate"]),
-        ("stages/download/mirrors.py", ["preprocess", "train", "evaluate"]),
+        ("stages/dataset/mirrors.py", ["train", "evaluate"]),
         ("stages/network/models.py", ["download", "preprocess"]),
         ("stages/evaluate/scores.py", ["download", "preprocess", "train"]),
         ("stages/train/options.py", ["download", "preprocess", "evaluate"]),
