@@ -91,7 +91,7 @@ def _weights(value: str) -> str:
 
 def _freeze(value: Any) -> Any:
     """Not a union of types, of which pydantic would name each in its message."""
-    if value in ("none", "backbone") or (type(value) is int and value >= 1):
+    if value in ("none", "backbone") or (type(value) is int and 1 <= value <= 10_000):
         return value
     raise ValueError("no such choice")
 
