@@ -8,17 +8,20 @@ import pickle
 import re
 import resource
 import sys
-from collections import OrderedDict
 from contextlib import suppress
 from typing import Any
 
 
-def main(architecture: str, source: str, target: str, memory_bytes: int, seconds: int) -> str:
-    """Convert; returns why that is impossible, or nothing."""
+def set_limits(memory_bytes: int, seconds: int) -> None:
+    """Limit what this process may take."""
     limits = {resource.RLIMIT_AS: memory_bytes, resource.RLIMIT_CPU: seconds, resource.RLIMIT_FSIZE: memory_bytes}
     for limit, value in {**limits, resource.RLIMIT_CORE: 0}.items():
         with suppress(ValueError, OSError):  # a system that lacks it, or has a lower one
             resource.setrlimit(limit, (value, value))
+
+
+def convert(architecture: str, source: str, target: str) -> str:
+    """Write the weights of an architecture in `source` to `target`; returns why that is impossible, or nothing."""
     import torch
     from safetensors.torch import save_file
     from torchvision.models import WeightsEnum, get_model
@@ -30,10 +33,8 @@ def main(architecture: str, source: str, target: str, memory_bytes: int, seconds
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         return f"it names {named[1]}, which no weights need" if named else "it is no file of torch.save, or is damaged"
     except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        return f"it is no file of torch.save, or is damaged ({(str(error).splitlines() or [''])[0][:100]})"
-    if not isinstance(state, OrderedDict | dict) or not all(
-        isinstance(value, torch.Tensor) for value in state.values()
-    ):
+        return f"it is no file of torch.save, or is damaged ({str(error).partition('. ')[0][:100]})"
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         return "it is no state dict: a mapping of names to tensors"
 
     def given(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -52,7 +53,7 @@ def main(architecture: str, source: str, target: str, memory_bytes: int, seconds
 
 
 if __name__ == "__main__":
-    name, pickled, out, memory, time_limit = sys.argv[1:]
-    if problem := main(name, pickled, out, int(memory), int(time_limit)):
+    set_limits(*map(int, sys.argv[4:]))
+    if problem := convert(*sys.argv[1:4]):
         print(problem, file=sys.stderr)
         sys.exit(2)

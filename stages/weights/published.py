@@ -25,7 +25,7 @@ HALF = ("googlenet", "inception_v3")  # trained on (pixel - 0.5) / 0.5; torchvis
 SLACK = 1.02  # the size that torchvision states is rounded
 CONVERTER = Path(__file__).with_name("convert.py")
 CONVERT_SECONDS = 600
-MEMORY_BYTES = 6_000_000_000  # of address space, most of it for torch's libraries; and 6 times the file's size
+MEMORY_BYTES = 8_000_000_000  # of address space, most of it for torch's libraries; and 6 times the file's size
 
 
 class Published(NamedTuple):
