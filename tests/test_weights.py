@@ -26,7 +26,7 @@ from stages.network.model_file import Spec
 from stages.network.options import Architecture, FineTuning
 from stages.network.random_layers import Dropout
 from stages.network.weights_file import NOTHING, Origin, Weights
-from stages.train import optimizers, start
+from stages.train import fine_tuning, optimizers
 from stages.weights import __main__ as weights_stage
 from stages.weights import convert, own, published
 from stages.weights.published import Published
@@ -251,7 +251,7 @@ def test_a_plain_safetensors_file_gives_weights(theirs: nn.Module, here: Path) -
     assert all(torch.equal(after[name], given[name.removeprefix("1.network.")]) for name in names)
     card = DataCard(classes=CLASSES, image_shape=[3, 2, 2], mean=[0.1] * 3, std=[0.2] * 3, normalization="weights")
     with pytest.raises(UserError, match="normalization is weights, and plain.safetensors does not state mean and std"):
-        start.normalization(card, weights)
+        fine_tuning.normalization(card, weights)
 
 
 def spec_with(**changes: Any) -> dict[str, str]:
@@ -441,7 +441,7 @@ def test_a_normalization_by_weights_needs_some() -> None:
     with pytest.raises(
         UserError, match="preprocess.normalization is weights, and training starts with new weights; al"
     ):
-        start.normalization(card, None)
+        fine_tuning.normalization(card, None)
     values = params.load(ROOT / "params.yaml")
     values["preprocess"]["normalization"] = "weights"
     assert rules.check(values) == [
