@@ -47,13 +47,13 @@ class Scratch:
         self.folder, self.values = folder, changed(overrides)
         (folder / self.values["data"]["images"]).mkdir(parents=True, exist_ok=True)
         files.write_text(folder / paths.PARAMS, yaml.safe_dump(self.values, sort_keys=False))
-        for stage in ("download", "preprocess"):
+        for stage in ("download", "preprocess", "weights"):
             _run(stage, folder)
 
     def prepared(self, seed: int) -> Path:
         """A folder in which the stages train and evaluate with a seed."""
         place = self.folder / f"seed-{seed}"
-        seeds.run.prepare(place, self.values, seed, self.folder / paths.PROCESSED)
+        seeds.run.prepare(place, self.values, seed, self.folder)
         return place
 
     def train(self, seed: int) -> dict[str, float]:

@@ -14,15 +14,17 @@ from stages.dataset.options import NO_IMAGES
 from stages.dataset.registry import DATA_SETS
 from stages.download.options import Data
 from stages.evaluate.options import Evaluate
-from stages.network.options import MODELS, Cnn, Model
+from stages.network.options import BLOCKS, NO_WEIGHTS, Cnn, Model
 from stages.preprocess.options import Preprocess
 from stages.train.options import AUGMENTATIONS, CLASS_WEIGHTS, OPTIMIZERS, SCHEDULES, Train
+from stages.weights.options import Weights
 
 SCHEMAS: dict[str, type[Section]] = {
     "data": Data,
     "preprocess": Preprocess,
     "model": Model,
-    **{f"models.{name}": schema for name, schema in MODELS.items()},
+    **{f"models.{name}": schema for name, schema in BLOCKS.items()},
+    "weights": Weights,
     "train": Train,
     **{f"class_weights.{name}": schema for name, schema in CLASS_WEIGHTS.items()},
     **{f"optimizers.{name}": schema for name, schema in OPTIMIZERS.items()},
@@ -134,6 +136,15 @@ def contradictions(values: dict[str, Any]) -> list[str]:
             f"train.precision is float16 and train.device is {train['device']}; allowed: float16 on auto | cuda, or "
             "float32 | bfloat16"
         )
+
+    if preprocess["normalization"] == "weights":
+        name, weights = values["model"]["name"], values["models"]["torchvision"]["weights"]
+        if name != "torchvision" or weights == NO_WEIGHTS:
+            reason = f"models.torchvision.weights is {weights}" if name == "torchvision" else f"model.name is {name}"
+            lines.append(
+                f"preprocess.normalization is weights, and {reason}, so there are no pretrained weights; allowed: "
+                "dataset | half | none"
+            )
 
     cnn = Cnn.model_validate(values["models"]["cnn"])
     try:

@@ -34,7 +34,7 @@ def main() -> int:
         start = time.perf_counter()
         clone = git.clone(root, commit, Path(scratch) / "clone")
         hidden_code.refuse(clone)
-        lend_pictures(root, clone)
+        lend_inputs(root, clone)
         print(f"rebuilding {commit[:12]} from nothing, in {clone}", flush=True)
         made = rebuild_all(clone, Path(scratch), committed)
         seconds = time.perf_counter() - start
@@ -69,15 +69,23 @@ def main() -> int:
         return 1
 
 
-def lend_pictures(root: Path, clone: Path) -> None:
-    """Link the folder or archive of own pictures into a clone, which lacks it: Git has none of them.
+def lend_inputs(root: Path, clone: Path) -> None:
+    """Link own pictures and own weights into a clone, which lacks them: Git has none of them.
 
-    If DVC tracks it, the clone, whose cache is empty, has to forget that. The MD5 in dvc.lock says what it has to be.
+    If DVC tracks them, the clone, whose cache is empty, has to forget that. The MD5 in dvc.lock says what they must be.
     """
-    section = params.load(clone / paths.PARAMS).get("data") if (clone / paths.PARAMS).is_file() else None
-    name = section.get("images") if isinstance(section, dict) else None
-    place = Path(name) if isinstance(name, str) else None
-    if place is None or place.is_absolute() or ".." in place.parts:
+    values = params.load(clone / paths.PARAMS) if (clone / paths.PARAMS).is_file() else {}
+    for folder, *keys in (("", "data", "images"), (paths.WEIGHTS, "models", "torchvision", "weights")):
+        name: Any = values
+        for key in keys:
+            name = name.get(key) if isinstance(name, dict) else None
+        if isinstance(name, str):
+            lend(root, clone, Path(folder, name))
+
+
+def lend(root: Path, clone: Path, place: Path) -> None:
+    """Link a file or folder of the project into a clone that lacks it."""
+    if place.is_absolute() or ".." in place.parts:
         return
     if (root / place).exists() and not (clone / place).exists():
         (clone / f"{place}.dvc").unlink(missing_ok=True)

@@ -30,7 +30,7 @@ def main() -> None:
     seed = int(sys.argv[1])
     with errors.one_stage_at_a_time():
         folder = paths.RUNS / "seeds" / str(seed)
-        prepare(folder, params.load(paths.PARAMS), seed, paths.PROCESSED.resolve())
+        prepare(folder, params.load(paths.PARAMS), seed, Path.cwd())
         for stage in STAGES:
             run(stage, seed, folder)
         files.write_bytes(PREDICTIONS / f"{seed}.csv", (folder / paths.PREDICTIONS).read_bytes())
@@ -38,14 +38,15 @@ def main() -> None:
         shutil.rmtree(folder)
 
 
-def prepare(folder: Path, values: dict[str, Any], seed: int, processed: Path) -> None:
-    """Make the folder that the stages run in: the parameters with this seed, and a link to the prepared data."""
+def prepare(folder: Path, values: dict[str, Any], seed: int, root: Path) -> None:
+    """Make the folder that the stages run in: the parameters with this seed, and links to what they read in `root`."""
     changed = {**values, "train": {**values["train"], "seed": seed}}
     files.write_text(folder / paths.PARAMS, yaml.safe_dump(changed, sort_keys=False))
-    data = folder / paths.PROCESSED
-    data.parent.mkdir(parents=True, exist_ok=True)
-    data.unlink(missing_ok=True)
-    data.symlink_to(processed, target_is_directory=True)
+    for made in (paths.PROCESSED, paths.PRETRAINED.parent):
+        link = folder / made
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to((root / made).resolve(), target_is_directory=True)
 
 
 def run(stage: str, seed: int, folder: Path) -> None:

@@ -36,10 +36,12 @@ from torchvision import datasets as tv
 from yarl import URL
 
 from stages.common.errors import UserError
+from stages.dataset import mirrors
+from stages.dataset.mirrors import Limits, MirrorError, public
 from stages.dataset.registry import DATA_SETS, DataSet, PublishedFile
-from stages.download import mirrors, mnist_package
+from stages.download import mnist_package
 from stages.download.__main__ import collect
-from stages.download.mirrors import Limits, MirrorError, fetch, gunzip, public, verified
+from stages.download.published import fetch, gunzip, verified
 from tests import servers
 from tests.forging import mutated_bytes
 from tests.imports import ROOT
@@ -342,7 +344,7 @@ def test_a_proxy_of_https(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert f"http://mirror.invalid: part-0.gz: {reason}" in str(caught.value)
         # With the certificate trusted, which aiohttp reads when it is imported.
         code = (
-            "from stages.download.mirrors import *; from stages.dataset.registry import PublishedFile\n"
+            "from stages.download.published import *; from stages.dataset.registry import PublishedFile\n"
             f"fetch('http://mirror.invalid', PublishedFile('part-3', 50_003, '{FILES[3].sha256}'), Limits())"
         )
         environment = {**os.environ, "SSL_CERT_FILE": str(cert)}

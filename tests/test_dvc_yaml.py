@@ -23,8 +23,11 @@ from stages.dataset.options import DataName
 from stages.dataset.registry import DATA_SETS
 from stages.download.options import Data
 from stages.evaluate.options import Evaluate
+from stages.network.options import NO_WEIGHTS, PUBLISHED
 from stages.preprocess.options import Preprocess
 from stages.train import options as train_params
+from stages.weights import options as weights_options
+from stages.weights.options import Weights
 from tests.imports import ROOT, closure
 
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -82,7 +85,7 @@ def folder_md5(root: Path, path: str) -> str:
 def test_each_stage_runs_its_own_module() -> None:
     assert {name: stage["cmd"] for name, stage in STAGES.items()} == {
         "check": "python -m integrity.check",
-        **{name: f"python -m stages.{name}" for name in ("download", "preprocess", "train", "evaluate")},
+        **{name: f"python -m stages.{name}" for name in ("download", "preprocess", "weights", "train", "evaluate")},
     }
 
 
@@ -100,8 +103,9 @@ def test_the_imports_of_a_stage_lie_inside_the_code_it_declares_and_no_declared_
     [
         ("stages/dataset/packed.py", ["download"]),
         ("stages/dataset/registry.py", ["train", "evaluate"]),
-        ("stages/download/mirrors.py", ["preprocess", "train", "evaluate"]),
-        ("stages/network/models.py", ["download", "preprocess"]),
+        ("stages/dataset/mirrors.py", ["train", "evaluate"]),
+        ("stages/network/models.py", ["download", "preprocess", "weights"]),
+        ("stages/weights/published.py", ["download", "preprocess", "train", "evaluate"]),
         ("stages/evaluate/scores.py", ["download", "preprocess", "train"]),
         ("stages/train/options.py", ["download", "preprocess", "evaluate"]),
         ("integrity/git.py", ["download", "preprocess", "train", "evaluate"]),
@@ -154,6 +158,11 @@ def test_no_output_is_a_folder_but_for_the_splits() -> None:
     assert folders == {paths.TRAIN, paths.VALIDATION, paths.TEST}
 
 
+# The inputs whose names are parameters.
+NAMED_BY_PARAMETERS = {
+    "preprocess": {"${data.images}"},
+    "weights": {f"{paths.WEIGHTS.as_posix()}/${{models.torchvision.weights}}"},
+}
 # What each stage reads and writes of the paths in stages/common/paths.py.
 DATA: dict[str, tuple[set[Path], set[Path]]] = {
     "check": (set(), {paths.CHECKED}),
@@ -162,8 +171,9 @@ DATA: dict[str, tuple[set[Path], set[Path]]] = {
         RAW,  # and the folder that data.images names
         {paths.TRAIN, paths.VALIDATION, paths.TEST, paths.DATA_CARD, paths.DATA_METRICS},
     ),
+    "weights": (set(), {paths.PRETRAINED}),  # and the file that models.torchvision.weights names
     "train": (
-        {paths.TRAIN, paths.VALIDATION, paths.DATA_CARD},
+        {paths.TRAIN, paths.VALIDATION, paths.DATA_CARD, paths.PRETRAINED},
         {paths.MODEL, paths.TRAIN_METRICS, paths.TRAINING_CURVES},
     ),
     "evaluate": (
@@ -185,13 +195,14 @@ DATA: dict[str, tuple[set[Path], set[Path]]] = {
 def test_the_paths_are_those_of_the_code(name: str) -> None:
     reads, writes = DATA[name]
     data = set(STAGES[name]["deps"]) - declared(name) - {"requirements.txt"}
-    assert ("${data.images}" in data) == (name == "preprocess")
-    assert data - {paths.CHECKED.as_posix(), "${data.images}"} == {path.as_posix() for path in reads}
+    assert {entry for entry in data if "$" in entry} == NAMED_BY_PARAMETERS.get(name, set())
+    fixed = {entry for entry in data if "$" not in entry}
+    assert fixed - {paths.CHECKED.as_posix()} == {path.as_posix() for path in reads}
     assert outputs(STAGES[name]) == {path.as_posix() for path in writes}
     source = (ROOT / f"{module(name).replace('.', '/')}.py").read_text(encoding="utf-8")
     constants = {getattr(paths, constant) for constant in re.findall(r"paths\.([A-Z_]+)", source)}
     of_raw = {paths.RAW} if paths.RAW in constants else set()  # the files of its folder, by their names in the data set
-    assert constants - of_raw - {paths.PARAMS} == (reads | writes) - (RAW if of_raw else set())
+    assert constants - of_raw - {paths.PARAMS, paths.WEIGHTS} == (reads | writes) - (RAW if of_raw else set())
     assert (paths.PARAMS in constants) == (name != "check")  # which reads it in integrity/rules.py
 
 
@@ -238,6 +249,22 @@ def test_the_parameters_are_those_of_the_schemas(name: str) -> None:
         keys = [key.partition(".") for key, other in READS[name] if other is schema]
         leaves = {leaf for section, _, key in keys for leaf in ([key] if key else DEFAULTS[section])}
         assert {field for field in schema.model_fields if (name, field) not in UNREAD} == leaves
+
+
+def test_the_weights_stage_reads_the_parameters_that_it_declares() -> None:
+    keys = ("model.name", "models.torchvision.architecture", "models.torchvision.weights", "weights")
+    assert STAGES["weights"]["params"] == [*keys]
+    declared = {"model": {"name": "torchvision"}, "weights": {"mirrors": []}}
+    start = {"architecture": "resnet18", "weights": "default"}
+    read = weights_options.read({**declared, "models": {"torchvision": start}})
+    assert read == ("resnet18", "default", [])
+    assert set(Weights.model_fields) == set(DEFAULTS["weights"])
+
+
+@pytest.mark.parametrize("weights", [NO_WEIGHTS, PUBLISHED])
+def test_weights_that_are_no_file_of_your_own_have_a_file_for_dvc(weights: str) -> None:
+    """dvc.yaml has no conditions, and its dependencies have to exist."""
+    assert (ROOT / paths.WEIGHTS / weights).is_file()
 
 
 def train_keys(values: dict[str, Any]) -> list[str]:

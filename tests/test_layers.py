@@ -44,7 +44,7 @@ def test_the_contracts_hold(copy: Path, capsys: pytest.CaptureFixture[str]) -> N
     ("path", "line"),
     [
         ("stages/train/loop.py", "from stages.evaluate import scores"),
-        ("stages/download/mirrors.py", "from stages.preprocess import split"),
+        ("stages/download/published.py", "from stages.preprocess import split"),
         ("stages/dataset/packed.py", "from stages.network import losses"),
         ("stages/network/models.py", "from stages.dataset import packed"),
         ("stages/network/models.py", "from stages.train import seeds"),

@@ -166,12 +166,18 @@ def test_verify_lends_the_pictures_to_its_clone_and_writes_nowhere_else(tmp_path
         shutil.rmtree(clone)
         clone.mkdir()
         (clone / "params.yaml").write_text(yaml.safe_dump({"data": {"images": name}}), encoding="utf-8")
-        verify.lend_pictures(root, clone)
+        verify.lend_inputs(root, clone)
         assert (clone / "data/mine").is_symlink() == linked
         assert [path.name for path in clone.parent.iterdir()] == ["clone"]
         assert len(list(clone.iterdir())) == 1 + linked
     (clone / "data").mkdir()
     (clone / "data/mine.dvc").write_text("outs: []\n", encoding="utf-8")
     (clone / "params.yaml").write_text(yaml.safe_dump({"data": {"images": "data/mine"}}), encoding="utf-8")
-    verify.lend_pictures(root, clone)
+    verify.lend_inputs(root, clone)
     assert [path.name for path in (clone / "data").iterdir()] == ["mine"]
+    (root / "data/weights").mkdir()
+    (root / "data/weights/mine.safetensors").write_bytes(b"weights")
+    values = {"data": {"images": "x"}, "models": {"torchvision": {"weights": "mine.safetensors"}}}
+    (clone / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    verify.lend_inputs(root, clone)
+    assert (clone / "data/weights/mine.safetensors").read_bytes() == b"weights"

@@ -261,14 +261,15 @@ def test_what_cannot_train_is_told_before_the_first_step(
 
 def test_a_network_of_torchvision_from_a_mirror_to_the_metrics(bench: Workbench) -> None:
     bench.values["model"]["name"] = "torchvision"
-    bench.values["models"]["torchvision"] = {"architecture": "shufflenet_v2_x0_5", "dropout": 0.1}
+    network = {"architecture": "shufflenet_v2_x0_5", "dropout": 0.1}
+    bench.values["models"]["torchvision"] |= network
     bench.values["train"].update(epochs=2, batch_size=64)
     bench.run(*ALL)
     assert json.loads(paths.TEST_METRICS.read_text(encoding="utf-8"))["images"] == TEST_IMAGES
     losses = pd.read_csv(paths.TRAINING_CURVES)["train_loss"]
     assert losses[1] < losses[0]  # it learns; to be good takes longer
     _, spec = model_file.read(paths.MODEL)
-    assert (spec.model, spec.options) == ("torchvision", bench.values["models"]["torchvision"])
+    assert (spec.model, spec.options) == ("torchvision", network)
 
 
 def test_training_never_reads_the_test_set(bench: Workbench) -> None:

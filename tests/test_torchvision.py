@@ -13,11 +13,13 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import get_model, list_models
 
-from stages.network import device, model_file, models
+from stages.network import device, model_file, models, pretrained, torchvision_models
 from stages.network.losses import LOSSES, OUTPUTS
 from stages.network.model_file import Spec
 from stages.network.options import Architecture
 from stages.network.random_layers import Dropout, StochasticDepth
+from stages.network.weights_file import Origin, Weights
+from stages.train import optimizers
 from stages.train.augmentation import in_order
 from stages.train.checkpoint import Checkpoints
 from stages.train.optimizers import OPTIMIZERS
@@ -38,8 +40,8 @@ SAMPLE = ["efficientnet_b0", "vit_b_32"]  # what `make soak` takes of them, unle
 FAMILIES = [*QUICK, *(pytest.param(name, marks=pytest.mark.soak) for name in (LARGE if ALL_ARCHITECTURES else SAMPLE))]
 
 
-def build(architecture: str, dropout: float = 0.0, channels: int = 3, side: int = SIDE) -> nn.Sequential:
-    torch.manual_seed(0)
+def build(architecture: str, dropout: float = 0.0, channels: int = 3, side: int = SIDE, seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
     options: dict[str, object] = {"architecture": architecture, "dropout": dropout}
     moments = [0.4] * channels
     return models.build("torchvision", options, (channels, side, side), CLASSES, moments, moments)
@@ -147,9 +149,23 @@ def test_an_architecture_needs_no_torchvision_for_its_name_to_be_checked() -> No
     assert done.stdout == "False\n"
 
 
-def after(steps: int, architecture: str, threads: int, go_on: Checkpoints | None = None) -> dict[str, Any]:
-    """The state of a run after so many steps of its one epoch; `go_on`: from its checkpoint."""
+FROZEN = 3  # parts, where a network is fine-tuned
+
+
+def pretrained_network(architecture: str) -> nn.Sequential:
+    """Weights of another seed, which stand for those of another task, in a network whose last layer is new."""
     network = build(architecture, dropout=0.2)
+    tensors = build(architecture, seed=1).get_submodule("1.network").state_dict()
+    pretrained.load(network, Weights(tensors, Origin(source="a test", sha256="")), architecture, list("abcdefg"))
+    pretrained.freeze(network, FROZEN)
+    return network
+
+
+def after(
+    steps: int, architecture: str, threads: int, go_on: Checkpoints | None = None, fine_tuned: bool = False
+) -> dict[str, Any]:
+    """The state of a run after so many steps of its one epoch; `go_on`: from its checkpoint."""
+    network = pretrained_network(architecture) if fine_tuned else build(architecture, dropout=0.2)
     recipe = Recipe(
         objective=partial(LOSSES["cross_entropy"], smoothing=0.0, reduction="mean"),
         output=OUTPUTS["cross_entropy"],
@@ -164,7 +180,10 @@ def after(steps: int, architecture: str, threads: int, go_on: Checkpoints | None
         precision="float32",
         shards=3,
     )
-    optimizer = OPTIMIZERS["sgd"](network.parameters(), lr=0.001, momentum=0.9, nesterov=False, weight_decay=0.0)
+    head, _ = torchvision_models.head(network.get_submodule("1.network"))
+    slow = {name for name, _ in network.named_parameters() if fine_tuned and head not in name}
+    groups = optimizers.groups(network, slow, lr=0.001, lr_factor=0.5)
+    optimizer = OPTIMIZERS["sgd"](groups, lr=0.001, momentum=0.9, nesterov=False, weight_decay=0.0)
     batch, labels = images(12), torch.arange(12) % CLASSES
     with one_thread_an_operation(), device.in_parallel(torch.device("cpu"), threads) as parallel:
         trainer = Trainer(network, optimizer, recipe, parallel)
@@ -175,18 +194,27 @@ def after(steps: int, architecture: str, threads: int, go_on: Checkpoints | None
         return trainer.state_dict()
 
 
+@pytest.mark.parametrize("fine_tuned", [False, True], ids=["new", "fine-tuned"])
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_any_number_of_threads_and_a_resumed_run_end_in_the_same_weights(
-    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    architecture: str, fine_tuned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    first = after(2, architecture, threads=1)
+    run = partial(after, architecture=architecture, fine_tuned=fine_tuned)
+    first = run(2, threads=1)
     assert all(torch.isfinite(weights).all() for weights in first["model"].values())
-    assert not same(first["model"], build(architecture, dropout=0.2).state_dict())  # it has learnt something
+    start = (pretrained_network(architecture) if fine_tuned else build(architecture, dropout=0.2)).state_dict()
+    changed = {name for name, tensor in first["model"].items() if not torch.equal(tensor, start[name])}
+    kept = {
+        f"1.network.{part}."
+        for part in torchvision_models.parts(build(architecture).get_submodule("1.network"))[:FROZEN]
+    }
+    assert changed  # it has learnt something
+    assert any(name.startswith(tuple(kept)) for name in changed) is not fine_tuned  # what is frozen has every bit
     torch.manual_seed(99)  # what the process has drawn before is no matter
-    assert same(after(2, architecture, threads=3)["model"], first["model"])
+    assert same(run(2, threads=3)["model"], first["model"])
     checkpoints = Checkpoints("a", 0)
-    checkpoints.save(after(1, architecture, threads=3))
-    resumed = after(2, architecture, threads=2, go_on=checkpoints)
+    checkpoints.save(run(1, threads=3))
+    resumed = run(2, threads=2, go_on=checkpoints)
     assert same(resumed["model"], first["model"])
     assert torch.equal(resumed["losses"], first["losses"])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.common.errors import UserError
-from stages.download import mirrors
+from stages.dataset import mirrors
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # of pictures.FORMATS
 MAX_BYTES = 256_000_000  # of one picture file

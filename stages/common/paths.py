@@ -22,6 +22,10 @@ TEST = PROCESSED / "test"
 DATA_CARD = PROCESSED / "data.json"  # class names, image shape, normalization
 MODEL = Path("data/model/model.safetensors")
 PREDICTIONS = Path("data/predictions.csv")
+WEIGHTS = Path("data/weights")  # the folder of files that models.torchvision.weights may name
+PRETRAINED = Path(
+    "data/pretrained/weights.safetensors"
+)  # the weights that training starts with; a line if there are none
 
 DATA_METRICS = Path("metrics/data.json")
 TRAIN_METRICS = Path("metrics/train.json")

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -21,6 +21,7 @@ class DataCard(Section):
     image_shape: list[Size] = Field(min_length=3, max_length=3)  # (C, H, W)
     mean: list[float]
     std: list[Annotated[float, Field(gt=0)]]
+    normalization: Literal["weights"] | None = None  # a network takes mean and std of its pretrained weights instead
     preparation: Preparation | None = None  # how the pictures were decoded; None: a published set, which needs none
 
     @model_validator(mode="after")

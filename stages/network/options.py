@@ -1,9 +1,10 @@
 """Which network, and the options of each. The model file carries them too, so evaluate needs no params of train."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from stages.common.params import Section
 
@@ -34,6 +35,7 @@ Architecture = Literal[
     "wide_resnet101_2", "wide_resnet50_2",
 ]
 # fmt: on
+NO_WEIGHTS, PUBLISHED = "none", "default"  # values of models.torchvision.weights, besides names of files
 Width = Annotated[int, Field(ge=1, le=65536)]
 
 
@@ -77,13 +79,61 @@ class Cnn(Section):
         return map_sizes(height, width, self.kernel_sizes, self.paddings, self.pool_sizes)
 
 
-class Torchvision(Section):
-    """Section `models.torchvision`."""
+def _weights(value: str) -> str:
+    """A file is named within its folder, which dvc.yaml names: DVC would take another path for another input."""
+    path = PurePosixPath(value)
+    if value not in (NO_WEIGHTS, PUBLISHED) and (
+        path.suffix != ".safetensors" or path.is_absolute() or ".." in path.parts or str(path) != value
+    ):
+        raise ValueError("no such weights")
+    return value
+
+
+def _freeze(value: Any) -> Any:
+    """Not a union of types, of which pydantic would name each in its message."""
+    if value in ("none", "backbone") or (type(value) is int and 1 <= value <= 10_000):
+        return value
+    raise ValueError("no such choice")
+
+
+class TorchvisionNetwork(Section):
+    """A network of torchvision: what a model file says of it."""
 
     architecture: Architecture = Field(
         description="a classification network of torchvision.models, such as resnet18, mobilenet_v3_small, vit_b_16"
     )
     dropout: float = Field(ge=0, lt=1)
+
+
+class FineTuning(Section):
+    """What a network starts with, and how much of that is trained."""
+
+    weights: Annotated[
+        str,
+        AfterValidator(_weights),
+        Field(description="none | default | a .safetensors file in data/weights, such as birds.safetensors"),
+    ]
+    freeze: Annotated[
+        int | str,
+        PlainValidator(_freeze),
+        Field(description="none | backbone | the number of first parts that are not trained, at least 1"),
+    ]
+    lr_factor: float = Field(gt=0, le=1000)
+
+    @model_validator(mode="after")
+    def _something_to_fine_tune(self) -> Self:
+        if self.weights == NO_WEIGHTS:
+            for name, value, neutral in (("freeze", self.freeze, "none"), ("lr_factor", self.lr_factor, 1)):
+                if value != neutral:
+                    raise ValueError(
+                        f"{name} is {value} and weights is {NO_WEIGHTS}, so there are no pretrained weights; allowed: "
+                        f"{name}: {neutral}, or other weights"
+                    )
+        return self
+
+
+class Torchvision(TorchvisionNetwork, FineTuning):
+    """Section `models.torchvision`."""
 
 
 def map_sizes(
@@ -105,4 +155,10 @@ def map_sizes(
     return sizes
 
 
-MODELS: dict[Name, type[Mlp] | type[Cnn] | type[Torchvision]] = {"mlp": Mlp, "cnn": Cnn, "torchvision": Torchvision}
+# The blocks of `models` in params.yaml, and what a model file carries of them: all that builds the network again.
+BLOCKS: dict[Name, type[Mlp] | type[Cnn] | type[Torchvision]] = {"mlp": Mlp, "cnn": Cnn, "torchvision": Torchvision}
+MODELS: dict[Name, type[Mlp] | type[Cnn] | type[TorchvisionNetwork]] = {
+    "mlp": Mlp,
+    "cnn": Cnn,
+    "torchvision": TorchvisionNetwork,
+}

@@ -78,7 +78,13 @@ def published(data_set: DataSet, options: Preprocess, targets: Mapping[Part, Pat
     packed.write(targets["train"], images[training], labels[training])
     packed.write(targets["validation"], images[validation], labels[validation])
     packed.write(targets["test"], test_images, test_labels)
-    return DataCard(classes=list(data_set.classes), image_shape=list(data_set.image_shape), mean=mean, std=std)
+    return DataCard(
+        classes=list(data_set.classes),
+        image_shape=list(data_set.image_shape),
+        mean=mean,
+        std=std,
+        normalization="weights" if options.normalization == "weights" else None,
+    )
 
 
 def decode(data_set: DataSet, prefix: str, count: int) -> tuple[Images, Labels]:

@@ -50,4 +50,10 @@ def none(total: Sums) -> Moments:
     return [0.0] * total.shape[1], [1.0] * total.shape[1]
 
 
-NORMALIZATIONS: dict[str, Callable[[Sums], Moments]] = {"dataset": dataset, "half": half, "none": none}
+# `weights`: the weights are not known here. The card says so, and train puts what they were trained with in its place.
+NORMALIZATIONS: dict[str, Callable[[Sums], Moments]] = {
+    "dataset": dataset,
+    "half": half,
+    "none": none,
+    "weights": dataset,
+}

@@ -31,7 +31,7 @@ class Preprocess(Section):
 
     validation_fraction: float = Field(ge=0, le=0.9)
     seed: int = Field(ge=0, lt=2**32)
-    normalization: Literal["dataset", "half", "none"]
+    normalization: Literal["dataset", "half", "none", "weights"]
 
     test_fraction: float = Field(ge=0, le=0.9)
     group_by: Annotated[str, AfterValidator(_grouping), Field(description="none | column | path:REGULAR_EXPRESSION")]

@@ -65,6 +65,7 @@ def prepare(
         image_shape=list(preparation.shape),
         mean=mean,
         std=std,
+        normalization="weights" if options.normalization == "weights" else None,
         preparation=preparation,
     )
     return card, audit.audit(listing, surveyed, selected, unusable, splits)

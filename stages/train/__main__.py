@@ -15,7 +15,8 @@ from stages.dataset import data_card, packed
 from stages.dataset.data_card import DataCard
 from stages.network import device, model_file, models
 from stages.network.losses import OUTPUTS
-from stages.train import checkpoint, checks, launch, options, processes, temperature
+from stages.network.weights_file import Weights
+from stages.train import checkpoint, checks, fine_tuning, launch, options, processes, temperature
 from stages.train.batches import Batches, PackedImages, ending_workers, in_memory
 from stages.train.checkpoint import Checkpoints
 from stages.train.live import Live, curves, metrics
@@ -31,7 +32,7 @@ ONLY_SPEED = {"device"}  # a killed run may be resumed with another value: the d
 
 
 def main() -> int | None:
-    """data/processed (train, validation) -> data/model, metrics/train.json, metrics/plots/training.csv."""
+    """data/processed, data/pretrained -> data/model, metrics/train.json, metrics/plots/training.csv."""
     values = params.load(paths.PARAMS)
     chosen, machine = options.read(values), machine_settings.read(values)
     if processes.is_worker():
@@ -58,9 +59,9 @@ def run(chosen: Chosen, machine: Machine, evaluate: object) -> None:
     free = device.free_bytes(target, "train.device")
 
     card = data_card.read(paths.DATA_CARD)
-    build = partial(
-        models.build, chosen.model, chosen.model_options, card.shape, len(card.classes), card.mean, card.std
-    )
+    weights = fine_tuning.read_weights(chosen)
+    mean, std = fine_tuning.normalization(card, weights)
+    build = partial(models.build, chosen.model, chosen.model_options, card.shape, len(card.classes), mean, std)
     training, validation = (
         packed.open_split(folder, card.shape, len(card.classes)) for folder in (paths.TRAIN, paths.VALIDATION)
     )
@@ -73,8 +74,10 @@ def run(chosen: Chosen, machine: Machine, evaluate: object) -> None:
     images, validation_images = (in_memory(split, target) if resident else split for split in (training, validation))
     labels, validation_labels = torch.from_numpy(training.labels), torch.from_numpy(validation.labels)
     torch.manual_seed(seed_for(train.seed, WEIGHTS))
-    model = build().to(target)
-    optimizer = OPTIMIZERS[train.optimizer](model.parameters(), **chosen.optimizer_options)
+    model = build()
+    parameters = fine_tuning.fine_tune(model, weights, chosen, card.classes)
+    model.to(target)
+    optimizer = OPTIMIZERS[train.optimizer](parameters, **chosen.optimizer_options)
     live = Live(models.parameter_count(model), train.epochs, train.select_by)
     with (
         processes.joined(target, machine.timeout_seconds) as group,
@@ -83,7 +86,7 @@ def run(chosen: Chosen, machine: Machine, evaluate: object) -> None:
         device.in_parallel(target, threads) as parallel,
     ):
         loop_start = time.perf_counter()
-        checkpoints = Checkpoints(run_key(chosen, target), machine.checkpoint_every_seconds, group)
+        checkpoints = Checkpoints(run_key(chosen, target, weights), machine.checkpoint_every_seconds, group)
         stop = stop if group.head else Stop()  # the others stop with the head, which tells them
         batches = Batches(
             PackedImages(images, labels.to(target) if resident else labels),
@@ -117,11 +120,12 @@ def run(chosen: Chosen, machine: Machine, evaluate: object) -> None:
     record.write("train", {"seconds": seconds, "loop_seconds": loop_seconds})
 
 
-def run_key(chosen: Chosen, target: torch.device) -> str:
+def run_key(chosen: Chosen, target: torch.device, weights: Weights | None) -> str:
     """The digest of all that decides on the result: only a run of the same one is resumed."""
     decisive = chosen._asdict() | {"train": chosen.train.model_dump(exclude=ONLY_SPEED)}
     indexes = (paths.TRAIN / packed.INDEX, paths.VALIDATION / packed.INDEX)  # with a digest of each shard
-    return checkpoint.key("train", decisive, [*indexes, paths.DATA_CARD], device.place(target))
+    inputs = [*indexes, paths.DATA_CARD, *([paths.PRETRAINED] if weights else [])]
+    return checkpoint.key("train", decisive, inputs, device.place(target))
 
 
 def write(model: nn.Sequential, fitted: float, history: list[Row], chosen: Chosen, card: DataCard) -> None:

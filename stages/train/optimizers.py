@@ -3,14 +3,15 @@
 fused: one pass over all weights instead of one an operation.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import Parameter
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-Parameters = Iterable[Parameter]
+Parameters = Iterable[Parameter] | Iterable[dict[str, Any]]  # or groups of them, with options of their own
 
 
 class RmsProp(Optimizer):
@@ -36,6 +37,18 @@ class RmsProp(Optimizer):
                 root = state["square"].rsqrt().reciprocal_()
                 state["velocity"].mul_(group["momentum"]).addcdiv_(gradient, root.add_(1e-8))
                 weight.add_(state["velocity"], alpha=-group["lr"])
+
+
+def groups(model: nn.Module, pretrained: Collection[str], lr: float, lr_factor: float) -> list[dict[str, Any]]:
+    """The parameters that are trained, in groups for an optimizer: new ones, then pretrained ones with lr * lr_factor.
+
+    pretrained: names of parameters. With a factor of 1 there is one group, in the order of the network.
+    """
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    slow = [parameter for name, parameter in trained if name in pretrained and lr_factor != 1]
+    rest = [parameter for name, parameter in trained if name not in pretrained or lr_factor == 1]
+    found = [{"params": rest, "lr": lr}, {"params": slow, "lr": lr * lr_factor}]
+    return [group for group in found if group["params"]]
 
 
 def sgd(parameters: Parameters, lr: float, momentum: float, nesterov: bool, weight_decay: float) -> Optimizer:

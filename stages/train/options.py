@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from stages.common.params import Empty, Section, section
-from stages.network.options import MODELS, Model, Name
+from stages.network.options import BLOCKS, MODELS, FineTuning, Model, Name
 
 Augmentation = Literal[
     "none",
@@ -203,7 +203,8 @@ class Chosen(NamedTuple):
 
     train: Train
     model: Name
-    model_options: dict[str, Any]
+    model_options: dict[str, Any]  # what builds the network
+    fine_tuning: FineTuning | None  # for a network that can have pretrained weights
     class_weight_options: dict[str, Any]
     optimizer_options: dict[str, Any]
     schedule_options: dict[str, Any]
@@ -214,10 +215,12 @@ def read(values: dict[str, Any]) -> Chosen:
     """Read what the train stage needs of params.yaml, and of the blocks only the chosen ones. Raises UserError."""
     train = section(values, "train", Train)
     model = section(values, "model", Model).name
+    block = section(values, f"models.{model}", BLOCKS[model])
     return Chosen(
         train,
         model,
-        section(values, f"models.{model}", MODELS[model]).model_dump(),
+        block.model_dump(include=set(MODELS[model].model_fields)),
+        block if isinstance(block, FineTuning) else None,
         section(values, f"class_weights.{train.class_weights}", CLASS_WEIGHTS[train.class_weights]).model_dump(),
         section(values, f"optimizers.{train.optimizer}", OPTIMIZERS[train.optimizer]).model_dump(),
         section(values, f"schedules.{train.schedule}", SCHEDULES[train.schedule]).model_dump(),

@@ -29,9 +29,8 @@ class Replica:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
-        norms = [
-            module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
-        ]
+        kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+        norms = [module for module in model.modules() if isinstance(module, kinds) and module.training]  # not frozen
         self.statistics = [each for norm in norms for each in norm.buffers() if each.is_floating_point()]
         self.generator = torch.Generator()
         device = self.weights[0].device

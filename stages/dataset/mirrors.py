@@ -1,9 +1,8 @@
-"""Download one published file from one mirror, and check its digest.
+"""Read a file from a mirror, within limits, and say in a few words why that failed.
 
 A mirror is a folder: a directory, or any fsspec URL (https://…, s3://…, ssh://…, file://…).
 """
 
-import hashlib
 import os
 import queue
 import re
@@ -11,7 +10,7 @@ import sys
 import threading
 import time
 import urllib.request
-import zlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -19,12 +18,7 @@ import aiohttp
 import fsspec
 from tqdm import tqdm
 
-from stages.dataset.registry import PublishedFile
-
 CHUNK = 1 << 16  # bytes
-# KMNIST's files are refused unless they have the original compression.
-UNKNOWN_CONTENT = "only the original .gz files can be checked: no digest of their content is known"
-SLACK = 1 << 20  # bytes by which a gzipped file may be longer than its content
 
 
 class Limits(NamedTuple):
@@ -50,23 +44,13 @@ class Proxy(NamedTuple):
         return f"the proxy {public(self.url)} (of {self.source})"
 
 
-def fetch(mirror: str, file: PublishedFile, limits: Limits) -> bytes:
-    """The content of a published file, uncompressed and verified.
-
-    Tries NAME.gz, then NAME, in the folder `mirror`. Raises MirrorError.
-    """
-    for name in (f"{file.name}.gz", file.name):
-        try:
-            return verified(read(f"{mirror.rstrip('/')}/{name}", file.size + SLACK, limits), file)
-        except FileNotFoundError:
-            continue
-        except MirrorError as error:
-            raise MirrorError(f"{name}: {error}") from None
-    raise MirrorError(f"has neither {file.name}.gz nor {file.name}")
-
-
 def read(url: str, max_bytes: int, limits: Limits) -> bytes:
-    """The content of an fsspec URL or path of at most `max_bytes` bytes.
+    """The content of an fsspec URL or path of at most `max_bytes` bytes. Raises as `chunks` does."""
+    return b"".join(chunks(url, max_bytes, limits))
+
+
+def chunks(url: str, max_bytes: int, limits: Limits) -> Iterator[bytes]:
+    """The content of an fsspec URL or path of at most `max_bytes` bytes, part by part.
 
     A thread does the reading, so that the limits apply to every protocol, however its library waits. An abandoned
     thread ends with the program. Raises MirrorError, or FileNotFoundError.
@@ -84,7 +68,6 @@ def read(url: str, max_bytes: int, limits: Limits) -> bytes:
             arrived.put(error)
 
     threading.Thread(target=work, daemon=True).start()
-    parts: list[bytes] = []
     start, size = time.monotonic(), 0
     with tqdm(desc=public(url), unit="B", unit_scale=True, leave=False, disable=not sys.stderr.isatty()) as bar:
         while True:
@@ -94,12 +77,11 @@ def read(url: str, max_bytes: int, limits: Limits) -> bytes:
                 through = f" through {proxy}" if proxy else ""
                 raise MirrorError(f"no data for {limits.silence_seconds:g} s{through}") from None
             if item is None:
-                return b"".join(parts)
+                return
             if isinstance(item, FileNotFoundError):
                 raise item
             if isinstance(item, Exception):
                 raise MirrorError(_reason(item, proxy, limits)) from None
-            parts.append(item)
             size += len(item)
             bar.update(len(item))
             seconds = time.monotonic() - start
@@ -107,6 +89,7 @@ def read(url: str, max_bytes: int, limits: Limits) -> bytes:
                 raise MirrorError(f"is larger than {max_bytes:,} bytes, which the file is not")
             if seconds > limits.silence_seconds and size < limits.bytes_per_second * seconds:
                 raise MirrorError(f"slower than {limits.bytes_per_second / 1000:g} kB/s")
+            yield item
 
 
 def proxy_for(url: str) -> Proxy | None:
@@ -214,44 +197,3 @@ def _text(error: BaseException) -> str:
 def public(text: str) -> str:
     """Remove user names and passwords from the URLs in a text."""
     return re.sub(r"://[^/\s]*@", "://", text)
-
-
-def verified(raw: bytes, file: PublishedFile) -> bytes:
-    """Uncompress a mirror's file if it is gzipped. Raises MirrorError unless it is the published file."""
-    if raw[:2] == b"\x1f\x8b":
-        if file.gzip_sha256:
-            _compare(raw, file.gzip_sha256, f" of the .gz file; {UNKNOWN_CONTENT}")
-        content = gunzip(raw, file.size)
-    elif file.sha256 is None:
-        raise MirrorError(f"is not gzipped; {UNKNOWN_CONTENT}")
-    elif raw.lstrip()[:1] == b"<":
-        raise MirrorError("is a web page, not the file")
-    else:
-        content = raw
-    if file.sha256:
-        _compare(content, file.sha256)
-    if len(content) != file.size:
-        raise MirrorError(f"has {len(content):,} bytes instead of {file.size:,}")
-    return content
-
-
-def _compare(content: bytes, expected: str, note: str = "") -> None:
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise MirrorError(f"has the wrong bytes (SHA-256 {found[:12]}..., published {expected[:12]}...{note})")
-
-
-def gunzip(raw: bytes, size: int) -> bytes:
-    """Uncompress a gzip file of `size` bytes, and never produce more. Raises MirrorError."""
-    unpacker = zlib.decompressobj(wbits=31)
-    try:
-        content = unpacker.decompress(raw, size + 1)
-    except zlib.error as error:
-        raise MirrorError(f"is damaged ({error})") from None
-    if len(content) > size:
-        raise MirrorError(f"uncompresses to more than {size:,} bytes, which the file does not")
-    if not unpacker.eof:
-        raise MirrorError("is truncated")
-    if unpacker.unused_data:
-        raise MirrorError("has bytes after its end")
-    return content

@@ -1,0 +1,52 @@
+"""What training starts with: new weights, or pretrained ones, of which some may be kept as they are."""
+
+from typing import Any
+
+from torch import nn
+
+from stages.common import paths
+from stages.common.errors import UserError
+from stages.dataset.data_card import DataCard
+from stages.network import pretrained, weights_file
+from stages.network.options import NO_WEIGHTS
+from stages.network.weights_file import Weights
+from stages.train import optimizers
+from stages.train.options import Chosen
+
+
+def read_weights(chosen: Chosen) -> Weights | None:
+    """The pretrained weights that params.yaml asks for; None: new ones. Raises UserError if the stage made others."""
+    if chosen.fine_tuning is None or chosen.fine_tuning.weights == NO_WEIGHTS:
+        return None
+    weights = weights_file.read(paths.PRETRAINED)
+    if weights is None:  # the stage was run by hand
+        raise UserError(f"{paths.PRETRAINED}: made for other parameters; `dvc repro` rebuilds it")
+    return weights
+
+
+def normalization(card: DataCard, weights: Weights | None) -> tuple[list[float], list[float]]:
+    """Mean and std of the first layer, one number per channel. Raises UserError if the weights have to state them."""
+    if card.normalization != "weights":
+        return card.mean, card.std
+    if weights is None:
+        raise UserError(
+            f"{paths.PARAMS}: preprocess.normalization is weights, and training starts with new weights; allowed: "
+            "dataset | half | none"
+        )
+    return pretrained.normalization(weights.origin, card.shape[0])
+
+
+def fine_tune(
+    model: nn.Sequential, weights: Weights | None, chosen: Chosen, classes: list[str]
+) -> list[dict[str, Any]]:
+    """Put the pretrained weights into a model and freeze what is to stay; returns the parameter groups to train.
+
+    weights: of `read_weights`. Raises UserError if they do not fit.
+    """
+    lr, tuning = chosen.optimizer_options["lr"], chosen.fine_tuning
+    if tuning is None or weights is None:
+        return optimizers.groups(model, (), lr, 1)
+    names = pretrained.load(model, weights, chosen.model_options["architecture"], classes)
+    pretrained.freeze(model, tuning.freeze)
+    print(f"{len(names)} of {len(model[1].state_dict())} tensors are of {weights.origin.source}", flush=True)
+    return optimizers.groups(model, names, lr, tuning.lr_factor)
