@@ -1,6 +1,7 @@
 # GNU make 3.81 or newer (macOS has 3.81). `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help repro seeds search watch predict export serve pull compare report plots verify doctor test soak check audit bench format lock
+.PHONY: help repro join seeds search watch predict export serve pull compare report plots verify doctor test soak check audit
+.PHONY: bench format lock
 
 # Python 3.11 or newer, to make .venv.
 PYTHON ?= python3
@@ -8,6 +9,8 @@ PYTHON ?= python3
 ARGS ?=
 # The revision to compare with: a commit, branch, tag or experiment
 REV ?=
+# The head of a training on several machines, which `make join` joins: host:port
+HEAD ?=
 # The number of seeds that `make seeds` trains
 N ?= 5
 # The pictures for `make predict`: files, folders, URLs
@@ -26,6 +29,9 @@ help: ## list the targets
 
 repro: ## run the stages that are out of date: download, preprocess, train, evaluate (ARGS go to dvc repro)
 	@$(RUNTIME) integrity.before_repro -- dvc repro $(ARGS)
+
+join: ## train with a head on another machine, which prints the command: make join HEAD=host:port
+	@$(RUNTIME) -- integrity.join "$(HEAD)"
 
 seeds: ## train the recipe with several seeds, if they are missing or stale: make seeds N=5 (ARGS=--force)
 	@$(RUNTIME) integrity.before_repro -- seeds "$(N)" $(ARGS)

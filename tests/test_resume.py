@@ -20,13 +20,13 @@ import torch
 import yaml
 from torch import Tensor
 
-from stages.common import params, paths
+from stages.common import params, paths, resume
 from stages.common.errors import Interrupted
 from stages.dataset import data_card, packed
 from stages.dataset.data_card import DataCard
 from stages.train import __main__ as train_stage
 from stages.train import checkpoint
-from stages.train.checkpoint import LATEST, PREVIOUS, UNUSED_SECONDS, Checkpoints
+from stages.train.checkpoint import LATEST, PREVIOUS, Checkpoints
 from stages.train.optimizers import OPTIMIZERS
 from stages.train.stopping import Stop
 from tests.imports import ROOT
@@ -432,8 +432,8 @@ def test_a_finished_run_forgets_its_own_checkpoints_and_those_that_nobody_used_f
     for name in ("a", "at work", "old"):
         (paths.RESUME / name).mkdir(parents=True)
         (paths.RESUME / name / LATEST).write_text(name, encoding="utf-8")
-    long_ago = time.time() - 2 * UNUSED_SECONDS
-    os.utime(paths.RESUME / "old", (long_ago, long_ago))
+    long_ago = time.time() - 2 * resume.UNUSED_SECONDS
+    os.utime(paths.RESUME / "old" / LATEST, (long_ago, long_ago))
     Checkpoints("a", 1e9).delete()
     assert [path.name for path in paths.RESUME.iterdir()] == ["at work"]
     Checkpoints("at work", 1e9).delete()

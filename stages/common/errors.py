@@ -90,10 +90,10 @@ def _status(main: Callable[[], int | None], alone: bool, kept: str, memory: str)
                 raise
         return int(status or 0)
     except Interrupted as stop:
-        _print_line(f"interrupted: {stop}")
+        print_line(f"interrupted: {stop}")
         return stop.status
     except KeyboardInterrupt as stop:
-        _print_line(f"interrupted: {kept}")
+        print_line(f"interrupted: {kept}")
         return 128 + (stop.signum if isinstance(stop, Stopped) else signal.SIGINT)
     except Exception as error:
         return _explain(error, memory)
@@ -102,38 +102,38 @@ def _status(main: Callable[[], int | None], alone: bool, kept: str, memory: str)
 def _explain(error: BaseException, memory: str) -> int:
     """Print the error, in one line if the user can fix it; return the exit status."""
     if isinstance(error, UserError):
-        _print_line(f"error: {error}")
+        print_line(f"error: {error}")
     elif isinstance(error, BrokenPipeError) and _reader_is_gone():
         return 128 + signal.SIGPIPE
     elif _is_lack_of_memory(error):
         keys = f"; it depends on {memory} in {paths.PARAMS}" if memory else ""
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        _print_line(f"error: not enough memory in {_program()} ({reason[:200]}){keys}")
+        print_line(f"error: not enough memory in {_program()} ({reason[:200]}){keys}")
     elif isinstance(error, OSError):  # disk full, no permission, not a directory
         place = f"{error.filename}: " if error.filename else ""
-        _print_line(f"error: {place}{error.strerror or error}")
+        print_line(f"error: {place}{error.strerror or error}")
     elif shadow := _shadow(error):
         reason = (str(error).splitlines() or [""])[0]
-        _print_line(f"error: {shadow} hides the package of that name ({reason[:200]}); rename or remove it")
+        print_line(f"error: {shadow} hides the package of that name ({reason[:200]}); rename or remove it")
     elif isinstance(error, ImportError) and not (error.name or "").startswith(
         ("stages", "review", "integrity", "seeds", "use.")
     ):
         reason = (str(error).splitlines() or [""])[0]
-        _print_line(
+        print_line(
             f"error: {reason} ({sys.executable}): a package of requirements.txt is missing or broken; "
             "remove .venv, and `make repro` builds it again"
         )
     else:
         with suppress(OSError):
             traceback.print_exception(error)
-        _print_line(f"error: this is a bug in {_program()}: please report it with the lines above")
+        print_line(f"error: this is a bug in {_program()}: please report it with the lines above")
     return 2
 
 
 def uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """A `sys.excepthook` for errors before `run` is called, such as a failing import."""
     if isinstance(error, KeyboardInterrupt):
-        _print_line("interrupted before the start")
+        print_line("interrupted before the start")
         status = 128 + signal.SIGINT
     else:
         status = _explain(error, "")
@@ -152,7 +152,7 @@ def one_line(error: object) -> str:
     return re.sub(r"://[^@/\s]+@", "://***@", text)[:200]
 
 
-def _print_line(line: str) -> None:
+def print_line(line: str) -> None:
     with suppress(OSError):
         print(printable(line), file=sys.stderr, flush=True)
 
@@ -336,7 +336,7 @@ def _locked(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in NO_LOCKS:
-            _print_line(
+            print_line(
                 f"{paths.LOCK}: this file system has no locks ({error.strerror}): do not run two stages here at once; "
                 "DVC needs `dvc config --local core.hardlink_lock true`"
             )
@@ -400,7 +400,7 @@ def _watch_parent() -> None:
     def watch() -> None:
         while all(_parent(process) == parent for process, parent in _CHAIN):
             time.sleep(WATCH_SECONDS)
-        _print_line("the program that started this one has ended: stopping")
+        print_line("the program that started this one has ended: stopping")
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
     if _CHAIN:

@@ -34,31 +34,33 @@ def main() -> None:
 
     targets: dict[Part, Path] = {"train": paths.TRAIN, "validation": paths.VALIDATION, "test": paths.TEST}
     audit: dict[str, Any] = {}
-    if data.name == "images":
-        processes = machine_settings.read(values).threads or machine.cores()
-        card, audit["audit"] = own.prepare(Path(data.images), options, targets, processes)
-    else:
-        card = published(DATA_SETS[data.name], options, targets)
-    data_card.write(paths.DATA_CARD, card)
-    counts = {
-        part: np.bincount(packed.open_split(folder, card.shape, len(card.classes)).labels, minlength=len(card.classes))
-        for part, folder in targets.items()
-    }
-    files.write_json(
-        paths.DATA_METRICS,
-        {
-            "images": {name: int(count.sum()) for name, count in counts.items()},
-            "mean": card.mean,
-            "std": card.std,
-            # Lists, which DVC's tables leave out: `dvc metrics diff` stays a page long.
-            "classes": [
-                {"class": name, **{split: int(count[label]) for split, count in counts.items()}}
-                for label, name in enumerate(card.classes)
-            ],
-            **audit,
-        },
-    )
-    own.forget()
+    with own.resume_folder(Path(data.images), options) as work:
+        if data.name == "images":
+            processes = machine_settings.read(values).threads or machine.cores()
+            card, audit["audit"] = own.prepare(Path(data.images), options, targets, processes, work)
+        else:
+            card = published(DATA_SETS[data.name], options, targets)
+        data_card.write(paths.DATA_CARD, card)
+        counts = {
+            part: np.bincount(
+                packed.open_split(folder, card.shape, len(card.classes)).labels, minlength=len(card.classes)
+            )
+            for part, folder in targets.items()
+        }
+        files.write_json(
+            paths.DATA_METRICS,
+            {
+                "images": {name: int(count.sum()) for name, count in counts.items()},
+                "mean": card.mean,
+                "std": card.std,
+                # Lists, which DVC's tables leave out: `dvc metrics diff` stays a page long.
+                "classes": [
+                    {"class": name, **{split: int(count[label]) for split, count in counts.items()}}
+                    for label, name in enumerate(card.classes)
+                ],
+                **audit,
+            },
+        )
     sizes = ", ".join(f"{count.sum():,} {name}" for name, count in counts.items())
     print(f"{sizes} images of {' x '.join(map(str, card.shape))}; mean {card.mean}, std {card.std}")
     record.write("preprocess", {"seconds": round(time.perf_counter() - start, 3)})

@@ -1,11 +1,16 @@
 """Your own pictures: from a folder of files to the shards of each part."""
 
-from collections.abc import Mapping
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 
+from stages.common import paths, resume
 from stages.common.errors import UserError
 from stages.common.preparation import Preparation
 from stages.common.text import shown
@@ -20,17 +25,36 @@ from stages.preprocess.selection import Selection
 SHOWN = 1000  # pictures that one message names
 
 
+@contextmanager
+def resume_folder(root: Path, options: Preprocess) -> Iterator[Path]:
+    """The folder of what a killed run goes on from, forgotten at the end of the block unless an error ends it.
+
+    It is runs/: what other options made there is used as far as it is still right. A temporary experiment, which may
+    run beside others, has a folder for its own options in the repository that it belongs to.
+    """
+    if resume.in_experiment():
+        decisive = f"{root.as_posix()} {options!r} {PIL.__version__}"
+        key = f"preprocess-{hashlib.sha256(decisive.encode()).hexdigest()[:32]}"
+        with resume.claimed(key) as folder:
+            yield folder
+            shutil.rmtree(folder, ignore_errors=True)
+    else:
+        yield paths.RUNS
+        forget(paths.RUNS)
+
+
 def prepare(
-    root: Path, options: Preprocess, targets: Mapping[Part, Path], processes: int
+    root: Path, options: Preprocess, targets: Mapping[Part, Path], processes: int, work: Path = paths.RUNS
 ) -> tuple[DataCard, dict[str, Any]]:
     """Read the pictures below `root`, and write each part into its folder; what they are, and what was left out.
 
-    Raises UserError for pictures that cannot be used as the options say, OSError (no permission, a full disk).
+    work: the folder of what a killed run goes on from. Raises UserError for pictures that cannot be used as the options
+    say, OSError (no permission, a full disk).
     """
     listing = folder.scan(root)
     print(f"{len(listing.pictures):,} pictures in {root}: {listing.layout}", flush=True)
     reader = Reader(root)
-    surveyed = survey.survey(listing, reader, processes)
+    surveyed = survey.survey(listing, reader, processes, work / survey.STATE.name)
     selected = selection.select(listing, surveyed, options)
 
     channels = options.channels
@@ -49,7 +73,11 @@ def prepare(
     }
     if selected.unusable and options.bad_images == "error":
         print(f"{len(selected.unusable):,} cannot be used; decoding the others, to name all that cannot", flush=True)
-    made = pack.pack(reader, preparation, contents, targets["train"], processes)
+    try:
+        made = pack.pack(reader, preparation, contents, targets["train"], processes, work / pack.WORK.name)
+    except survey.ChangedError:
+        survey.forget(work / survey.STATE.name)
+        raise
     unusable = {listing.pictures[place].name: why for place, why in selected.unusable.items()} | made.unusable
     if unusable and options.bad_images == "error":
         raise UserError(f"{refusal(unusable)}\nremove these, or set preprocess.bad_images: skip")
@@ -71,10 +99,10 @@ def prepare(
     return card, audit.audit(listing, surveyed, selected, unusable, splits)
 
 
-def forget() -> None:
+def forget(work: Path) -> None:
     """Delete what a killed run would go on from: after the stage has succeeded."""
-    pack.forget()
-    survey.forget()
+    pack.forget(work / pack.WORK.name)
+    survey.forget(work / survey.STATE.name)
 
 
 def refusal(unusable: Mapping[str, str]) -> str:

@@ -103,17 +103,20 @@ def pack(
     parts: Mapping[Path, tuple[Sequence[str], Sequence[bytes], npt.NDArray[np.int64]]],
     training: Path,
     processes: int,
+    work: Path = WORK,
 ) -> Packed:
     """Decode and write all parts, into folders; a picture that cannot be decoded is left out.
 
     parts: the folder of each part, and the names, digests and labels of its pictures. training: the folder of the
-    training part. Raises UserError if a picture has changed since it was surveyed, OSError (no permission, a full
-    disk).
+    training part. work: where the shards grow. Raises UserError if a picture has changed since it was surveyed, OSError
+    (no permission, a full disk).
     """
     identity, used = code_digest(preparation), Counter[str]()
-    shards = {target: list(plan(*content, preparation.shape, identity, used)) for target, content in parts.items()}
+    shards = {
+        target: list(plan(*content, preparation.shape, identity, used, work)) for target, content in parts.items()
+    }
     every = [shard for of_part in shards.values() for shard in of_part]
-    tidy({shard.path.stem for shard in every})
+    tidy({shard.path.stem for shard in every}, work)
     for shard in every:
         shard.begin(preparation.shape)
     decode(reader, preparation, every, processes)
@@ -137,14 +140,14 @@ def pack(
     return Packed(sums, {shard.names[place]: why for shard in every for place, why in shard.unusable.items()})
 
 
-def forget() -> None:
+def forget(work: Path = WORK) -> None:
     """Delete what a killed run would go on from: after the stage has succeeded."""
-    shutil.rmtree(WORK, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
 
 
-def tidy(kept: set[str]) -> None:
+def tidy(kept: set[str], work: Path) -> None:
     """Delete the files of shards that are not wanted any more."""
-    for path in WORK.glob("*"):
+    for path in work.glob("*"):
         if path.stem not in kept:
             path.unlink()
 
@@ -164,6 +167,7 @@ def plan(
     image_shape: packed.Shape,
     identity: bytes,
     used: Counter[str],
+    work: Path,
 ) -> Iterator[Shard]:
     """The shards of a part. used: how many shards have a name; those of the same pictures need different ones."""
     start = 0
@@ -173,7 +177,7 @@ def plan(
             digest.update(content)
         name = digest.hexdigest()[:32]
         used[name] += 1
-        path = WORK / f"{name}-{used[name]}.safetensors"
+        path = work / f"{name}-{used[name]}.safetensors"
         yield Shard(path, names[start:end], digests[start:end], labels[start:end])
         start = end
 

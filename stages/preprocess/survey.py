@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from stages.common import paths
 from stages.common.errors import UserError
@@ -33,7 +34,7 @@ class Surveyed:
     reason: str  # why not; empty if it can, as far as its header shows
 
 
-def survey(listing: Listing, reader: Reader, processes: int) -> list[Surveyed]:
+def survey(listing: Listing, reader: Reader, processes: int, state_file: Path = STATE) -> list[Surveyed]:
     """Read every picture of a listing; the results are in its order, whatever the number of processes.
 
     A survey that was killed goes on where it was: files whose size and time of change are as noted are not read again.
@@ -41,11 +42,11 @@ def survey(listing: Listing, reader: Reader, processes: int) -> list[Surveyed]:
     """
     names = [picture.name for picture in listing.pictures]
     stamps = [reader.stamp(name) for name in names]
-    before = list(_noted(names, stamps))
+    before = list(_noted(names, stamps, state_file))
     if before:
         print(f"going on after {len(before):,} of {len(names):,} pictures that were read before", flush=True)
-    STATE.parent.mkdir(exist_ok=True)
-    with STATE.open("w", encoding="utf-8") as state:
+    state_file.parent.mkdir(exist_ok=True)
+    with state_file.open("w", encoding="utf-8") as state:
         state.writelines(map(_line, names, stamps, before))
         rest = names[len(before) :]
         results = workers.in_order(partial(_read, reader), rest, processes if len(rest) > FEW_PICTURES else 1)
@@ -58,15 +59,18 @@ def survey(listing: Listing, reader: Reader, processes: int) -> list[Surveyed]:
     return found
 
 
-def forget() -> None:
+def forget(state_file: Path = STATE) -> None:
     """Delete what a killed survey would go on from: after the stage has succeeded, or found a picture changed."""
-    STATE.unlink(missing_ok=True)
+    state_file.unlink(missing_ok=True)
 
 
-def changed(name: str) -> UserError:
+class ChangedError(UserError):
+    """A picture differs from what the first pass read: what that noted cannot be used."""
+
+
+def changed(name: str) -> ChangedError:
     """What the second pass raises for a picture that differs from what the first one read."""
-    forget()
-    return UserError(f"{shown(name)}: changed while it was read; let nothing write to the pictures, and run again")
+    return ChangedError(f"{shown(name)}: changed while it was read; let nothing write to the pictures, and run again")
 
 
 def is_grey(found: Iterable[Surveyed]) -> bool:
@@ -95,9 +99,9 @@ def _line(name: str, stamp: Stamp, each: Surveyed) -> str:
     return json.dumps([name, *stamp, each.digest.hex(), header, each.reason]) + "\n"
 
 
-def _noted(names: list[str], stamps: list[Stamp]) -> Iterator[Surveyed]:
+def _noted(names: list[str], stamps: list[Stamp], state_file: Path) -> Iterator[Surveyed]:
     """What an earlier survey noted of the first names, as far as it goes and the files are the same."""
-    with suppress(FileNotFoundError, ValueError, TypeError), STATE.open(encoding="utf-8") as state:
+    with suppress(FileNotFoundError, ValueError, TypeError), state_file.open(encoding="utf-8") as state:
         for name, stamp, line in zip(names, stamps, state, strict=False):
             noted, size, changed_ns, digest, header, reason = json.loads(line)  # ValueError where it was cut off
             if (noted, (size, changed_ns)) != (name, stamp):

@@ -2,13 +2,14 @@
 
 import os
 import time
+from contextlib import ExitStack
 from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
-from stages.common import errors, files, machine_settings, params, paths, record
+from stages.common import errors, files, machine_settings, params, paths, record, resume
 from stages.common.machine import cores
 from stages.common.machine_settings import Machine
 from stages.dataset import data_card, packed
@@ -36,20 +37,24 @@ def main() -> int | None:
     values = params.load(paths.PARAMS)
     chosen, machine = options.read(values), machine_settings.read(values)
     if processes.is_worker():
-        with launch.as_worker():
-            run(chosen, machine, values.get("evaluate"))
+        with launch.as_worker(), ExitStack() as claim:
+            run(chosen, machine, values.get("evaluate"), claim)
         return None
     device.one_process(os.environ)
-    if machine.processes > 1:
-        return launch.run(chosen.train, machine)
-    return run(chosen, machine, values.get("evaluate"))
+    if machine.processes > 1 or os.environ.get(launch.NODES):
+        return launch.run(chosen, machine)
+    with ExitStack() as claim:
+        return run(chosen, machine, values.get("evaluate"), claim)
 
 
 @device.enough_memory(
     "a smaller train.batch_size, a smaller network (models), or fewer train.shards, machine.processes or .threads"
 )
-def run(chosen: Chosen, machine: Machine, evaluate: object) -> None:
-    """Train, as the only process or as one of several, of which the first writes. evaluate: section of params.yaml."""
+def run(chosen: Chosen, machine: Machine, evaluate: object, claim: ExitStack) -> None:
+    """Train, as the only process or as one of several, of which the first writes.
+
+    evaluate: section of params.yaml. claim: closed after the last write; it holds what the run resumes from.
+    """
     start = time.perf_counter()
     train = chosen.train
     local_rank, local_size = processes.local()
@@ -86,7 +91,9 @@ def run(chosen: Chosen, machine: Machine, evaluate: object) -> None:
         device.in_parallel(target, threads) as parallel,
     ):
         loop_start = time.perf_counter()
-        checkpoints = Checkpoints(run_key(chosen, target, weights), machine.checkpoint_every_seconds, group)
+        key = run_key(chosen, target, weights)
+        folder = claim.enter_context(resume.claimed(key)) if group.head else None
+        checkpoints = Checkpoints(key, machine.checkpoint_every_seconds, group, folder)
         stop = stop if group.head else Stop()  # the others stop with the head, which tells them
         batches = Batches(
             PackedImages(images, labels.to(target) if resident else labels),

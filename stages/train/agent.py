@@ -9,6 +9,7 @@ from typing import Any
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsSpecs
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
 from stages.train.processes import ROUND
 
@@ -16,10 +17,35 @@ from stages.train.processes import ROUND
 class Agent(LocalElasticAgent):
     """The workers of this machine. See torch.distributed.elastic, "Extending the Agent"."""
 
-    def __init__(self, spec: WorkerSpec, logs: LogsSpecs, ended: Path, grace_seconds: int) -> None:
-        """ended: the file that a worker writes that ends by itself. grace_seconds: between SIGTERM and SIGKILL."""
-        super().__init__(spec, logs, shutdown_timeout=grace_seconds)
-        self._ended = ended
+    def __init__(
+        self, spec: WorkerSpec, logs: LogsSpecs, ended: Path, grace_seconds: int, timeout_seconds: float, head: bool
+    ) -> None:
+        """ended: the file that a worker writes that ends by itself. grace_seconds: between SIGTERM and SIGKILL.
+
+        head: whether this is the head's agent, which waits timeout_seconds at the end for those of other machines.
+        """
+        super().__init__(
+            spec, logs, exit_barrier_timeout=timeout_seconds if head else 1, shutdown_timeout=grace_seconds
+        )
+        self._ended, self._head, self._machines = ended, head, 1
+        self._restarting = ended.with_name("restarting")
+
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        super()._rendezvous(worker_group)
+        if (worker_group.group_rank == 0) != self._head:  # the others met without the head, which alone has the results
+            raise RendezvousConnectionError("a round without the head")
+        if self._head:
+            self._restarting.unlink(missing_ok=True)
+            machines: Any = worker_group.group_world_size  # set by super()
+            processes = worker_group.workers[0].world_size
+            if machines != self._machines:
+                print(f"{processes} processes on {machines} machine{'s' * (machines > 1)}", flush=True)
+                self._machines = machines
+
+    def _restart_workers(self, worker_group: WorkerGroup) -> None:
+        # The head's workers get a SIGTERM, and stop with a checkpoint: not the end of the run.
+        self._restarting.touch()
+        super()._restart_workers(worker_group)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         # The agents of all machines agree on it in the store of this rendezvous.
@@ -36,5 +62,6 @@ class Agent(LocalElasticAgent):
             elif self._remaining_restarts:
                 status = min(failure.exitcode for failure in result.failures.values())
                 how = f" ({signal.Signals(-status).name})" if status < 0 else ""
-                print(f"a process of training has ended{how}: going on from the last checkpoint", flush=True)
+                if self._head:
+                    print(f"a process of training has ended{how}: going on from the last checkpoint", flush=True)
         return result

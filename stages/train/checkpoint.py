@@ -1,7 +1,8 @@
 """What a killed run resumes from: its whole state, whatever that is, in a file that no pickle can poison.
 
-It lives in runs/resume/KEY, where neither Git nor DVC looks. KEY is a digest of the code, the parameters, the data and
-what computes, so that nothing of another run is ever resumed; the folder is deleted when the stage succeeds.
+It lives in runs/resume/KEY (stages/common/resume.py), where neither Git nor DVC looks. KEY is a digest of the code, the
+parameters, the data and what computes, so that nothing of another run is ever resumed; the folder is deleted when the
+stage succeeds.
 """
 
 import hashlib
@@ -9,7 +10,6 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from stages.common import files, paths
+from stages.common import files, paths, resume
 from stages.common.errors import UserError
 from stages.train.processes import ALONE, Group
 
 PACKAGE = Path(__file__).parents[1]  # of the stages
-UNUSED_SECONDS = 7 * 24 * 3600  # after which what other runs left is deleted
 LATEST, PREVIOUS = "latest.safetensors", "previous.safetensors"
 META = "state"  # safetensors writes its metadata in no fixed order: one key, one JSON document
 
@@ -88,8 +87,9 @@ class Checkpoints:
     Only the head of a group of processes reads and writes them.
     """
 
-    def __init__(self, run: str, every_seconds: float, group: Group = ALONE) -> None:
-        self.run, self.folder, self.group = run, paths.RESUME / run, group
+    def __init__(self, run: str, every_seconds: float, group: Group = ALONE, folder: Path | None = None) -> None:
+        """run: its key. folder: of `resume.claimed`."""
+        self.run, self.folder, self.group = run, folder or paths.RESUME / run, group
         self.every_seconds, self.last = every_seconds, time.monotonic()
 
     def due(self) -> bool:
@@ -169,17 +169,9 @@ class Checkpoints:
         return state
 
     def delete(self) -> None:
-        """Forget the run's checkpoints, and those of other runs that have been left alone for a week.
-
-        Others may be of a run that is at work beside this one, or that somebody comes back to.
-        """
+        """Forget the run's checkpoints, and what other runs left too long ago."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        for folder in paths.RESUME.glob("*"):
-            with suppress(OSError):  # another process has deleted it
-                if time.time() - folder.stat().st_mtime > UNUSED_SECONDS:  # of its last checkpoint's rename
-                    shutil.rmtree(folder)
-        with suppress(OSError):  # not empty, or not there
-            paths.RESUME.rmdir()
+        resume.prune()
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -1,0 +1,157 @@
+"""Where the state of a killed run is kept, so that the next run of the same work resumes from it.
+
+It is in runs/resume/KEY. `dvc exp run --temp` and `dvc queue` run in a copy of the repository below .dvc/tmp/exps. DVC
+deletes the copy if the run fails, so the state of these runs is in runs/resume of the repository itself.
+"""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from stages.common import paths
+from stages.common.errors import NO_LOCKS
+
+UNUSED_SECONDS = 7 * 24 * 3600  # after which what other runs left is deleted
+MAX_BYTES = 10_000_000_000  # of all runs that are not at work; the oldest are deleted first
+WAIT_SECONDS = 10.0  # for another run to end: a killed one needs up to a second to notice, and then writes a checkpoint
+POLL_SECONDS = 0.1
+EXPERIMENTS = (".dvc", "tmp", "exps")
+LOCK = "lock"
+
+
+def root() -> Path:
+    """The folder of all state: runs/resume, within a temporary experiment that of the repository it belongs to."""
+    return (_repository() or Path()) / paths.RESUME
+
+
+def in_experiment() -> bool:
+    """Whether this program runs in the folder of a temporary experiment."""
+    return _repository() is not None
+
+
+def _repository() -> Path | None:
+    """The repository that the temporary experiment belongs to in whose folder this program runs; None if in none."""
+    for folder in Path.cwd().parents:
+        if folder.parts[-len(EXPERIMENTS) :] == EXPERIMENTS:
+            return folder.parents[len(EXPERIMENTS) - 1]
+    return None
+
+
+@contextmanager
+def claimed(key: str) -> Iterator[Path]:
+    """The folder of a run's state. No other run gets it within the block, and nothing deletes it.
+
+    key: a digest of all that decides on the result. If another run of the same key is still at work after WAIT_SECONDS,
+    this one gets a folder of its own, KEY-2, and says so: it starts from the beginning, or from what KEY-2 contains.
+    """
+    prune()
+    folder, lock = _claim(key)
+    _held.add(lock)
+    try:
+        yield folder
+    finally:
+        if lock in _held:  # not in a forked child
+            _held.remove(lock)
+            os.close(lock)
+            prune()
+
+
+def prune() -> None:
+    """Delete the state of runs that are not at work: what is older than a week, then the oldest beyond MAX_BYTES."""
+    total, now = 0, time.time()
+    for changed, size, folder in sorted(_contents(), reverse=True):  # the newest first
+        total += size
+        if now - changed > UNUSED_SECONDS or total > MAX_BYTES or not size:
+            with suppress(OSError):  # another process has deleted it
+                lock = _lock(folder)
+                if lock is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    os.close(lock)
+    with suppress(OSError):  # not empty, or missing
+        root().rmdir()
+
+
+def _contents() -> Iterator[tuple[float, int, Path]]:
+    """The time of the last change and the bytes of each folder that no run holds."""
+    for folder in root().glob("*"):
+        with suppress(OSError):
+            lock = _lock(folder)
+            if lock is not None:
+                os.close(lock)
+                facts = [path.stat() for path in folder.rglob("*") if path.name != LOCK]
+                changed = max((fact.st_mtime for fact in facts), default=0.0)
+                yield changed, sum(fact.st_size for fact in facts), folder
+
+
+def _claim(key: str) -> tuple[Path, int]:
+    """The first of KEY, KEY-2, … that no other run holds, and the descriptor of its lock."""
+    first, deadline = root() / key, time.monotonic() + WAIT_SECONDS
+    while (lock := _lock(first, create=True)) is None and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    folder, number = first, 1
+    while lock is None:
+        number += 1
+        folder = first.with_name(f"{key}-{number}")
+        lock = _lock(folder, create=True)
+    if folder != first:
+        print(
+            f"another run of the same code, parameters and data is at work: it keeps its checkpoints in {first}, "
+            f"this one in {folder}",
+            flush=True,
+        )
+    return folder, lock
+
+
+def _lock(folder: Path, create: bool = False) -> int | None:
+    """Lock a folder; the descriptor that holds the lock until it is closed, or None if another one holds it.
+
+    Raises FileNotFoundError if the folder is missing, unless `create`.
+    """
+    while True:
+        if create:
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # deleted between the two lines
+            if create:
+                continue
+            raise
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            current = _is_at(descriptor, folder / LOCK)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError as error:
+            if error.errno in NO_LOCKS:  # train says so, of its own lock
+                return descriptor
+            os.close(descriptor)
+            raise
+        if current:
+            return descriptor
+        os.close(descriptor)  # the folder was deleted before the lock was ours
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file still has this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+# --- forked children, such as loader workers: their copies would hold the lock after the run was killed
+
+_held: set[int] = set()
+
+
+def _release() -> None:
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_release)

@@ -1,0 +1,284 @@
+"""Training on several machines: who takes part, where they meet, and whether another machine would compute the same.
+
+They meet in the store of torch.distributed, which the head opens. Whatever is in it is plain text or JSON: nothing that
+comes from another machine is unpickled. The store asks for no password, so its network must be a trusted one.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed import TCPStore
+
+from stages.common import children, errors, paths
+from stages.common.errors import UserError
+from stages.dataset import packed
+from stages.train import checkpoint
+from stages.train.launch import NODES
+from stages.train.options import Chosen
+
+HOST, PORT = "TRAIN_HOST", "TRAIN_PORT"  # environment variables of the head: where it listens
+LOOPBACK, DEFAULT_PORT, MOST_MACHINES = "127.0.0.1", 29400, 1000
+CONNECT_SECONDS = 10.0  # that a machine which is there needs to answer, at most
+POLL_SECONDS = 0.5
+MOST_SKEW_SECONDS = 10.0  # between clocks: torch's rendezvous counts a machine as gone by its time stamps
+PACKAGES = ("torch", "torchvision", "numpy", "safetensors")
+REMEDIES = {
+    "commit": "`git checkout` the head's commit",
+    "code": "undo or copy the changes to the code",
+    "parameters": f"use the head's {paths.PARAMS}",
+    "data": "`make pull`, or `dvc repro preprocess`, makes the same data/processed",
+    "packages": "`make repro` installs the pinned versions",
+    "processor": "train.numerics: portable gives the same bits on all x86-64 processors with AVX2",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the machines of a run meet. address: of this machine."""
+
+    host: str
+    port: int
+    address: str
+    minimum: int = 1
+    maximum: int = 1
+    head: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+ALONE = Place(LOOPBACK, 0, LOOPBACK)
+
+
+def wanted(environment: Mapping[str, str]) -> Place | None:
+    """Where the head listens, as TRAIN_NODES, TRAIN_HOST and TRAIN_PORT say; None without TRAIN_NODES.
+
+    Raises UserError.
+    """
+    if not (nodes := environment.get(NODES)):
+        return None
+    counts = [int(text) for text in nodes.split(":") if text.isascii() and text.isdigit()]
+    if len(counts) != nodes.count(":") + 1 or len(counts) > 2 or not 1 <= counts[0] <= counts[-1] <= MOST_MACHINES:
+        raise UserError(f"{NODES} is {nodes[:80]!r}; give the fewest and the most machines, such as 1:4, or one number")
+    host, port = environment.get(HOST) or LOOPBACK, environment.get(PORT) or str(DEFAULT_PORT)
+    address = resolved(host, HOST)
+    return Place(address, port_number(port, PORT), address, counts[0], counts[-1])
+
+
+def port_number(text: str, name: str) -> int:
+    """A port. name: of what gives it. Raises UserError."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
+        raise UserError(f"{name} is {text[:80]!r}; give a port from 1 to 65535")
+    return int(text)
+
+
+def resolved(host: str, name: str) -> str:
+    """The IPv4 address of a host. Raises UserError."""
+    try:
+        return socket.gethostbyname(host)
+    except (OSError, UnicodeError):
+        raise UserError(f"{name} is {host[:80]!r}, which is no host that this machine knows; give an address") from None
+
+
+@contextmanager
+def listening(place: Place) -> Iterator[socket.socket]:
+    """A socket that listens at the place of the head. Raises UserError."""
+    try:
+        listener = socket.create_server((place.host, place.port))
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {place}: {os.strerror(error.errno or 0)}; is another head there? {PORT} is the port, "
+            f"and {HOST} an address of this machine"
+        ) from None
+    with listener:
+        yield listener
+
+
+def connected(head: str, timeout_seconds: float) -> tuple[TCPStore, Place]:
+    """The store of a head, and the place. head: HOST:PORT. Raises UserError within the timeout."""
+    host, separator, port = head.rpartition(":")
+    if not (separator and host):
+        raise UserError(f"HEAD is {head[:80]!r}; give HOST:PORT, as the head prints them")
+    address, number = resolved(host, "HEAD"), port_number(port, "the port of HEAD")
+    seconds = min(CONNECT_SECONDS, timeout_seconds)
+    try:
+        with socket.create_connection((address, number), seconds) as probe:
+            own = probe.getsockname()[0]
+        store = _store_of_a_head(address, number, seconds)
+    except TimeoutError:
+        raise UserError(
+            f"{head} does not answer within {seconds:g} s; does a firewall block it, or is the machine off?"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{head}: {error.strerror or error}; no head listens there: start it with {NODES}, and {HOST} so that all "
+            "reach it"
+        ) from None
+    if store is None:
+        raise UserError(f"{head} answers, but not as a head of training does; check the port")
+    return store, Place(address, number, own, head=False)
+
+
+def _store_of_a_head(host: str, port: int, seconds: float) -> TCPStore | None:
+    """The store that a head has opened; None if something else listens there."""
+    found: list[TCPStore] = []
+
+    def connect() -> None:
+        with suppress(RuntimeError):
+            store = opened(host, port, seconds)
+            store.wait(["facts"], timedelta(seconds=seconds))
+            found.append(store)
+
+    thread = threading.Thread(target=connect, daemon=True)  # torch would wait forever for a program that says nothing
+    thread.start()
+    thread.join(2 * seconds)
+    return found[0] if found else None
+
+
+def opened(host: str, port: int, seconds: float) -> TCPStore:
+    """A connection to the store of a head. Raises RuntimeError."""
+    return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=seconds))
+
+
+def interface(address: str) -> str:
+    """The name of the network interface that has an address. Raises UserError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):  # it has no IPv4 address
+                answer = fcntl.ioctl(any_socket, 0x8915, struct.pack("256s", name.encode()[:15]))  # SIOCGIFADDR
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    return name
+    raise UserError(f"no network interface of this machine has the address {address}; set {HOST} to one that it has")
+
+
+# --- what must be the same
+
+
+def facts(chosen: Chosen, device: str) -> dict[str, str]:
+    """All that decides on the bits of the result, by what it is. device: train.device as chosen here."""
+    root = checkpoint.PACKAGE.parent
+    git = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        commit = children.run(git, Path(), os.environ, capture=True).stdout.strip()
+    except OSError:  # no Git
+        commit = ""
+    capability = "" if chosen.train.numerics == "portable" else f" {torch.backends.cpu.get_cpu_capability()}"
+    return {
+        "commit": commit[:12] or "none",
+        "code": _digest(root, checkpoint.code("train", root)),
+        "parameters": hashlib.sha256(repr(chosen).encode()).hexdigest()[:12],
+        "data": _digest(Path(), [paths.TRAIN / packed.INDEX, paths.VALIDATION / packed.INDEX, paths.DATA_CARD]),
+        "packages": " ".join(f"{name} {version(name)}" for name in PACKAGES),
+        "processor": f"{platform.machine()} {device}{capability}",
+    }
+
+
+def _digest(root: Path, files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        if not path.is_file():
+            return f"no {path}"
+        digest.update(f"\0{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def difference(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str:
+    """What differs between the head's facts and this machine's, in one line; "" if nothing does."""
+    other = [name for name in ours if theirs.get(name) != ours[name]]
+    if "commit" in other and "code" in other:
+        other.remove("code")
+    texts = [f"{name} (the head: {theirs.get(name)}, here: {ours[name]})" for name in other]
+    return f"{', '.join(texts)}: {REMEDIES[other[0]]}" if other else ""
+
+
+# --- the head's door, and the joiner's knock
+
+
+@contextmanager
+def door(place: Place, own: Mapping[str, str], run: str, timeout_seconds: float) -> Iterator[None]:
+    """Publish what a machine must have to join, and print what those that come say."""
+    store = opened(place.host, place.port, timeout_seconds)
+    published = {"facts": dict(own), "run": run, "timeout_seconds": timeout_seconds, "maximum": place.maximum}
+    store.set("clock", str(time.time()))
+    store.set("facts", json.dumps(published))
+    ended = threading.Event()
+
+    def answer() -> None:
+        told = 0
+        with suppress(RuntimeError):  # the store is gone, as at the end of the run
+            while not ended.wait(POLL_SECONDS):
+                store.set("clock", str(time.time()))
+                while told < store.add("messages", 0):
+                    told += 1
+                    message = store.get(f"message {told}").decode(errors="replace")
+                    print(errors.printable(errors.one_line(message)), flush=True)
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout_seconds)
+
+
+def tell(store: TCPStore, message: str) -> None:
+    """Have the head print a line."""
+    number = store.add("messages", 1)
+    store.set(f"message {number}", message)
+
+
+def admitted(store: TCPStore, place: Place, own: Mapping[str, str]) -> dict[str, Any]:
+    """What the head has published, if this machine may join. Raises UserError, of which the head prints a line too."""
+    published: dict[str, Any] = json.loads(store.get("facts"))
+    skew = time.time() - float(store.get("clock"))
+    reason = difference(published["facts"], own)
+    if not reason and abs(skew) > MOST_SKEW_SECONDS:
+        reason = f"clock ({abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the head's): set the clocks with NTP"
+    if reason:
+        tell(store, f"{place.address} may not join: other {reason}")
+        raise UserError(f"this machine cannot join {place}: other {reason}")
+    return published
+
+
+@contextmanager
+def watched(place: Place, timeout_seconds: float, lost: Callable[[], None]) -> Iterator[None]:
+    """Call `lost` once the head has not answered for timeout_seconds, from another thread.
+
+    torch's own calls notice that the head has ended, but not that the network is cut: they would wait forever.
+    """
+    ended, last = threading.Event(), [time.monotonic()]
+
+    def ask() -> None:
+        with suppress(RuntimeError):
+            store = opened(place.host, place.port, timeout_seconds)
+            while not ended.wait(POLL_SECONDS):
+                store.add("messages", 0)
+                last[0] = time.monotonic()
+
+    def judge() -> None:
+        while not ended.wait(POLL_SECONDS):
+            if time.monotonic() - last[0] > timeout_seconds:
+                lost()
+
+    for target in (ask, judge):
+        threading.Thread(target=target, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
