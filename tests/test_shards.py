@@ -1,5 +1,8 @@
 """A batch in parts: what each part sees, draws and leaves in the weights."""
 
+import itertools
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -8,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.network.random_layers import Dropout, RandomLayer, StochasticDepth
-from stages.train import shards
+from stages.train import shards, tree
 from stages.train.optimizers import RmsProp
 from stages.train.processes import ALONE
 from stages.train.shards import Replicas
+from tests.imports import ROOT
 
 
 @pytest.mark.parametrize(
@@ -122,3 +126,77 @@ def test_rmsprop_is_torchs(momentum: float, weight_decay: float) -> None:
     theirs = end(lambda weights: torch.optim.RMSprop(weights, 0.01, 0.9, momentum=momentum, weight_decay=weight_decay))
     assert torch.allclose(ours, theirs, rtol=1e-4)
     assert not torch.allclose(ours, Network().first.weight, rtol=0.01)
+
+
+def test_sums_do_not_depend_on_the_order_in_which_parts_come() -> None:
+    def brackets(left: str, right: str) -> str:
+        return f"({left}+{right})"
+
+    parts = {(number, number + 1): str(number) for number in range(5)}
+    for order in itertools.permutations(range(5)):
+        sums = tree.Sums([(0, 5)], brackets)
+        for number in order:
+            sums.put((number, number + 1), str(number))
+        assert sums.sums == {(0, 5): tree.sum_up((0, 5), parts, brackets)}
+
+
+def test_parts_in_order_leave_one_sum_per_level() -> None:
+    sums, most = tree.Sums([(0, 64)], int.__add__), 0
+    for number in range(64):
+        sums.put((number, number + 1), number)
+        most = max(most, len(sums.sums))
+    assert most == 6
+    assert sums.sums == {(0, 64): sum(range(64))}
+
+
+MEMORY = """
+import resource, sys
+from functools import partial
+import torch
+from stages.network import losses, models
+from stages.train.augmentation import in_order
+from stages.train.optimizers import sgd
+from stages.train.recipe import Recipe
+from stages.train.trainer import Trainer
+
+torch.set_num_threads(1)
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) // 2**20
+
+def step(shards, hidden, width, batch, side):
+    options = {"channels": [width], "kernel_sizes": [3], "paddings": [1], "pool_sizes": [1]}
+    options |= {"hidden": hidden, "dropout": 0.0}
+    model = models.build("cnn", options, (1, side, side), 10, [0.5], [0.5])
+    recipe = Recipe(
+        objective=partial(losses.cross_entropy, smoothing=0.0, reduction="mean"), output="softmax",
+        lr_factor=lambda step: 1.0, augment=in_order({}, 10), clip_norm=0.0, epochs=1, select_by="accuracy",
+        patience_epochs=0, batch_size=batch, seed=0, precision="float32", shards=shards,
+    )
+    optimizer = sgd(model.parameters(), lr=0.1, momentum=0.0, nesterov=False, weight_decay=0.0)
+    trainer = Trainer(model, optimizer, recipe, map)
+    trainer.step(torch.zeros(batch, 1, side, side, dtype=torch.uint8), torch.zeros(batch, dtype=torch.int64))
+
+step(shards=1, hidden=4, width=2, batch=2, side=8)  # what torch sets up at its first step
+start = peak()
+step(SHARDS)
+print(peak() - start)
+"""
+
+
+def megabytes(shards: int, shape: str) -> int:
+    """What a step takes at its peak, in a process of its own, besides what torch does. shape: see `step` above."""
+    code = MEMORY.replace("step(SHARDS)", f"step({shards}, {shape})")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(sys.platform == "win32", reason="asks the system for the peak of memory as Unix has it")
+def test_a_batch_takes_the_memory_of_the_shards_that_are_computed_at_once() -> None:
+    activations = "hidden=0, width=16, batch=256, side=64"  # of 64 MB per layer
+    whole, parts = megabytes(1, activations), megabytes(16, activations)
+    assert whole > 200
+    assert parts < whole / 2  # 87 of 267 MB, as measured
+    # 32 MB of weights: the gradients of 32 shards would take 1,024 MB.
+    weights = "hidden=512, width=16, batch=64, side=32"
+    assert megabytes(32, weights) < megabytes(1, weights) + 9 * 32

@@ -79,7 +79,8 @@ def check_network(
     batch_sizes = EpochBatches(images, train.batch_size, train.shuffle, train.seed).batch_sizes()
     sizes = [shards.sizes(size, train.shards, train.batch_size) for size in batch_sizes]
     check_smallest_shard(outline, card.shape, min(map(min, sizes)), train.batch_size, chosen.model)
-    copies = 1 + max(map(len, sizes)) + numbers_a_weight(train.optimizer, chosen.optimizer_options)
+    gradients = (max(map(len, sizes)) - 1).bit_length() + 1  # at least, while the last shard is computed: see tree.Sums
+    copies = 1 + gradients + numbers_a_weight(train.optimizer, chosen.optimizer_options)
     where, room = ("the GPU", free) if free is not None else ("this machine", machine.memory_bytes())
     check_memory(models.parameter_count(outline), copies, room, where, chosen.model)
 
@@ -115,8 +116,8 @@ def check_smallest_shard(outline: nn.Module, shape: models.Shape, images: int, b
 def check_memory(weights: int, copies: int, free: int | None, where: str, name: str) -> None:
     """Raise UserError if a network of so many weights cannot be trained in `free` bytes, whatever the batch is.
 
-    copies: of each weight, float32: itself, its gradient in each shard, and what the optimizer keeps of it. free: None
-    if it is not known.
+    copies: of each weight, float32: itself, its gradients in some shards, and what the optimizer keeps of it. free:
+    None if it is not known.
     """
     needed = 4 * weights * copies
     if free is not None and needed > free:

@@ -35,6 +35,8 @@ class Replica:
         self.generator = torch.Generator()
         device = self.weights[0].device
         self.scalars = torch.zeros(2, device=device)
+        self._sums: tree.Sums[list[Tensor]] | None = None
+        self._number = 0
         self._dropout = self.generator if device.type == "cpu" else torch.Generator(device)
         for module in model.modules():
             if isinstance(module, RandomLayer):
@@ -46,15 +48,22 @@ class Replica:
         self.generator.manual_seed(value)
         self._dropout.manual_seed(value)
 
-    def summands(self) -> list[Tensor]:
-        """All that is summed over the shards of a step.
+    def begin(self, shard: int, sums: tree.Sums[list[Tensor]]) -> None:
+        """Take over a shard. sums: where its part goes."""
+        self.scalars.zero_()
+        self._number, self._sums = shard, sums
 
-        A weight that the loss does not depend on gets a gradient of zeros.
+    def end(self) -> None:
+        """Add what was computed to the sums, and keep no gradient: few of them are in memory at a time.
+
+        A weight that the loss does not depend on has a gradient of zeros.
         """
-        for weight in self.weights:
-            if weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
-        return [*(weight.grad for weight in self.weights if weight.grad is not None), *self.statistics, self.scalars]
+        if self._sums:
+            gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in self.weights]
+            for weight in self.weights:
+                weight.grad = None
+            sums, self._sums = self._sums, None
+            sums.put((self._number, self._number + 1), [*gradients, *self.statistics, self.scalars])
 
 
 Shard = tuple[Replica, Tensor, Tensor, float]  # with its images, their labels, and its share of the batch's images
@@ -71,10 +80,7 @@ class Replicas:
 
         seed: of the run.
         """
-        copies = [copy.deepcopy(model) for _ in range(len(group.owned(count)) - 1)]
-        for each in copies:
-            for mine, shared in zip(each.parameters(), model.parameters(), strict=True):
-                mine.data = shared.data
+        copies = (sharing_weights(model) for _ in range(len(group.owned(count)) - 1))  # one at a time takes less memory
         self.replicas = [Replica(each) for each in (model, *copies)]
         self.count, self.batch_size, self.seed, self.group = count, batch_size, seed, group
         main = self.replicas[0]
@@ -89,40 +95,46 @@ class Replicas:
 
         At the end of the block the model has the sum of the gradients that were left in the replicas of all processes,
         and the mean of their statistics. of: images of the whole batch. epoch, step: what the replicas draw within the
-        block is a function of these. stop: the signal's number, which counts on the head.
+        block is a function of these. stop: the signal's number, which counts on the head. Each replica whose shard is
+        computed may be told so (`end`), which saves memory.
         """
         every = sizes(of, self.count, self.batch_size)
         own = self.group.owned(len(every))
         parts = split(images, labels, [every[number] for number in own])
         used = self.replicas[: len(own)]
         scatter(self.replicas[0], used)
+        sums = tree.Sums(tree.roots(own, len(every)), add)
         for number, replica in zip(own, used, strict=True):
             replica.seed(self.seed, epoch, step, number)
-            replica.scalars.zero_()
+            replica.begin(number, sums)
             if number == 0:
                 replica.scalars[1] = stop
         yield [(replica, *part, len(part[1]) / of) for replica, part in zip(used, parts, strict=True)]
-        self._gather(used, own, len(every))
+        for replica in used:
+            replica.end()
+        self._gather(sums.sums, len(every))
         self.loss = self.replicas[0].scalars[0].clone()
         self.stop = stop if self.group.size == 1 else int(self.replicas[0].scalars[1].item())
 
     @torch.no_grad()
-    def _gather(self, used: Sequence[Replica], own: range, count: int) -> None:
-        """Give the model the sum over the `count` shards of all processes. own: the numbers of those used here."""
+    def _gather(self, sums: dict[tree.Node, list[Tensor]], count: int) -> None:
+        """Give the model the sum over the `count` shards of all processes. sums: those of this process."""
         main = self.replicas[0]
-        summands = {(number, number + 1): each.summands() for number, each in zip(own, used, strict=True)}
-        sums = {node: tree.sum_up(node, summands, add) for node in tree.roots(own, count)}
-        for other in self.replicas[1:]:
-            for weight in other.weights:
-                weight.grad = None
-        if self._tree_sum:
-            total = iter(self._tree_sum(sums, count))
-            for weight in main.weights:
-                weight.grad = next(total)
-            for mine, summed in zip((*main.statistics, main.scalars), total, strict=True):
-                mine.copy_(summed)
+        total = iter(self._tree_sum(sums, count) if self._tree_sum else sums[0, count])
+        for weight in main.weights:
+            weight.grad = next(total)
+        for mine, summed in zip((*main.statistics, main.scalars), total, strict=True):
+            mine.copy_(summed)
         for statistic in main.statistics:
             statistic /= count
+
+
+def sharing_weights(model: nn.Module) -> nn.Module:
+    """A copy of a network with the same weights in memory."""
+    twin = copy.deepcopy(model)
+    for mine, shared in zip(twin.parameters(), model.parameters(), strict=True):
+        mine.data = shared.data
+    return twin
 
 
 def add(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:

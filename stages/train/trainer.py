@@ -63,6 +63,7 @@ class Trainer:
             loss = self.recipe.objective(logits.float(), targets) * share
             self.scaler.scale(loss).backward()
             replica.scalars[0] = loss.detach()
+            replica.end()
 
         for group, lr in zip(self.optimizer.param_groups, self.base_lr, strict=True):
             group["lr"] = lr * self.recipe.lr_factor(self.run_steps)

@@ -4,8 +4,9 @@ Floating-point sums depend on their order. Here the order is a function of the n
 partial sum has the same bits, whoever computes it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from threading import Lock
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 Node = tuple[int, int]  # the parts first … last - 1
@@ -46,3 +47,35 @@ def sum_up(node: Node, values: Mapping[Node, T], add: Callable[[T, T], T]) -> T:
         return values[node]
     left, right = children(node)
     return add(sum_up(left, values, add), sum_up(right, values, add))
+
+
+class Sums(Generic[T]):
+    """The sums of some nodes, from values that come in any order and from any thread.
+
+    Two halves are added as soon as both are there. If the parts come in order, no more than one value per level of the
+    tree is kept.
+    """
+
+    def __init__(self, roots: Iterable[Node], add: Callable[[T, T], T]) -> None:
+        """roots: the nodes whose sums are wanted. add: as in `sum_up`."""
+        self.sums: dict[Node, T] = {}
+        self._parents: dict[Node, Node] = {}
+        self._add, self._lock = add, Lock()
+        nodes = list(roots)
+        for node in nodes:  # which grows
+            if node[1] - node[0] > 1:
+                nodes += children(node)
+                self._parents |= dict.fromkeys(children(node), node)
+
+    def put(self, node: Node, value: T) -> None:
+        """The value of a node below one of the roots."""
+        while parent := self._parents.get(node):
+            left, right = children(parent)
+            with self._lock:
+                other = self.sums.pop(right if node == left else left, None)
+                if other is None:
+                    self.sums[node] = value
+                    return
+            value = self._add(value, other) if node == left else self._add(other, value)
+            node = parent
+        self.sums[node] = value
