@@ -2,14 +2,20 @@
 
 import gc
 import io
+import logging
+import os
 import runpy
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import TextIO
+from unittest import mock
 
 import dvc.cli
+import fsspec.asyn
 import pytest
 
 
@@ -21,7 +27,8 @@ def place(path: Path, environment: Mapping[str, str]) -> Iterator[None]:
         for name, value in environment.items():
             patch.setenv(name, value)
         yield
-        gc.collect()  # the clients of remotes leave their sockets to it, which is a warning anywhere else
+        if fsspec.asyn.iothread[0] or "webdav4" in sys.modules:
+            gc.collect()  # the clients of remotes leave their sockets to it, which is a warning anywhere else
 
 
 def module(path: Path, environment: Mapping[str, str], name: str, *arguments: str) -> tuple[int, str, str]:
@@ -38,3 +45,37 @@ def run_dvc(path: Path, environment: Mapping[str, str], *arguments: str) -> int:
     """`dvc …`: its exit status."""
     with place(path, environment):
         return int(dvc.cli.main([*arguments]))
+
+
+def dvc_says(path: Path, environment: Mapping[str, str], *arguments: str) -> tuple[int, str]:
+    """`dvc …` with no other environment: its exit status, and all that it and its stages print."""
+    with (
+        tempfile.TemporaryFile("w+", buffering=1, encoding="utf-8", errors="replace") as file,
+        mock.patch.dict(os.environ, environment, clear=True),
+        place(path, environment),
+    ):
+        with printing_to(file):
+            status = int(dvc.cli.main([*arguments]))
+        file.seek(0)
+        return status, file.read()
+
+
+@contextmanager
+def printing_to(file: TextIO) -> Iterator[None]:
+    """Let this process, DVC's loggers and the programs that are started print to a file."""
+    loggers = [logging.getLogger(name) for name in ("dvc", "dvc_objects", "dvc_data")]
+    handlers = {handler: None for logger in loggers for handler in logger.handlers}
+    with ExitStack() as stack:
+        for descriptor in (1, 2):
+            saved = os.dup(descriptor)
+            stack.callback(os.close, saved)
+            stack.callback(os.dup2, saved, descriptor)
+            os.dup2(file.fileno(), descriptor)
+        for logger in loggers:
+            logger.disabled = False  # import-linter, in tests/test_layers.py, disables all loggers that exist by then
+        for handler in handlers:
+            if isinstance(handler, logging.StreamHandler) and (before := handler.setStream(file)):
+                stack.callback(handler.setStream, before)
+        stack.enter_context(redirect_stdout(file))
+        stack.enter_context(redirect_stderr(file))
+        yield

@@ -10,6 +10,8 @@ import pytest
 from tests.clones import SHORT, Clone, copy_of_the_work_tree
 from tests.faults.lab import STAGES, Lab
 
+ENOUGH_STEPS = ("train.batch_size=256", "machine.checkpoint_every_seconds=0.1")  # to be killed among them
+
 
 @pytest.fixture(scope="session")
 def mirror(pipeline: Clone, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -21,7 +23,7 @@ def mirror(pipeline: Clone, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(mirror: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """A clone after an undisturbed `dvc repro` on real MNIST, committed; its digests, and the seconds of each stage."""
     clone = copy_of_the_work_tree(tmp_path_factory.mktemp("faults") / "clone")
-    for setting in (*SHORT, f"data.mirrors=[{mirror}]", "machine.checkpoint_every_seconds=0.1"):
+    for setting in (*SHORT, *ENOUGH_STEPS, f"data.mirrors=[{mirror}]"):
         clone.set(*setting.split("=", 1))
     lab = Lab(clone)
     run = lab.start()
