@@ -18,6 +18,8 @@ import dvc.cli
 import fsspec.asyn
 import pytest
 
+NO_COLORAMA = {"DVC_TEST": "1"}  # with colorama, DVC prints JSON to the sys.stdout that there was when it was imported
+
 
 @contextmanager
 def place(path: Path, environment: Mapping[str, str]) -> Iterator[None]:
@@ -51,7 +53,7 @@ def dvc_says(path: Path, environment: Mapping[str, str], *arguments: str) -> tup
     """`dvc …` with no other environment: its exit status, and all that it and its stages print."""
     with (
         tempfile.TemporaryFile("w+", buffering=1, encoding="utf-8", errors="replace") as file,
-        mock.patch.dict(os.environ, environment, clear=True),
+        mock.patch.dict(os.environ, {**environment, **NO_COLORAMA}, clear=True),
         place(path, environment),
     ):
         with printing_to(file):
