@@ -8,7 +8,7 @@ import runpy
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TextIO
@@ -51,13 +51,29 @@ def run_dvc(path: Path, environment: Mapping[str, str], *arguments: str) -> int:
 
 def dvc_says(path: Path, environment: Mapping[str, str], *arguments: str) -> tuple[int, str]:
     """`dvc …` with no other environment: its exit status, and all that it and its stages print."""
+    return says(path, {**environment, **NO_COLORAMA}, lambda: int(dvc.cli.main([*arguments])))
+
+
+def module_says(path: Path, environment: Mapping[str, str], name: str, *arguments: str) -> tuple[int, str]:
+    """`python -m name` with no other environment: its exit status, and all that it and its programs print."""
+
+    def run() -> int:
+        with mock.patch.object(sys, "argv", [name, *arguments]), pytest.raises(SystemExit) as end:
+            runpy.run_module(name, run_name="__main__")
+        return int(end.value.code or 0)
+
+    return says(path, environment, run)
+
+
+def says(path: Path, environment: Mapping[str, str], run: Callable[[], int]) -> tuple[int, str]:
+    """What `run` returns in this folder and environment, and what is printed by it and the programs that it starts."""
     with (
         tempfile.TemporaryFile("w+", buffering=1, encoding="utf-8", errors="replace") as file,
-        mock.patch.dict(os.environ, {**environment, **NO_COLORAMA}, clear=True),
+        mock.patch.dict(os.environ, environment, clear=True),
         place(path, environment),
     ):
         with printing_to(file):
-            status = int(dvc.cli.main([*arguments]))
+            status = run()
         file.seek(0)
         return status, file.read()
 

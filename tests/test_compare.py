@@ -129,8 +129,15 @@ def test_a_worse_branch_fails_with_a_status_of_its_own(project: Project) -> None
     assert re.fullmatch(r"error: unknown revision 'nobody'.*\n", unknown.stderr)
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-16"])
-@pytest.mark.parametrize(("sides", "status"), [(("worse", "main"), 0), (("main", "worse"), 1), (("main", "fewer"), 2)])
+@pytest.mark.parametrize(
+    ("sides", "status", "encoding"),
+    [
+        (("worse", "main"), 0, "utf-16"),
+        (("main", "worse"), 1, "ascii"),
+        (("main", "worse"), 1, "latin-1"),
+        (("main", "fewer"), 2, "ascii"),
+    ],
+)
 def test_the_status_is_the_verdict_whatever_the_terminal(
     sides: tuple[str, str], status: int, encoding: str, project: Project
 ) -> None:

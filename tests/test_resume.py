@@ -271,7 +271,8 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(stage: Stage) -> Non
     ("signum", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.soak)]
 )
 def test_told_to_stop_it_writes_a_checkpoint_and_says_so(signum: int, status: int, stage: Stage) -> None:
-    stage.values["machine"]["checkpoint_every_seconds"] = 1000
+    stage.values["machine"].update(checkpoint_every_seconds=1000, log_every_steps=5)
+    stage.values["train"]["epochs"] = 2
     stage.run()
     undisturbed = stage.digests()
     process = stage.start()
