@@ -55,6 +55,10 @@ class Clone:
             pytest.fail(f"dvc {' '.join(arguments)} ended with {status}:\n{told}")
         return told
 
+    def dvc_as_program(self, *arguments: str, check: bool = True) -> str:
+        """The same in a process of its own: for what starts daemons, or talks to servers that come and go."""
+        return self.run(sys.executable, "-m", "dvc", *arguments, check=check)
+
     def repro(self) -> list[str]:
         """Run what is out of date; return the stages that ran, without `check`, which runs if any parameter changed."""
         return [stage for stage in re.findall(r"Running stage '(\w+)'", self.dvc("repro")) if stage != "check"]
