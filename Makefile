@@ -69,12 +69,15 @@ verify: ## rebuild HEAD from nothing in a temporary folder, and compare every by
 doctor: ## hash the cache and all outputs; list damage, with the commands that fix it
 	@$(RUNTIME) -- integrity.doctor
 
-# Two at once, since many tests wait. The tests of a file run in one process, since they may share fixtures.
+# Two at once, since many tests wait. The tests of a file run in one process, since they may share fixtures; the files
+# that take longest come first (tests/conftest.py), not those with the most tests.
+IN_TWO := pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+
 test: ## run all tests except the long ones (ARGS go to pytest)
-	@$(DEVELOPMENT) -- pytest --numprocesses=2 --dist=loadfile -m "not soak" $(ARGS)
+	@$(DEVELOPMENT) -- $(IN_TWO) -m "not soak" $(ARGS)
 
 soak: ## run the long tests: kills, full disks, servers (ARGS go to pytest)
-	@$(DEVELOPMENT) -- pytest --numprocesses=2 --dist=loadfile -m soak $(ARGS)
+	@$(DEVELOPMENT) -- $(IN_TWO) -m soak $(ARGS)
 
 check: ## check format, lint, types and import rules; changes nothing
 	@$(DEVELOPMENT) -- ruff format --check .

@@ -63,6 +63,11 @@ class Clone:
             return {}
 
     @cached_property
+    def loaded(self) -> dict[str, Any]:
+        """The stages of dvc.yaml as DVC has them, by name. Raises DvcException."""
+        return {stage.name: stage for stage in self.repo.stage.load_all(PIPELINE)}
+
+    @cached_property
     def lock_content(self) -> bytes:
         """The bytes of dvc.lock; empty if it is missing."""
         return (self.root / LOCK).read_bytes() if (self.root / LOCK).is_file() else b""
@@ -364,9 +369,9 @@ def changed_params(clone: Clone, stage: str) -> list[str]:
     from dvc.exceptions import DvcException
 
     try:
-        (found,) = clone.repo.stage.collect(stage)
-        statuses = [dep.workspace_status() for dep in found.deps if isinstance(dep, ParamsDependency)]
-    except (DvcException, ValueError):  # ValueError: dvc.yaml has no such stage
+        found = clone.loaded.get(stage)
+        statuses = [dep.workspace_status() for dep in found.deps if isinstance(dep, ParamsDependency)] if found else []
+    except DvcException:
         return []
     changes = [change for status in statuses for change in status.items()]
     return [f"{file}: {key}" for file, keys in changes if isinstance(keys, dict) for key in keys] + [

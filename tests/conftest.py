@@ -1,11 +1,15 @@
 """What several test files share."""
 
+import os
+import shutil
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
+from filelock import FileLock
 
 from tests.clones import SHORT, Clone, copy_of_the_work_tree
 from tests.faults import ledger
@@ -18,6 +22,17 @@ def pytest_configure() -> None:
     """Let Ctrl-C reach what the tests start, also where a script started the tests with `&`, which ignores it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# The files that take longest, in this order; one that came last would leave the other worker idle. Every second uses
+# the short run, so that one worker makes it while the other has something else to do.
+LONGEST = ("test_doctor", "test_pull_request", "test_pipeline", "test_resume", "test_remotes", "test_compare")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest; within a file, the order remains."""
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -39,15 +54,31 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the clone after a first `dvc repro`, committed, and with its remote; all workers copy it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder = shared / "short-run"
+    with FileLock(shared / "short-run.lock"):
+        if not (folder / "complete").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            clone = copy_of_the_work_tree(folder / "clone")
+            for setting in SHORT:
+                clone.set(*setting.split("=", 1))
+            assert sorted(clone.repro()) == ["download", "evaluate", "preprocess", "train", "weights"]
+            clone.commit("short run")
+            clone.dvc("push", "--run-cache")
+            (folder / "complete").touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pipeline(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """The clone, after a first `dvc repro` of a short run, committed and pushed to the default remote."""
-    clone = copy_of_the_work_tree(tmp_path_factory.mktemp("pipeline") / "clone")
-    for setting in SHORT:
-        clone.set(*setting.split("=", 1))
-    assert sorted(clone.repro()) == ["download", "evaluate", "preprocess", "train", "weights"]
-    clone.commit("short run")
-    clone.dvc("push", "--run-cache")
-    return clone
+    folder = tmp_path_factory.mktemp("pipeline")
+    shutil.copytree(short_run, folder, symlinks=True, dirs_exist_ok=True)
+    return Clone(folder / "clone")
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ RECIPES: dict[str, list[str]] = {
     name: block.splitlines() for name, block in re.findall(r"\n\*\*(\w+)\*\*.*?\n```sh\n(.*?)```", SECTION, re.DOTALL)
 }
 HOST = "127.0.0.1"
-START_SECONDS = 30
+START_SECONDS = 300
 CHUNK = 1 << 16
 
 

@@ -34,19 +34,19 @@ def swept(pipeline: Clone) -> Iterator[Clone]:
     before = state(pipeline)
     sets = [option for setting in ALONE for option in ("-S", setting)]
     sweep = ["-S", f"optimizers.adam.lr={','.join(RATES)}", "-S", "train.seed=range(2)"]
-    pipeline.dvc("exp", "run", "--queue", "-n", "lr", *sets, *sweep)
+    pipeline.dvc_as_program("exp", "run", "--queue", "-n", "lr", *sets, *sweep)
     try:
-        pipeline.dvc("queue", "start", "--jobs", "2")
+        pipeline.dvc_as_program("queue", "start", "--jobs", "2")
         deadline = time.monotonic() + 600
-        while "Queued" in (told := pipeline.dvc("queue", "status")) or "Running" in told:
+        while "Queued" in (told := pipeline.dvc_as_program("queue", "status")) or "Running" in told:
             assert time.monotonic() < deadline, told
             time.sleep(1)
-        assert told.count("Success") == 4, told + pipeline.dvc("queue", "logs", "lr-1", check=False)
+        assert told.count("Success") == 4, told + pipeline.dvc_as_program("queue", "logs", "lr-1", check=False)
     finally:
         stop_workers(pipeline)
     assert state(pipeline) == before
     yield pipeline
-    pipeline.dvc("exp", "remove", "--all-commits")
+    pipeline.dvc_as_program("exp", "remove", "--all-commits")
 
 
 def state(clone: Clone) -> tuple[str, str, dict[str, str]]:
@@ -61,7 +61,7 @@ def state(clone: Clone) -> tuple[str, str, dict[str, str]]:
 
 def stop_workers(clone: Clone) -> None:
     """End the workers of the queue, which would wait ten seconds for more, and what they run."""
-    clone.dvc("queue", "stop", "--kill", check=False)
+    clone.dvc_as_program("queue", "stop", "--kill", check=False)
     for file in (clone.path / ".dvc/tmp/exps/celery").glob("dvc-exp-worker-*.json"):
         pid = json.loads(file.read_text(encoding="utf-8"))["pid"]
         deadline = time.monotonic() + 20
@@ -97,7 +97,7 @@ def test_two_workers_end_in_the_bytes_of_a_run_alone(swept: Clone, tmp_path: Pat
     (tmp_path / "work/dvc-remote").symlink_to(swept.path.parent / "dvc-remote")
     swept.run("git", "clone", "-q", str(swept.path), str(tmp_path / "work/alone"))
     alone = Clone(tmp_path / "work/alone")
-    alone.dvc("pull")
+    alone.dvc_as_program("pull")
     # On one thread, where each of the two had one a core.
     for setting in (*ALONE, f"optimizers.adam.lr={RATES[1]}", "train.seed=1", "machine.threads=1"):
         alone.set(*setting.split("=", 1))
@@ -112,14 +112,14 @@ def test_two_workers_end_in_the_bytes_of_a_run_alone(swept: Clone, tmp_path: Pat
 def test_workers_leave_nothing_and_download_nothing(swept: Clone) -> None:
     assert not [path for path in (swept.path / ".dvc/tmp/exps").iterdir() if path.name.startswith("tmp")]
     for name in ("lr-1", "lr-4"):
-        told = swept.dvc("queue", "logs", name)
+        told = swept.dvc_as_program("queue", "logs", name)
         assert "Stage 'download' didn't change, skipping" in told
         assert "waiting for a stage" not in told  # each has a folder, and so a lock, of its own
 
 
 def test_what_is_shown_fits_a_page(swept: Clone) -> None:
     keep = r"(?!Exp|acc|loss|\w+\.)|macro|images"  # the one in docs/experiments.md
-    shown = swept.dvc("exp", "show", "--only-changed", "--hide-workspace", "--drop", keep, "--md")
+    shown = swept.dvc_as_program("exp", "show", "--only-changed", "--hide-workspace", "--drop", keep, "--md")
     header = [cell.strip() for cell in shown.splitlines()[0].strip("|").split("|")]
     assert header[:5] == ["Experiment", "accuracy", "accuracy_low", "accuracy_high", "loss"]
     changed = {"train.seed", "models.mlp.hidden", "optimizers.adam.lr"}
@@ -158,27 +158,29 @@ def test_an_experiment_is_shared_applied_and_becomes_a_branch(swept: Clone, tmp_
     swept.run("git", "clone", "-q", "--bare", str(swept.path), str(shared / "origin.git"))
     swept.run("git", "remote", "add", "shared", str(shared / "origin.git"))
     try:
-        swept.dvc("exp", "push", "shared", "lr-4")  # the commit there, its data to the directory beside the clone
-        assert swept.dvc("exp", "list", "--name-only", "shared").split() == ["lr-4"]
+        swept.dvc_as_program(
+            "exp", "push", "shared", "lr-4"
+        )  # the commit there, its data to the directory beside the clone
+        assert swept.dvc_as_program("exp", "list", "--name-only", "shared").split() == ["lr-4"]
     finally:
         swept.run("git", "remote", "remove", "shared")
 
     (shared / "dvc-remote").symlink_to(swept.path.parent / "dvc-remote")
     swept.run("git", "clone", "-q", str(shared / "origin.git"), str(shared / "colleague"))
     colleague = Clone(shared / "colleague")
-    colleague.dvc("pull")
-    colleague.dvc("exp", "pull", "origin", "lr-4")
-    colleague.dvc("exp", "apply", "lr-4")
+    colleague.dvc_as_program("pull")
+    colleague.dvc_as_program("exp", "pull", "origin", "lr-4")
+    colleague.dvc_as_program("exp", "apply", "lr-4")
     assert colleague.repro() == []
     expected = json.loads(swept.run("git", "show", f"{commit(swept, 'lr-4')}:metrics/evaluate.json"))
     assert colleague.metrics("evaluate") == expected
     colleague.run("git", "checkout", "-qf", "main")
-    colleague.dvc("exp", "branch", "lr-4", "faster")
+    colleague.dvc_as_program("exp", "branch", "lr-4", "faster")
     assert colleague.run("git", "show", "faster:metrics/evaluate.json") == swept.run(
         "git", "show", f"{commit(swept, 'lr-4')}:metrics/evaluate.json"
     )
-    colleague.dvc("exp", "remove", "lr-4")
-    assert "lr-4" not in colleague.dvc("exp", "list")
+    colleague.dvc_as_program("exp", "remove", "lr-4")
+    assert "lr-4" not in colleague.dvc_as_program("exp", "list")
     assert colleague.run("git", "branch", "--list", "faster").strip() == "faster"
-    colleague.dvc("exp", "remove", "--git-remote", "origin", "lr-4")
-    assert colleague.dvc("exp", "list", "--name-only", "origin").strip() == ""
+    colleague.dvc_as_program("exp", "remove", "--git-remote", "origin", "lr-4")
+    assert colleague.dvc_as_program("exp", "list", "--name-only", "origin").strip() == ""

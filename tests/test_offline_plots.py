@@ -57,7 +57,7 @@ def offline(vega: ModuleType, clone: Clone) -> Iterator[Clone]:
 def draws(chrome: webdriver.Chrome, page: Path, sides: int) -> None:
     """Each plot is drawn, each picture there, and nothing was asked for but files of the page."""
     show(chrome, page)
-    WebDriverWait(chrome, 20).until(lambda _: len(chrome.execute_script(DRAWN)) == PLOTS)
+    WebDriverWait(chrome, 600).until(lambda _: len(chrome.execute_script(DRAWN)) == PLOTS)
     drawn = chrome.execute_script(DRAWN)
     assert all(drawn), drawn
     assert max(drawn) > sides * 100  # the squares of the confusion matrix

@@ -330,7 +330,7 @@ def test_a_picture_that_changes_between_the_two_passes(own: Own) -> None:
 def test_a_full_disk_ends_in_a_line_and_nothing_is_lost(own: Own) -> None:
     own.add(100)
     process = own.start(limit_bytes=32 * 1024)
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=600)[0]
     assert process.returncode == 2, output
     assert "Traceback" not in output
     assert re.search(r"error: runs/pack/\w+-1\.safetensors: File too large\n", output)
@@ -358,7 +358,7 @@ def test_killed_five_times_it_ends_in_the_same_bytes(own: Own) -> None:
         assert not Path("data").exists()
         done.append(decoded())
     assert 0 < done[1] < done[5] < 372
-    output = own.start().communicate(timeout=60)[0]
+    output = own.start().communicate(timeout=600)[0]
     assert f"going on after {done[5]} of 372 pictures that were decoded before" in output
     assert content(Path("data"), Path("metrics")) == undisturbed
 

@@ -24,7 +24,7 @@ stages:
     deps: [in.txt]
     outs: [out.txt]
 """
-DEADLINE_SECONDS = 120
+DEADLINE_SECONDS = 600
 
 
 @pytest.fixture
@@ -34,11 +34,11 @@ def clone(tmp_path: Path) -> Iterator[Clone]:
     clone.environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
     clone.path.mkdir()
     clone.run("git", "init", "-q", "-b", "main")
-    clone.dvc("init", "-q")
-    clone.dvc("config", "core.analytics", "false")
+    clone.dvc_as_program("init", "-q")
+    clone.dvc_as_program("config", "core.analytics", "false")
     for name, content in (("dvc.yaml", PIPELINE), ("params.yaml", "seconds: 0\n"), ("in.txt", "in\n")):
         (clone.path / name).write_text(content)
-    clone.dvc("repro", "-q")
+    clone.dvc_as_program("repro", "-q")
     clone.commit("run")
     yield clone
     for path in (clone.path / ".dvc/tmp/exps").glob("*/**/*.json"):
@@ -70,7 +70,7 @@ def doctor(clone: Clone) -> str:
 
 def test_a_killed_worker(clone: Clone) -> None:
     for name, seconds in (("long", "600"), ("short", "0.1")):
-        clone.dvc("exp", "run", "--queue", "-n", name, "-S", f"seconds={seconds}")
+        clone.dvc_as_program("exp", "run", "--queue", "-n", name, "-S", f"seconds={seconds}")
     start_queue(clone)
     folder = clone.path / ".dvc/tmp/exps"
 
@@ -111,9 +111,9 @@ def test_a_killed_worker(clone: Clone) -> None:
         assert stranger.poll() is None
         stranger.kill()
     assert "nothing to fix" in doctor(clone)
-    assert "Running" not in clone.dvc("queue", "status")
+    assert "Running" not in clone.dvc_as_program("queue", "status")
 
     start_queue(clone)
-    wait_for(lambda: "Success" in clone.dvc("queue", "status"))
-    wait_for(lambda: "1 active" not in clone.dvc("queue", "status"))
+    wait_for(lambda: "Success" in clone.dvc_as_program("queue", "status"))
+    wait_for(lambda: "1 active" not in clone.dvc_as_program("queue", "status"))
     assert "nothing to fix" in doctor(clone)

@@ -47,6 +47,13 @@ REFUSED = {
 }
 
 
+class Apart(Clone):
+    """A clone whose DVC never runs in this process, where the clients of servers would keep their connections."""
+
+    def dvc(self, *arguments: str, check: bool = True) -> str:
+        return self.dvc_as_program(*arguments, check=check)
+
+
 @dataclass(frozen=True)
 class Team:
     """Two people, a Git repository and a remote between them."""
@@ -73,7 +80,7 @@ def attempt(clone: Clone, *arguments: str) -> tuple[int, str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=600,
     )
     assert "Traceback" not in done.stdout + done.stderr
     return done.returncode, done.stdout + done.stderr
@@ -134,7 +141,8 @@ def team(request: pytest.FixtureRequest, trained: Clone, tmp_path_factory: pytes
     kind: str = request.param
     folder = tmp_path_factory.mktemp(kind)
     with SERVERS[kind](folder) as remote:
-        ann, bob = Clone(folder / "ann/clone"), Clone(folder / "bob/clone")
+        person = Clone if kind == "Directory" else Apart
+        ann, bob = person(folder / "ann/clone"), person(folder / "bob/clone")
         for clone in (ann, bob):
             clone.path.parent.mkdir()
             clone.environment.update(remote.environment)

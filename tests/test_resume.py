@@ -233,7 +233,7 @@ class Stage:
 
     def run(self, code: Path = ROOT, **environment: str) -> str:
         process = self.start(code, **environment)
-        output = process.communicate(timeout=120)[0]
+        output = process.communicate(timeout=600)[0]
         assert process.returncode == 0, output
         return output
 
@@ -271,14 +271,15 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(stage: Stage) -> Non
     ("signum", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.soak)]
 )
 def test_told_to_stop_it_writes_a_checkpoint_and_says_so(signum: int, status: int, stage: Stage) -> None:
-    stage.values["machine"]["checkpoint_every_seconds"] = 1000
+    stage.values["machine"].update(checkpoint_every_seconds=1000, log_every_steps=5)
+    stage.values["train"]["epochs"] = 2
     stage.run()
     undisturbed = stage.digests()
     process = stage.start()
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(3)]  # the device, and the first steps
     process.send_signal(signum)
-    output = "".join(lines) + process.communicate(timeout=60)[0]
+    output = "".join(lines) + process.communicate(timeout=600)[0]
     assert process.returncode == status
     assert "interrupted: `dvc repro` resumes after step " in output
     assert "Traceback" not in output
@@ -458,7 +459,7 @@ def test_memory_that_ends_while_it_trains_is_one_line(stage: Stage) -> None:
     stage.write_params()
     command = ["sh", "-c", 'ulimit -v 4000000 && exec "$@"', "sh", sys.executable, "-m", "stages.train"]
     done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode != 0
     assert done.stderr.startswith("error: not enough memory (")
@@ -469,7 +470,7 @@ def test_memory_that_ends_while_it_trains_is_one_line(stage: Stage) -> None:
 @pytest.mark.soak
 def test_two_at_once_do_not_write_over_each_other(stage: Stage) -> None:
     both = [stage.start(), stage.start()]
-    outputs = [process.communicate(timeout=120)[0] for process in both]
+    outputs = [process.communicate(timeout=600)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     waited = ["waiting for another stage in this folder" in output for output in outputs]
     assert sorted(waited) == [False, True]

@@ -78,7 +78,7 @@ def serving(classifier: Classifier, token: str | None = None, local: bool = True
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(timeout=60)
+        thread.join(timeout=600)
         assert not thread.is_alive()
 
 
@@ -95,7 +95,7 @@ def digit(images: Pixels) -> bytes:
 
 def connect(url: str) -> socket.socket:
     host, _, port = url.removeprefix("http://").partition(":")
-    return socket.create_connection((host, int(port)), timeout=60)
+    return socket.create_connection((host, int(port)), timeout=600)
 
 
 def head(url: str, length: int, *more: str) -> bytes:
@@ -127,13 +127,13 @@ def chrome() -> Iterator[webdriver.Chrome]:
 
 def status(chrome: webdriver.Chrome, text: str) -> str:
     """What the page says once it begins with a text."""
-    WebDriverWait(chrome, 60, 0.05).until(lambda page: page.find_element("id", "status").text.startswith(text))
+    WebDriverWait(chrome, 600, 0.05).until(lambda page: page.find_element("id", "status").text.startswith(text))
     return chrome.find_element("id", "status").text
 
 
 def opened(chrome: webdriver.Chrome, url: str, width: int = 1400, scheme: str = "light") -> None:
     show(chrome, url, width, scheme)
-    WebDriverWait(chrome, 60, 0.05).until(lambda page: "classes" in page.find_element("id", "about").text)
+    WebDriverWait(chrome, 600, 0.05).until(lambda page: "classes" in page.find_element("id", "about").text)
 
 
 def place(chrome: webdriver.Chrome, name: str) -> tuple[float, float, float]:
@@ -213,7 +213,7 @@ def test_a_drawing_is_centred_and_fills_what_mnist_s_digits_fill(chrome: webdriv
     assert (seen * np.arange(28)).sum() / seen.sum() == pytest.approx(13.5, abs=0.6)
     assert (seen.T * np.arange(28)).sum() / seen.sum() == pytest.approx(13.5, abs=0.6)
     chrome.find_element("id", "centre").click()
-    WebDriverWait(chrome, 60, 0.05).until(
+    WebDriverWait(chrome, 600, 0.05).until(
         lambda page: np.nonzero(np.array(page.execute_script(ink)).reshape(28, 28))[1].max() < 12
     )
 
@@ -265,7 +265,7 @@ def test_the_test_set_gives_the_probabilities_that_evaluate_wrote(url: str, pipe
     expected = list(csv.DictReader((pipeline.path / paths.PREDICTIONS).read_text(encoding="utf-8").splitlines()))[:100]
     for start in (0, 50):
         files = [("picture", (f"{index}.png", png(images[index]))) for index in range(start, start + 50)]
-        answer = httpx.post(f"{url}/predict?top=10", files=files, timeout=60)
+        answer = httpx.post(f"{url}/predict?top=10", files=files, timeout=600)
         assert answer.status_code == 200
         for prediction, wanted in zip(answer.json()["predictions"], expected[start : start + 50], strict=True):
             assert prediction["file"] == f"{wanted['index']}.png"
@@ -276,7 +276,7 @@ def test_the_test_set_gives_the_probabilities_that_evaluate_wrote(url: str, pipe
 
 def test_a_picture_s_answer_does_not_depend_on_the_crowd(url: str, images: Pixels) -> None:
     def ask(index: int) -> list[dict[str, Any]]:
-        answer = httpx.post(f"{url}/predict?top=10", content=png(images[index]), timeout=60)
+        answer = httpx.post(f"{url}/predict?top=10", content=png(images[index]), timeout=600)
         assert answer.status_code == 200
         classes: list[dict[str, Any]] = answer.json()["predictions"][0]["classes"]
         return classes
@@ -327,7 +327,7 @@ def bomb() -> bytes:
 
 
 def post(url: str, **arguments: Any) -> httpx.Response:
-    return httpx.post(f"{url}/predict", timeout=60, **arguments)
+    return httpx.post(f"{url}/predict", timeout=600, **arguments)
 
 
 REFUSALS: dict[str, tuple[Callable[[str], httpx.Response], int, str]] = {
@@ -541,7 +541,7 @@ def test_sigterm_ends_it_once_the_request_that_has_begun_is_answered(pipeline: C
                     break
             connection.sendall(digit)
             assert everything(connection).startswith(b"HTTP/1.1 200 ")
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=600)
         assert process.returncode == 128 + signal.SIGTERM
         assert said.splitlines()[-1] == "interrupted: the requests that had begun were answered"
 

@@ -146,7 +146,9 @@ def test_a_moved_folder_is_made_anew(project: Path, monkeypatch: pytest.MonkeyPa
     assert str(moved / ".venv") in Path(".venv/bin/pip").read_text()
 
 
-@pytest.mark.parametrize("whole_group", [True, False], ids=["with-pip", "pip-lives-on"])
+@pytest.mark.parametrize(
+    "whole_group", [pytest.param(True, marks=pytest.mark.soak, id="with-pip"), pytest.param(False, id="pip-lives-on")]
+)
 def test_an_install_killed_midway_is_repaired(
     whole_group: bool,
     project: Path,
@@ -304,7 +306,7 @@ def double_alpha() -> None:
     [
         pytest.param(remove_alpha, "repairing .venv: alpha==1 is pinned, but nothing is installed\n", id="removed"),
         pytest.param(move_alpha, "repairing .venv: alpha==1 is pinned, but 2 is installed\n", id="moved"),
-        pytest.param(double_alpha, "repairing .venv: alpha==1 is pinned, but ", id="twice"),
+        pytest.param(double_alpha, "repairing .venv: alpha==1 is pinned, but ", id="twice", marks=pytest.mark.soak),
     ],
 )
 def test_what_was_changed_by_hand_is_repaired(harm: Callable[[], None], said: str, project: Path, venv: Call) -> None:

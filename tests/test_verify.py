@@ -546,7 +546,7 @@ def test_told_to_stop_it_leaves_nothing(signum: signal.Signals, project: Project
     assert process.stdout
     stage = next(int(line.split()[1]) for line in process.stdout if line.startswith("pid"))
     process.send_signal(signum)
-    told, _ = process.communicate(timeout=60)
+    told, _ = process.communicate(timeout=600)
     assert told.endswith("interrupted: nothing is left behind\n")
     assert process.returncode in (128 + signum, 130)
     assert list(temporary.iterdir()) == []

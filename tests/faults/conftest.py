@@ -1,40 +1,28 @@
 """The undisturbed run that every faulted one is compared with."""
 
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.clones import SHORT, Clone, copy_of_the_work_tree
-from tests.faults.lab import STAGES, Lab
+from tests.clones import Clone
+from tests.faults.lab import Lab
 
 
 @pytest.fixture(scope="session")
-def mirror(pipeline: Clone, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that is a mirror of MNIST."""
-    return Path(shutil.copytree(pipeline.path / "data/raw", tmp_path_factory.mktemp("mirror") / "mnist"))
-
-
-@pytest.fixture(scope="session")
-def undisturbed(mirror: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """A clone after an undisturbed `dvc repro` on real MNIST, committed; its digests, and the seconds of each stage."""
-    clone = copy_of_the_work_tree(tmp_path_factory.mktemp("faults") / "clone")
-    for setting in (*SHORT, f"data.mirrors=[{mirror}]", "machine.checkpoint_every_seconds=0.1"):
-        clone.set(*setting.split("=", 1))
-    lab = Lab(clone)
-    run = lab.start()
-    began: dict[str, float] = {}
-    while (line := run.line(None)) is not None:
-        if stage := run.stage_of(line):
-            began[stage] = time.monotonic()
-    assert run.process.wait() == 0, run.told()
-    assert tuple(began) == STAGES
-    ends = [*list(began.values())[1:], time.monotonic()]
-    lab.seconds = {stage: end - start for (stage, start), end in zip(began.items(), ends, strict=True)}
-    lab.digests = lab.digest()
+def undisturbed(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """The clone of the short run with a directory as mirror of MNIST, committed; its digests."""
+    folder = tmp_path_factory.mktemp("faults")
+    shutil.copytree(short_run, folder, symlinks=True, dirs_exist_ok=True)
+    clone, mirror = Clone(folder / "clone"), folder / "mirror"
+    shutil.copytree(clone.path / "data/raw", mirror)
+    clone.set("data.mirrors", f"[{mirror}]")
+    clone.set("machine.checkpoint_every_seconds", "0.1")
+    assert clone.repro() == ["download"]
     clone.commit("undisturbed")
+    lab = Lab(clone)
+    lab.digests = lab.digest()
     return lab
 
 

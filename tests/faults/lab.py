@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def descendants(process: int) -> list[int]:
 
 
 class Lab:
-    """The clone, the digests that an undisturbed run ends in, and the seconds its stages took."""
+    """The clone, and the digests that an undisturbed run ends in."""
 
     MEND = (sys.executable, "-m", "integrity.repair")  # what `make repro` runs before dvc
 
@@ -119,12 +120,25 @@ class Lab:
         self.clone = clone
         self.runs: list[Run] = []
         self.digests: dict[str, str] = {}
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}  # that a stage takes, once `measure` has run
         self.limit_bytes: int | None = None  # of any file that a run writes
 
     def start(self, *arguments: str) -> Run:
         self.runs.append(run := Run(self.clone, self.limit_bytes, *arguments))
         return run
+
+    def measure(self) -> None:
+        """Run everything undisturbed, and note the seconds of each stage."""
+        self.forget()
+        run = self.start()
+        began: dict[str, float] = {}
+        while (line := run.line(None)) is not None:
+            if stage := run.stage_of(line):
+                began[stage] = time.monotonic()
+        assert run.process.wait() == 0, run.told()
+        assert tuple(began) == STAGES
+        ends = [*list(began.values())[1:], time.monotonic()]
+        self.seconds = {stage: end - start for (stage, start), end in zip(began.items(), ends, strict=True)}
 
     def end_all(self) -> None:
         for run in self.runs:

@@ -22,8 +22,8 @@ from tests.forging import cached, flip
 
 MOUNTS = mounts.possible()
 GENEROUS = 500_000_000  # bytes
-# What a stage finds free on the disk, too little for what it writes: 55 MB, 55 MB, 1.6 MB, 1.1 MB.
-FREE = {"download": 20_000_000, "preprocess": 20_000_000, "train": 500_000, "evaluate": 300_000}
+# What a stage finds free on the disk, too little for what it writes: 55 MB, 55 MB, 0.2 MB, 1.1 MB.
+FREE = {"download": 20_000_000, "preprocess": 20_000_000, "train": 100_000, "evaluate": 300_000}
 
 
 @contextmanager
