@@ -6,7 +6,6 @@ from pydantic import Field
 
 from stages.common.params import Section
 
-
 # Identifiers of the Hugging Face hub; "": not stated.
 License = Literal[
     "",
