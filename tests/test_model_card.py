@@ -147,13 +147,13 @@ def test_the_artifact_is_the_model() -> None:
 
 @pytest.mark.soak
 def test_a_version_is_fetched_by_its_tag(clone: Clone, tmp_path: Path) -> None:
-    """As docs/use.md says: `git tag`, then `dvc artifacts get` from anywhere."""
+    """As docs/use.md says: `git tag -a`, then `dvc artifacts get` from anywhere."""
     first = (clone.path / paths.MODEL).read_bytes()
-    clone.run("git", "tag", "classifier@v1.0.0")
+    clone.run("git", "tag", "-a", "-m", "first", "classifier@v1.0.0")
     clone.set("train.seed", "1")
     clone.repro()
     clone.commit("another seed")
-    clone.run("git", "tag", "classifier@v1.1.0")
+    clone.run("git", "tag", "-a", "-m", "second", "classifier@v1.1.0")
     clone.dvc("push")
     second = (clone.path / paths.MODEL).read_bytes()
     assert first != second
