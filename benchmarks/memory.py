@@ -51,8 +51,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             (folder / paths.PARAMS).write_text(yaml.safe_dump(values), encoding="utf-8")
-            (folder / paths.PROCESSED).mkdir(parents=True)
-            shutil.copy(paths.DATA_CARD, folder / paths.DATA_CARD)
+            for path in (paths.DATA_CARD, paths.DATA_METRICS):
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, folder / path)
             size = 0
             for path in (paths.TRAIN, paths.VALIDATION, paths.TEST):
                 split = packed.open_split(path, card.shape, len(card.classes))

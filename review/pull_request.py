@@ -10,6 +10,7 @@ its stages give.
 
 import argparse
 import csv
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ ROUNDING = 1e-3  # by which the following may differ on another processor, where
 CALIBRATION_KEYS = ("calibration_error", "calibration_error_low", "calibration_error_high", "temperature")
 ROUNDED_KEYS = ("loss", *CALIBRATION_KEYS)
 TABLES = (paths.PREDICTIONS, paths.RELIABILITY, paths.UNSCALED_RELIABILITY)
-ROUNDED = (*TABLES, paths.TEST_METRICS, paths.TRAIN_METRICS)
+ROUNDED = (*TABLES, paths.TEST_METRICS, paths.TRAIN_METRICS, paths.MODEL_CARD)
 REMEDY = "commit dvc.lock and metrics/ after `dvc repro`, and `dvc push`"
 
 
@@ -301,6 +302,9 @@ def rounded(repo: Any, root: Path, head: str, outputs: Sequence[Output]) -> bool
                 before, after = (revisions.parse_json(side, out.path) for side in (content, here))
                 if not near_metrics(before, after):
                     return False
+            elif out.path.endswith(".md"):
+                if not near_texts(content, here):
+                    return False
             elif not near_tables(content, here, exact=3 if Path(out.path) == paths.PREDICTIONS else 0):
                 return False
     except (UserError, OSError, ValueError, csv.Error):  # the bytes on record are nowhere, or no table
@@ -335,6 +339,14 @@ def near_tables(before: bytes, after: bytes, exact: int) -> bool:
         and [row[:exact] for row in a] == [row[:exact] for row in b]
         and [len(row) for row in a] == [len(row) for row in b]
         and all(x == y or near(x, y) for rows in zip(a, b, strict=True) for x, y in zip(*rows, strict=True))
+    )
+
+
+def near_texts(before: bytes, after: bytes) -> bool:
+    """Whether two texts are the same but for decimal fractions, and these to within ROUNDING."""
+    a, b = (re.split(r"(\d+\.\d+)", content.decode("utf-8")) for content in (before, after))
+    return len(a) == len(b) and all(
+        x == y or (at % 2 and near(x, y)) for at, (x, y) in enumerate(zip(a, b, strict=True))
     )
 
 

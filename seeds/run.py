@@ -42,7 +42,7 @@ def prepare(folder: Path, values: dict[str, Any], seed: int, root: Path) -> None
     """Make the folder that the stages run in: the parameters with this seed, and links to what they read in `root`."""
     changed = {**values, "train": {**values["train"], "seed": seed}}
     files.write_text(folder / paths.PARAMS, yaml.safe_dump(changed, sort_keys=False))
-    for made in (paths.PROCESSED, paths.PRETRAINED.parent):
+    for made in (paths.PROCESSED, paths.PRETRAINED.parent, paths.DATA_METRICS):
         link = folder / made
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)

@@ -177,9 +177,10 @@ DATA: dict[str, tuple[set[Path], set[Path]]] = {
         {paths.MODEL, paths.TRAIN_METRICS, paths.TRAINING_CURVES},
     ),
     "evaluate": (
-        {paths.TEST, paths.DATA_CARD, paths.MODEL},
+        {paths.TEST, paths.DATA_CARD, paths.DATA_METRICS, paths.MODEL},
         {
             paths.PREDICTIONS,
+            paths.MODEL_CARD,
             paths.TEST_METRICS,
             paths.CONFUSION,
             paths.RELIABILITY,
@@ -237,9 +238,9 @@ def test_metrics_and_plots_are_in_git_and_the_rest_in_the_cache(name: str) -> No
 READS: dict[str, set[tuple[str, type[Section]]]] = {
     "download": {("data.name", Data), ("data.mirrors", Data)},
     "preprocess": {("data.name", DataName), ("data.images", DataName), ("preprocess", Preprocess)},
-    "evaluate": {("evaluate", Evaluate)},
+    "evaluate": {("data.name", DataName), ("evaluate", Evaluate)},
 }
-UNREAD = {("download", "images")}  # its section is checked whole; own pictures are not downloaded
+UNREAD = {("download", "images"), ("evaluate", "images")}  # the section is checked whole
 
 
 @pytest.mark.parametrize("name", READS)

@@ -610,6 +610,15 @@ def test_tables_that_rounding_explains(after: str, same: bool) -> None:
     assert pull_request.near_tables(b"i,l,p,p_1\n0,1,1,0.9\n", after.encode(), exact=3) == same
 
 
+@pytest.mark.parametrize(
+    ("after", "same"),
+    [("error 0.0497, 30 wrong", True), ("error 0.0512, 30 wrong", False), ("error 0.0497, 31 wrong", False)],
+    ids=["near", "far", "count"],
+)
+def test_texts_that_rounding_explains(after: str, same: bool) -> None:
+    assert pull_request.near_texts(b"error 0.0496, 30 wrong", after.encode()) == same
+
+
 def frozen(project: Project) -> None:
     project.write("dvc.yaml", PIPELINE.replace("  evaluate:", "  evaluate:\n    frozen: true"))
 

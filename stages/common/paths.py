@@ -21,6 +21,7 @@ VALIDATION = PROCESSED / "validation"
 TEST = PROCESSED / "test"
 DATA_CARD = PROCESSED / "data.json"  # class names, image shape, normalization
 MODEL = Path("data/model/model.safetensors")
+MODEL_CARD = Path("data/model/README.md")
 PREDICTIONS = Path("data/predictions.csv")
 WEIGHTS = Path("data/weights")  # the folder of files that models.torchvision.weights may name
 PRETRAINED = Path(

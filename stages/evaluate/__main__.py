@@ -1,5 +1,6 @@
 """Measure the trained network on the test set: the one stage that reads it."""
 
+import hashlib
 import time
 
 import numpy as np
@@ -9,22 +10,23 @@ import torch
 from stages.common import errors, files, machine_settings, params, paths, record
 from stages.common.errors import UserError
 from stages.dataset import data_card, packed
-from stages.evaluate import figures, scores
+from stages.dataset.options import DataName
+from stages.evaluate import figures, model_card, scores
 from stages.evaluate.options import Evaluate
 from stages.evaluate.predictions import csv, table
-from stages.network import device, model_file
+from stages.network import device, model_file, models
 from stages.network.inference import predict
 
 
 @device.enough_memory("fewer machine.threads, and train a smaller network (models)")
 def main() -> None:
-    """data/processed (test), data/model -> data/predictions.csv, metrics/evaluate.json, metrics/plots."""
+    """data/processed (test), data/model -> data/predictions.csv, data/model/README.md, metrics."""
     start = time.perf_counter()
     values = params.load(paths.PARAMS)
     options, threads = params.section(values, "evaluate", Evaluate), machine_settings.read(values).threads
     target = device.set_up(options.device, threads, options.numerics, "evaluate.device")
 
-    card = data_card.read(paths.DATA_CARD)
+    card, data_metrics = data_card.read(paths.DATA_CARD), model_card.read_data(paths.DATA_METRICS)
     images = packed.open_split(paths.TEST, card.shape, len(card.classes))
     labels = images.labels
     model, spec = model_file.read(paths.MODEL)
@@ -64,11 +66,24 @@ def main() -> None:
     heading = f"{heading}\ntrue class → prediction, its probability" if len(mistakes) else "no mistakes"
     files.write_bytes(paths.WORST, figures.worst(images.gather(mistakes), titles, heading))
     files.write_json(paths.TEST_METRICS, metrics)
+    known = model_card.Known(
+        data_name=params.section(values, "data", DataName).name,
+        license=options.license,
+        spec=spec,
+        sha256=hashlib.sha256(paths.MODEL.read_bytes()).hexdigest(),
+        parameters=models.parameter_count(model),
+        temperature=temperature,
+        calibration_bins=options.calibration_bins,
+        torch=torch.__version__.partition("+")[0],
+        metrics=metrics,
+        data=data_metrics,
+    )
+    files.write_text(paths.MODEL_CARD, model_card.text(known))
 
     low, high = metrics["accuracy_low"], metrics["accuracy_high"]
     print(f"{title} (95 % interval {low:.2%} to {high:.2%}), loss {metrics['loss']:.4f}")
     tables = (paths.PREDICTIONS, paths.TEST_METRICS, paths.CONFUSION, paths.RELIABILITY, paths.UNSCALED_RELIABILITY)
-    outputs = (*tables, paths.OVERVIEW, paths.WORST)
+    outputs = (*tables, paths.MODEL_CARD, paths.OVERVIEW, paths.WORST)
     record.environment("evaluate", str(target), torch.backends.cpu.get_cpu_capability(), outputs)
     seconds = round(time.perf_counter() - start, 3)
     record.write("evaluate", {"seconds": seconds})

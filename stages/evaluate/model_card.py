@@ -1,0 +1,200 @@
+"""The model card: what the pipeline knows of a model, as Markdown with the head that the Hugging Face hub reads.
+
+It says what was measured and recorded, and nothing else. It is the same on every machine.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from stages.common.errors import UserError, printable
+from stages.network.model_file import Spec
+
+MOST_CLASSES = 100  # that are listed one by one
+MARKUP = "\\`*_{}[]<>#|~!&"
+# Findings of the audit that limit what the measures mean: the key in metrics/data.json, what to say of a count above 0.
+LIMITS = {
+    "exact_copies.contents_in_two_parts": "contents are in two parts: the test set has copies of training pictures, or "
+    "validation has",
+    "near_copies_in_two_parts": "pictures of validation or test look like one of another part",
+    "contents_under_two_classes": "contents were filed under two classes",
+    "constant_pictures": "pictures have one colour only",
+    "left_out.unusable": "files were left out, since they could not be used",
+    "left_out.conflicts": "files were left out, since the same content was filed under two classes",
+    "left_out.small_classes": "files were left out, since their class was too small",
+}
+
+
+class Known(NamedTuple):
+    """What a card is made of."""
+
+    data_name: str  # data.name of params.yaml
+    license: str  # evaluate.license; "" for none
+    spec: Spec
+    sha256: str  # of the model file
+    parameters: int
+    temperature: float
+    calibration_bins: int
+    torch: str  # version, without what it is built for
+    metrics: dict[str, Any]  # of metrics/evaluate.json
+    data: dict[str, Any]  # of metrics/data.json
+
+
+def read_data(path: Path) -> dict[str, Any]:
+    """metrics/data.json. Raises UserError if it is not what preprocess writes."""
+    try:
+        found = json.loads(path.read_bytes())
+        _ = [int(found["images"][part]) for part in ("train", "validation", "test")]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; `dvc repro` writes it") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{path}: not what preprocess writes; `dvc repro --force preprocess` writes it again") from None
+    return dict(found)
+
+
+def text(known: Known) -> str:
+    """The card."""
+    head = yaml.safe_dump(header(known), sort_keys=False, allow_unicode=True)
+    return f"---\n{head}---\n\n" + "\n".join(body(known))
+
+
+def header(known: Known) -> dict[str, Any]:
+    """What the hub reads; https://huggingface.co/docs/hub/model-cards."""
+    measured = [
+        {"type": "accuracy", "name": "Accuracy", "value": round(known.metrics["accuracy"], 6)},
+        {"type": "f1", "name": "Macro F1", "value": round(known.metrics["macro"]["f1"], 6)},
+    ]
+    result = {
+        "task": {"type": "image-classification"},
+        "dataset": {"type": known.data_name, "name": data_set(known), "split": "test"},
+        "metrics": measured,
+    }
+    return {
+        **({"license": known.license} if known.license else {}),
+        "library_name": "pytorch",
+        "pipeline_tag": "image-classification",
+        "model-index": [{"name": title(known), "results": [result]}],
+    }
+
+
+def title(known: Known) -> str:
+    """What the model is called."""
+    architecture = known.spec.options.get("architecture", known.spec.model)
+    return f"{architecture} on {data_set(known)}"
+
+
+def data_set(known: Known) -> str:
+    """The data set in words."""
+    return "own pictures" if known.data_name == "images" else known.data_name
+
+
+def body(known: Known) -> Iterator[str]:
+    """The lines of the card."""
+    spec, metrics = known.spec, known.metrics
+    channels, height, width = spec.image_shape
+    colour = "grey" if channels == 1 else "colour"
+    names = ", ".join(map(plain, spec.classes[:MOST_CLASSES])) + (", …" if len(spec.classes) > MOST_CLASSES else "")
+    yield f"# {plain(title(known))}"
+    yield ""
+    size = f"{width} x {height} pixels"
+    yield f"This network classifies {colour} images of {size} into {len(spec.classes):,} classes: {names}."
+    yield ""
+    yield from table(
+        ["", ""],
+        [
+            ("file", "model.safetensors"),
+            ("SHA-256", known.sha256),
+            ("weights", f"{known.parameters:,}"),
+            ("temperature, fitted on validation", f"{known.temperature:g}" if known.temperature != 1 else "none"),
+            ("made with", f"PyTorch {known.torch}"),
+            ("license", known.license or "not stated"),
+        ],
+    )
+    yield "## Results"
+    yield ""
+    yield f"On {metrics['images']:,} test images, which training does not read."
+    yield ""
+    yield from table(["metric", "value", "95 % interval"], list(results(known)))
+    if len(spec.classes) <= MOST_CLASSES:
+        columns = ("precision", "recall", "f1")
+        rows = [
+            (plain(row["class"]), f"{row['images']:,}", *(f"{row[column]:.4f}" for column in columns))
+            for row in metrics["classes"]
+        ]
+        yield from table(["class", "test images", *columns], rows)
+    yield "## Data"
+    yield ""
+    images = known.data["images"]
+    prepared = spec.preparation
+    how = "as published" if prepared is None else f"made {prepared.channels}, resized by `{prepared.resize}`"
+    yield (
+        f"{plain(data_set(known))}, {how}: {images['train']:,} images to train on, {images['validation']:,} to choose "
+        f"the epoch and fit the temperature, {images['test']:,} to test."
+    )
+    yield ""
+    yield "## Limits"
+    yield ""
+    yield from (f"- {limit}" for limit in limits(known))
+    yield ""
+
+
+def results(known: Known) -> Iterator[tuple[str, str, str]]:
+    """Metric, value, interval."""
+    metrics = known.metrics
+    low, high = metrics["accuracy_low"], metrics["accuracy_high"]
+    yield "accuracy", f"{metrics['accuracy']:.2%}", f"{low:.2%} to {high:.2%}"
+    yield "misclassified images", f"{metrics['errors']:,}", ""
+    for name in ("precision", "recall", "f1"):
+        yield f"macro {name}", f"{metrics['macro'][name]:.4f}", ""
+    for where, found in (("", metrics), (", without temperature", metrics.get("without_temperature"))):
+        if found:
+            low, high = found["calibration_error_low"], found["calibration_error_high"]
+            bins = f"{known.calibration_bins} bins"
+            yield f"negative log-likelihood{where}", f"{found['loss']:.4f}", ""
+            interval = f"{low:.4f} to {high:.4f}"
+            yield f"expected calibration error, {bins}{where}", f"{found['calibration_error']:.4f}", interval
+
+
+def limits(known: Known) -> Iterator[str]:
+    """What is known to limit the results."""
+    rows = known.metrics["classes"]
+    fewest = min(rows, key=lambda row: row["images"])
+    yield (
+        f"Test images come from the same source as training images: {plain(data_set(known))}. Nothing was measured on "
+        "other images."
+    )
+    yield f"The class with the fewest test images, {plain(fewest['class'])}, has {fewest['images']:,}."
+    if not known.data["images"]["validation"]:
+        yield "No validation images: the last epoch is the model, and its probabilities are not calibrated."
+    audit = known.data.get("audit")
+    if not isinstance(audit, dict):
+        yield "The images were not searched for copies and wrong labels: that is done for own pictures only."
+        return
+    found = [(count, words) for key, words in LIMITS.items() if (count := number(audit, key))]
+    yield from (f"{count:,} {words}." for count, words in found)
+    if not found:
+        yield "The audit of the pictures found no copies in two parts and no file that had to be left out."
+
+
+def number(audit: dict[str, Any], key: str) -> int:
+    """A count of the audit; 0 if it has none."""
+    found: Any = audit
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found if type(found) is int else 0
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The lines of a table, and an empty one."""
+    yield f"| {' | '.join(columns)} |"
+    yield "|" + " --- |" * len(columns)
+    yield from (f"| {' | '.join(row)} |" for row in rows)
+    yield ""
+
+
+def plain(text: str) -> str:
+    """A name as text: no markup, no control characters, one line."""
+    return "".join(f"\\{letter}" if letter in MARKUP else letter for letter in printable(text).replace("\n", " "))
