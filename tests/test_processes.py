@@ -153,11 +153,18 @@ def test_the_same_bytes_with_every_kind_of_recipe(change: str, stage: Stage) -> 
 # --- the launcher, with real processes
 
 
-def test_a_killed_worker_costs_a_checkpoint_and_no_bit(stage: Stage) -> None:
-    stage.values["train"].update(batch_size=16)
-    stage.run()
-    alone = stage.digests()
-    process = stage.start(MACHINE_PROCESSES="2")
+@pytest.fixture
+def small_steps(stage: Stage) -> Stage:
+    """Of 150 steps, the first lines of whose log come early."""
+    stage.values["train"].update(epochs=1, batch_size=16)
+    stage.values["machine"]["log_every_steps"] = 20
+    return stage
+
+
+def test_a_killed_worker_costs_a_checkpoint_and_no_bit(small_steps: Stage) -> None:
+    small_steps.run()
+    alone = small_steps.digests()
+    process = small_steps.start(MACHINE_PROCESSES="2")
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(2)]  # the device, and the first steps
     os.kill(workers(process.pid)[1], signal.SIGKILL)
@@ -167,20 +174,19 @@ def test_a_killed_worker_costs_a_checkpoint_and_no_bit(stage: Stage) -> None:
     assert "a process of training has ended (SIGKILL): going on from the last checkpoint\n" in output
     assert "resuming after step " in output
     assert output.count("best epoch ") == 1
-    assert stage.digests() == alone
+    assert small_steps.digests() == alone
     assert not paths.RESUME.exists()
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_told_to_stop_they_all_end_and_another_number_of_processes_goes_on(
-    signum: int, status: int, stage: Stage
+    signum: int, status: int, small_steps: Stage
 ) -> None:
-    stage.values["train"].update(batch_size=16)
-    stage.values["machine"]["checkpoint_every_seconds"] = 1000  # the one at the end is the only one
-    stage.run()
-    alone = stage.digests()
-    process = stage.start(MACHINE_PROCESSES="2")
+    small_steps.values["machine"]["checkpoint_every_seconds"] = 1000  # the one at the end is the only one
+    small_steps.run()
+    alone = small_steps.digests()
+    process = small_steps.start(MACHINE_PROCESSES="2")
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(2)]
     started = workers(process.pid)
@@ -190,16 +196,15 @@ def test_told_to_stop_they_all_end_and_another_number_of_processes_goes_on(
     assert output.count("interrupted: `dvc repro` resumes after step ") == 1
     assert "Traceback" not in output
     assert not any(map(runs, started))
-    assert "resuming after step " in stage.run(MACHINE_PROCESSES="3")
-    assert stage.digests() == alone
+    assert "resuming after step " in small_steps.run(MACHINE_PROCESSES="3")
+    assert small_steps.digests() == alone
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_worker_that_hangs_is_noticed(number: int, stage: Stage) -> None:
-    stage.values["train"].update(batch_size=16)
-    stage.values["machine"]["timeout_seconds"] = 2
-    process = stage.start(MACHINE_PROCESSES="2")
+def test_a_worker_that_hangs_is_noticed(number: int, small_steps: Stage) -> None:
+    small_steps.values["machine"]["timeout_seconds"] = 2
+    process = small_steps.start(MACHINE_PROCESSES="2")
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(2)]
     os.kill(workers(process.pid)[number], signal.SIGSTOP)
@@ -209,10 +214,10 @@ def test_a_worker_that_hangs_is_noticed(number: int, stage: Stage) -> None:
     assert output.count("best epoch ") == 1
 
 
-def test_an_error_of_all_is_one_line(stage: Stage) -> None:
-    stage.values["train"].update(optimizer="sgd", batch_size=16)
-    stage.values["optimizers"]["sgd"].update(lr=1000.0, momentum=0.9)
-    process = stage.start(MACHINE_PROCESSES="3")
+def test_an_error_of_all_is_one_line(small_steps: Stage) -> None:
+    small_steps.values["train"].update(optimizer="sgd")
+    small_steps.values["optimizers"]["sgd"].update(lr=1000.0, momentum=0.9)
+    process = small_steps.start(MACHINE_PROCESSES="3")
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 2
     errors = [line for line in output.splitlines() if not line.startswith(("device:", "epoch "))]
