@@ -168,7 +168,7 @@ def test_a_killed_worker_costs_a_checkpoint_and_no_bit(small_steps: Stage) -> No
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(2)]  # the device, and the first steps
     os.kill(workers(process.pid)[1], signal.SIGKILL)
-    output = "".join(lines) + process.communicate(timeout=120)[0]
+    output = "".join(lines) + process.communicate(timeout=300)[0]
     assert process.returncode == 0, output
     assert "device: cpu, 2 processes of " in output
     assert "a process of training has ended (SIGKILL): going on from the last checkpoint\n" in output
@@ -191,7 +191,7 @@ def test_told_to_stop_they_all_end_and_another_number_of_processes_goes_on(
     lines = [process.stdout.readline() for _ in range(2)]
     started = workers(process.pid)
     process.send_signal(signum)
-    output = "".join(lines) + process.communicate(timeout=60)[0]  # the end of the pipe that the workers have as well
+    output = "".join(lines) + process.communicate(timeout=300)[0]  # the end of the pipe that the workers have as well
     assert process.returncode == status, output
     assert output.count("interrupted: `dvc repro` resumes after step ") == 1
     assert "Traceback" not in output
@@ -208,7 +208,7 @@ def test_a_worker_that_hangs_is_noticed(number: int, small_steps: Stage) -> None
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(2)]
     os.kill(workers(process.pid)[number], signal.SIGSTOP)
-    output = "".join(lines) + process.communicate(timeout=120)[0]
+    output = "".join(lines) + process.communicate(timeout=300)[0]
     assert process.returncode == 0, output
     assert "going on from the last checkpoint\n" in output
     assert output.count("best epoch ") == 1
@@ -218,7 +218,7 @@ def test_an_error_of_all_is_one_line(small_steps: Stage) -> None:
     small_steps.values["train"].update(optimizer="sgd")
     small_steps.values["optimizers"]["sgd"].update(lr=1000.0, momentum=0.9)
     process = small_steps.start(MACHINE_PROCESSES="3")
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=300)[0]
     assert process.returncode == 2
     errors = [line for line in output.splitlines() if not line.startswith(("device:", "epoch "))]
     assert len(errors) == 1, output
