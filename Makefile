@@ -16,6 +16,12 @@ N ?= 5
 # The pictures for `make predict`: files, folders, URLs
 FILES ?=
 
+# The number of processes that train, for one command instead of machine.processes: make repro PROCESSES=2
+PROCESSES ?=
+ifneq ($(PROCESSES),)
+export MACHINE_PROCESSES := $(PROCESSES)
+endif
+
 # If `python3` is a bash script, as with pyenv, bash would run this file before Python starts.
 unexport BASH_ENV
 

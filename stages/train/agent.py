@@ -60,7 +60,7 @@ class Agent(LocalElasticAgent):
             if self._ended.exists():
                 self._remaining_restarts = 0
             elif self._remaining_restarts:
-                status = min(failure.exitcode for failure in result.failures.values())
+                status = next(iter(result.failures.values())).exitcode  # the agent has then ended the others
                 how = f" ({signal.Signals(-status).name})" if status < 0 else ""
                 if self._head:
                     print(f"a process of training has ended{how}: going on from the last checkpoint", flush=True)

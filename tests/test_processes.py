@@ -1,0 +1,280 @@
+"""Training in several processes: the same bytes, whoever computes which part of a batch."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.common import paths
+from stages.common.errors import UserError
+from stages.network import device
+from stages.network.inference import PART, part_of
+from stages.train import launch, tree
+from stages.train.batches import EpochBatches
+from stages.train.processes import Group
+from tests.imports import ROOT
+from tests.test_resume import Stage
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def stage() -> Stage:
+    stage = Stage()
+    stage.values["train"].update(epochs=2, batch_size=250)  # nine batches, and one of 150 images, in two parts
+    return stage
+
+
+# --- the tree
+
+
+def as_text(left: str, right: str) -> str:
+    return f"({left}+{right})"
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (1, "0"),
+        (2, "(0+1)"),
+        (3, "((0+1)+2)"),
+        (4, "((0+1)+(2+3))"),
+        (5, "(((0+1)+(2+3))+4)"),
+        (7, "(((0+1)+(2+3))+((4+5)+6))"),
+    ],
+)
+def test_the_tree_is_a_function_of_the_number_of_parts(count: int, expected: str) -> None:
+    parts = {(number, number + 1): str(number) for number in range(count)}
+    assert tree.sum_up((0, count), parts, as_text) == expected
+
+
+@given(count=st.integers(1, 70), size=st.integers(1, 9))
+def test_each_part_has_one_owner_and_the_sums_do_not_depend_on_the_owners(count: int, size: int) -> None:
+    owned = [tree.owned(count, rank, size) for rank in range(size)]
+    assert [number for parts in owned for number in parts] == list(range(count))
+    assert owned[0]
+    assert max(map(len, owned)) - min(map(len, owned)) <= 1
+    parts = {(number, number + 1): str(number) for number in range(count)}
+    roots = [tree.roots(own, count) for own in owned]
+    sums = {node: tree.sum_up(node, parts, as_text) for nodes in roots for node in nodes}
+    assert tree.sum_up((0, count), sums, as_text) == tree.sum_up((0, count), parts, as_text)
+    for own, nodes in zip(owned, roots, strict=True):
+        assert [number for node in nodes for number in range(*node)] == list(own)
+        assert len(nodes) <= max(2 * len(own).bit_length() - 1, 0)  # few, and so are the messages
+
+
+@given(images=st.integers(2, 300), batch_size=st.integers(2, 64), parts=st.integers(1, 9), size=st.integers(1, 7))
+def test_the_processes_divide_each_batch(images: int, batch_size: int, parts: int, size: int) -> None:
+    whole = list(EpochBatches(images, batch_size, True, 0))
+    divided = [list(EpochBatches(images, batch_size, True, 0, parts, Group(rank, size))) for rank in range(size)]
+    assert [[*chain(*batch)] for batch in zip(*divided, strict=True)] == whole
+
+
+@pytest.mark.parametrize("count", [0, 1, PART, PART + 1, 5 * PART + 3])
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_validation_is_divided_by_whole_parts(count: int, size: int) -> None:
+    images = torch.zeros(count, 1, 1, 1, dtype=torch.uint8)
+    shares = [part_of(images, rank, size) for rank in range(size)]
+    assert [number for share in shares for number in range(share.start, share.stop)] == list(range(count))
+    assert all(share.start % PART == 0 or share.start == count for share in shares)
+
+
+# --- the same bytes
+
+
+def digests(combinations: str) -> dict[str, str]:
+    """What training ends in, by "processes x threads"."""
+    command = [sys.executable, "-m", "tests.workers", *combinations.split()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(line.split()[1:] for line in done.stdout.splitlines() if line.startswith("ended "))
+
+
+def check_same(combinations: str) -> str:
+    found = digests(combinations)
+    assert list(found) == combinations.split()
+    assert len(set(found.values())) == 1, found
+    digest = next(iter(found.values()))
+    assert re.fullmatch("[0-9a-f]{64}", digest)
+    return digest
+
+
+def test_any_number_of_processes_and_threads_ends_in_the_same_bytes(stage: Stage) -> None:
+    stage.values["models"]["cnn"]["dropout"] = 0.3
+    stage.values["train"]["epochs"] = 1
+    stage.write_params()
+    check_same("1x2 2x1 3x2 5x1")  # the fifth has no part of any batch
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "the default": lambda values: None,
+    "seven parts": lambda values: values["train"].update(shards=7, batch_size=64),
+    "fewer parts than processes": lambda values: values["train"].update(shards=2),
+    "one part": lambda values: values["train"].update(shards=1),
+    "the tail has one part": lambda values: values["train"].update(batch_size=2300),
+    "loader workers": lambda values: values["machine"].update(num_workers=1),
+    "early stopping": lambda values: values["train"].update(early_stopping_patience_epochs=1, epochs=20),
+    "sgd": lambda values: values["train"].update(optimizer="sgd"),
+    "rmsprop": lambda values: values["train"].update(optimizer="rmsprop"),
+    "bfloat16": lambda values: values["train"].update(precision="bfloat16"),
+    "no validation": lambda values: None,
+    "stochastic depth": lambda values: (
+        values["model"].update(name="torchvision"),
+        values["models"]["torchvision"].update(architecture="efficientnet_b0", dropout=0.2),
+        values["train"].update(epochs=1, batch_size=800),
+    ),
+}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_same_bytes_with_every_kind_of_recipe(change: str, stage: Stage) -> None:
+    CHANGES[change](stage.values)
+    if change == "no validation":
+        stage.values["preprocess"]["validation_fraction"] = 0
+    stage.write_params()
+    check_same("1x1 1x3 2x1 3x2 4x1 5x1")
+
+
+# --- the launcher, with real processes
+
+
+@pytest.fixture
+def small_steps(stage: Stage) -> Stage:
+    """Of 150 steps, the first lines of whose log come early."""
+    stage.values["train"].update(epochs=1, batch_size=16)
+    stage.values["machine"]["log_every_steps"] = 20
+    return stage
+
+
+def test_a_killed_worker_costs_a_checkpoint_and_no_bit(small_steps: Stage) -> None:
+    small_steps.run()
+    alone = small_steps.digests()
+    process = small_steps.start(MACHINE_PROCESSES="2")
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(2)]  # the device, and the first steps
+    os.kill(workers(process.pid)[1], signal.SIGKILL)
+    output = "".join(lines) + process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    assert "device: cpu, 2 processes of " in output
+    assert "a process of training has ended (SIGKILL): going on from the last checkpoint\n" in output
+    assert "resuming after step " in output
+    assert output.count("best epoch ") == 1
+    assert small_steps.digests() == alone
+    assert not paths.RESUME.exists()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_told_to_stop_they_all_end_and_another_number_of_processes_goes_on(
+    signum: int, status: int, small_steps: Stage
+) -> None:
+    small_steps.values["machine"]["checkpoint_every_seconds"] = 1000  # the one at the end is the only one
+    small_steps.run()
+    alone = small_steps.digests()
+    process = small_steps.start(MACHINE_PROCESSES="2")
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(2)]
+    started = workers(process.pid)
+    process.send_signal(signum)
+    output = "".join(lines) + process.communicate(timeout=300)[0]  # the end of the pipe that the workers have as well
+    assert process.returncode == status, output
+    assert output.count("interrupted: `dvc repro` resumes after step ") == 1
+    assert "Traceback" not in output
+    assert not any(map(runs, started))
+    assert "resuming after step " in small_steps.run(MACHINE_PROCESSES="3")
+    assert small_steps.digests() == alone
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_worker_that_hangs_is_noticed(number: int, small_steps: Stage) -> None:
+    small_steps.values["machine"]["timeout_seconds"] = 2
+    process = small_steps.start(MACHINE_PROCESSES="2")
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(2)]
+    os.kill(workers(process.pid)[number], signal.SIGSTOP)
+    output = "".join(lines) + process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    assert "going on from the last checkpoint\n" in output
+    assert output.count("best epoch ") == 1
+
+
+def test_an_error_of_all_is_one_line(small_steps: Stage) -> None:
+    small_steps.values["train"].update(optimizer="sgd")
+    small_steps.values["optimizers"]["sgd"].update(lr=1000.0, momentum=0.9)
+    process = small_steps.start(MACHINE_PROCESSES="3")
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 2
+    errors = [line for line in output.splitlines() if not line.startswith(("device:", "epoch "))]
+    assert len(errors) == 1, output
+    assert errors[0].startswith("error: the training loss is ")
+
+
+def workers(launcher: int) -> list[int]:
+    """The process numbers of a launcher's workers, in the order of their ranks."""
+    children = [int(folder.name) for folder in Path("/proc").glob("[0-9]*") if parent_and_state(folder)[0] == launcher]
+    ranks = {child: environment(child)["RANK"] for child in children}
+    return sorted(ranks, key=ranks.__getitem__)
+
+
+def parent_and_state(folder: Path) -> tuple[int, str]:
+    try:
+        state, parent = (folder / "stat").read_text(errors="replace").rpartition(") ")[2].split()[:2]
+    except (OSError, ValueError):
+        return 0, "Z"
+    return int(parent), state
+
+
+def environment(process: int) -> dict[str, str]:
+    text = Path(f"/proc/{process}/environ").read_text(errors="replace")
+    return dict(each.split("=", 1) for each in text.split("\0") if "=" in each)
+
+
+def runs(process: int) -> bool:
+    return parent_and_state(Path(f"/proc/{process}"))[1] != "Z"
+
+
+# --- decisions
+
+
+def test_what_is_odd_about_a_number_of_processes_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    launch.warn(shards=4, processes=5, cores=8, device="cpu")
+    launch.warn(shards=1, processes=2, cores=8, device="auto")
+    launch.warn(shards=4, processes=4, cores=2, device="cpu")
+    launch.warn(shards=4, processes=4, cores=2, device="cuda")
+    launch.warn(shards=4, processes=2, cores=2, device="cpu")
+    assert capsys.readouterr().out.splitlines() == [
+        "warning: machine.processes is 5, and a batch has 4 parts (train.shards): 4 processes work, the others wait",
+        "warning: machine.processes is 2, and a batch has 1 parts (train.shards): 1 process work, the others wait",
+        "warning: machine.processes is 4, and this machine has 2 cores",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("threads", "processes", "cores", "expected"), [(0, 1, 8, 8), (0, 3, 8, 2), (0, 9, 8, 1), (3, 2, 8, 3)]
+)
+def test_the_cores_are_divided_among_the_processes(threads: int, processes: int, cores: int, expected: int) -> None:
+    assert device.threads_of(threads, processes, cores) == expected
+
+
+def test_each_process_has_a_gpu_of_its_own() -> None:
+    assert [device.gpu_of(process, 2, 2) for process in range(2)] == [0, 1]
+    with pytest.raises(
+        UserError, match="machine.processes is 3, and this machine has 2 GPUs for one process each; set 2"
+    ):
+        device.gpu_of(0, 3, 2)

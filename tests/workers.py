@@ -1,0 +1,77 @@
+"""Train with several numbers of processes, one after the other, and print what each ends in.
+
+    python -m tests.workers SIZExTHREADS …
+
+in a folder that the train stage can run in. As torchrun's workers do, each process finds the others in a store and
+trains; but they are forked from this one, since loading torch in each would take most of the time. Prints the SHA-256
+of the outputs after each run.
+"""
+
+import hashlib
+import os
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch.distributed as dist
+
+from stages.common import paths
+from stages.train import __main__ as stage
+from stages.train.launch import ENDED
+from stages.train.processes import ROUND, STORE
+
+OUTPUTS = (paths.MODEL, paths.TRAIN_METRICS, paths.TRAINING_CURVES)
+
+
+def fork(size: int, threads: int, store: str) -> list[int]:
+    """Start a group's processes; returns their exit statuses."""
+    children = []
+    for rank in range(size):
+        if child := os.fork():
+            children.append(child)
+            continue
+        os.environ |= {"MACHINE_THREADS": str(threads)}
+        if size > 1:
+            numbers = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
+            os.environ |= {name: str(number) for name, number in numbers.items()}
+            os.environ |= {STORE: store, ROUND: f"{size}x{threads}", ENDED: str(Path(tempfile.mkdtemp(), "ended"))}
+        try:
+            stage.main()
+        finally:
+            sys.stdout.flush()
+            os._exit(int(sys.exc_info()[0] is not None))
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def main() -> None:
+    """Run the combinations on the command line."""
+    port = listening()
+    for each in sys.argv[1:]:
+        size, threads = map(int, each.split("x"))
+        statuses = fork(size, threads, f"127.0.0.1:{port}")
+        digest = hashlib.sha256(b"".join(path.read_bytes() for path in OUTPUTS)).hexdigest()
+        for path in OUTPUTS:
+            path.unlink()
+        print("ended", each, digest if not any(statuses) else statuses, flush=True)
+
+
+def listening() -> int:
+    """The port of a store in a process of its own, whose threads a fork of this one must not copy."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    port: int = listener.getsockname()[1]
+    parent = os.getpid()
+    if not os.fork():
+        fd = listener.detach()
+        store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=fd)
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        del store
+        os._exit(0)
+    listener.close()
+    return port
+
+
+if __name__ == "__main__":
+    main()
