@@ -34,7 +34,7 @@ class Agent(LocalElasticAgent):
         )
         self._ended, self._head, self._machines = ended, head, 1
         self._restarting = ended.with_name("restarting")
-        self._checkpoint, self._fruitless = newest_checkpoint(), 0
+        self._attempts = Attempts()
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         super()._rendezvous(worker_group)
@@ -63,7 +63,7 @@ class Agent(LocalElasticAgent):
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state is WorkerState.FAILED:
-            if self._ended.exists() or (self._head and self._is_fruitless()):
+            if self._ended.exists() or (self._head and self._attempts.in_vain()):
                 self._remaining_restarts = 0
             elif self._remaining_restarts:
                 status = next(iter(result.failures.values())).exitcode  # the agent has then ended the others
@@ -72,8 +72,15 @@ class Agent(LocalElasticAgent):
                     print(f"a process of training has ended{how}: going on from the last checkpoint", flush=True)
         return result
 
-    def _is_fruitless(self) -> bool:
-        """Whether the workers, which have ended, end again and again without getting any further."""
+
+class Attempts:
+    """The attempts of the workers to get any further."""
+
+    def __init__(self) -> None:
+        self._checkpoint, self._fruitless = newest_checkpoint(), 0
+
+    def in_vain(self) -> bool:
+        """One more has ended: whether too many in a row have written no checkpoint."""
         before, self._checkpoint = self._checkpoint, newest_checkpoint()
         self._fruitless = 0 if self._checkpoint > before else self._fruitless + 1
         return self._fruitless >= FRUITLESS
