@@ -20,7 +20,9 @@ from stages.common.errors import UserError
 from stages.network import device
 from stages.network.inference import PART, part_of
 from stages.train import launch, tree
+from stages.train.agent import FRUITLESS, Attempts
 from stages.train.batches import EpochBatches
+from stages.train.checkpoint import LATEST
 from stages.train.processes import Group
 from tests.imports import ROOT
 from tests.test_resume import Stage
@@ -278,3 +280,14 @@ def test_each_process_has_a_gpu_of_its_own() -> None:
         UserError, match="machine.processes is 3, and this machine has 2 GPUs for one process each; set 2"
     ):
         device.gpu_of(0, 3, 2)
+
+
+def test_attempts_that_write_no_checkpoint_come_to_an_end() -> None:
+    latest = paths.RESUME / "a" / LATEST
+    latest.parent.mkdir(parents=True)
+    attempts = Attempts()
+    ends = [attempts.in_vain() for _ in range(FRUITLESS - 1)]
+    latest.touch()
+    ends += [attempts.in_vain() for _ in range(FRUITLESS)]
+    assert not any(ends)
+    assert attempts.in_vain()

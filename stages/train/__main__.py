@@ -73,7 +73,7 @@ def run(chosen: Chosen, machine: Machine, evaluate: object, claim: ExitStack) ->
     images_by_class = np.bincount(training.labels, minlength=len(card.classes)).tolist()
     checks.check_data(train, images_by_class, len(validation), card)
     checks.check_augmentation(chosen.augmentation_options, card.shape[0])
-    checks.check_network(build, chosen, card, len(training), free)
+    checks.check_network(build, chosen, card, len(training), free, local_size)
 
     resident = device.keep_on_device(training.nbytes + validation.nbytes, free, machine.num_workers)
     images, validation_images = (in_memory(split, target) if resident else split for split in (training, validation))

@@ -3,6 +3,7 @@
 import os
 import signal
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import LogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
+from stages.common import resume
+from stages.train.checkpoint import LATEST
 from stages.train.processes import ROUND
+
+FRUITLESS = 10  # ends in a row without a new checkpoint, after which further attempts would end in the same way
 
 
 class Agent(LocalElasticAgent):
@@ -29,6 +34,7 @@ class Agent(LocalElasticAgent):
         )
         self._ended, self._head, self._machines = ended, head, 1
         self._restarting = ended.with_name("restarting")
+        self._attempts = Attempts()
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         super()._rendezvous(worker_group)
@@ -57,7 +63,7 @@ class Agent(LocalElasticAgent):
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state is WorkerState.FAILED:
-            if self._ended.exists():
+            if self._ended.exists() or (self._head and self._attempts.in_vain()):
                 self._remaining_restarts = 0
             elif self._remaining_restarts:
                 status = next(iter(result.failures.values())).exitcode  # the agent has then ended the others
@@ -65,3 +71,25 @@ class Agent(LocalElasticAgent):
                 if self._head:
                     print(f"a process of training has ended{how}: going on from the last checkpoint", flush=True)
         return result
+
+
+class Attempts:
+    """The attempts of the workers to get any further."""
+
+    def __init__(self) -> None:
+        self._checkpoint, self._fruitless = newest_checkpoint(), 0
+
+    def in_vain(self) -> bool:
+        """One more has ended: whether too many in a row have written no checkpoint."""
+        before, self._checkpoint = self._checkpoint, newest_checkpoint()
+        self._fruitless = 0 if self._checkpoint > before else self._fruitless + 1
+        return self._fruitless >= FRUITLESS
+
+
+def newest_checkpoint() -> int:
+    """When the last checkpoint of any run was written, in nanoseconds; 0 if there is none."""
+    newest = 0
+    for path in resume.root().glob(f"*/{LATEST}"):
+        with suppress(FileNotFoundError):  # replaced at this moment
+            newest = max(newest, path.stat().st_mtime_ns)
+    return newest

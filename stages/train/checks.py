@@ -62,11 +62,12 @@ def check_augmentation(options: Mapping[str, Mapping[str, Any]], channels: int) 
 
 
 def check_network(
-    build: Callable[[], nn.Module], chosen: Chosen, card: DataCard, images: int, free: int | None
+    build: Callable[[], nn.Module], chosen: Chosen, card: DataCard, images: int, free: int | None, processes: int = 1
 ) -> None:
     """Raise UserError if the network does not fit the images, the batches or the memory.
 
     images: of the training part. free: bytes on the GPU; None where tensors are in the machine's own memory.
+    processes: that train on this machine, each of which has at least one part of a batch.
     """
     train = chosen.train
     try:
@@ -79,8 +80,10 @@ def check_network(
     batch_sizes = EpochBatches(images, train.batch_size, train.shuffle, train.seed).batch_sizes()
     sizes = [shards.sizes(size, train.shards, train.batch_size) for size in batch_sizes]
     check_smallest_shard(outline, card.shape, min(map(min, sizes)), train.batch_size, chosen.model)
-    gradients = (max(map(len, sizes)) - 1).bit_length() + 1  # at least, while the last shard is computed: see tree.Sums
+    own = max(map(len, sizes)) if processes == 1 else 1  # at least
+    gradients = (own - 1).bit_length() + 1  # at least, while the last shard is computed: see tree.Sums
     copies = 1 + gradients + numbers_a_weight(train.optimizer, chosen.optimizer_options)
+    copies *= processes if free is None else 1
     where, room = ("the GPU", free) if free is not None else ("this machine", machine.memory_bytes())
     check_memory(models.parameter_count(outline), copies, room, where, chosen.model)
 

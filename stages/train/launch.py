@@ -194,7 +194,10 @@ def _run(settings: Machine, place: "Place", store: "TCPStore", run_id: str, fold
         return 0
     with suppress(FileNotFoundError):
         return int(ended.read_text())
-    raise UserError(f"the processes of training ended {RESTARTS} times; the last checkpoint stays in {paths.RESUME}")
+    raise UserError(
+        "the processes of training were killed again and again, without a new checkpoint in between: is there too "
+        f"little memory? Set fewer machine.processes; the last checkpoint stays in {paths.RESUME}"
+    )
 
 
 def loopback_name() -> str:
