@@ -27,7 +27,8 @@ from stages.common.text import shown as printable_key
 
 SEED = "train.seed"
 FORMATS = ("table", "markdown", "json")
-HIGHER_IS_BETTER = {"validation_accuracy": True, "validation_loss": False}  # what a setting may be chosen by
+# What a setting may be chosen by.
+HIGHER_IS_BETTER = {"validation_accuracy": True, "validation_balanced_accuracy": True, "validation_loss": False}
 BEST, NOISE, WORSE = "best", "within noise", "worse"
 METHOD = "Tukey's HSD (1949): every pair of settings at once, so that many settings do not make false alarms likely"
 
@@ -244,6 +245,7 @@ def _value(run: Revision, metric: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(
             f"{run.name}: {paths.TRAIN_METRICS} has no {metric}; run it with a preprocess.validation_fraction above 0"
+            + ", and train.select_by: balanced_accuracy" * ("balanced" in metric)
         )
     return float(value)
 

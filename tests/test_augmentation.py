@@ -1,7 +1,7 @@
 """Augmentations for photographs, mixtures and class weights: against torchvision, and against what must always hold."""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from stages.common import params
 from stages.common.errors import Interrupted, UserError
 from stages.dataset.data_card import DataCard
 from stages.network import losses
-from stages.train import checks, class_weights, mixing, photographs
+from stages.train import checks, class_weights, mixing, options, photographs
 from stages.train.augmentation import AUGMENTATIONS, MIXTURES, in_order
 from stages.train.checkpoint import Checkpoints
 from stages.train.options import Train
@@ -63,6 +63,13 @@ def test_threads_and_a_resume_change_no_bit(names: list[str], tmp_path: Any, mon
     resumed, rows, _ = train(**options, threads=2, checkpoints=Checkpoints("a", 1e9))
     assert same(resumed, whole)
     assert rows == history
+
+
+def test_every_name_has_a_function_a_block_and_a_schema() -> None:
+    names = [*AUGMENTATIONS, *MIXTURES]
+    assert names == list(get_args(options.Augmentation)) == list(options.AUGMENTATIONS)
+    assert set(names) == set(BLOCKS)
+    assert ["none", *class_weights.CLASS_WEIGHTS] == list(options.CLASS_WEIGHTS) == list(DEFAULTS["class_weights"])
 
 
 def test_one_name_and_a_list_of_it_are_the_same_and_the_order_of_a_list_counts() -> None:

@@ -55,6 +55,7 @@ FIRST = {
     ("preprocess.seed", "1"): "preprocess",
     ("preprocess.normalization", "half"): "preprocess",
     ("train.batch_size", "512"): "train",
+    ("train.augmentation", "[random_resized_crop, flip]"): "train",
     ("model.name", "cnn"): "train weights",  # which then has nothing to do
     ("models.mlp.hidden", "32"): "train",
     ("optimizers.adam.lr", "0.002"): "train",

@@ -118,6 +118,33 @@ def test_from_a_mirror_to_the_metrics(bench: Workbench) -> None:
         Image.open(picture, formats=["PNG"]).verify()
 
 
+def test_a_list_of_augmentations_with_class_weights_is_trained_and_measured(bench: Workbench) -> None:
+    bench.values["train"].update(
+        augmentation=["random_resized_crop", "flip", "mixup"],
+        class_weights="effective",
+        clip_norm=1.0,
+        select_by="balanced_accuracy",
+        early_stopping_patience_epochs=3,
+    )
+    bench.values["augmentations"]["random_resized_crop"]["scale"] = [0.8, 1.0]
+    bench.run(*ALL)
+    trained, curves = json.loads(paths.TRAIN_METRICS.read_bytes()), pd.read_csv(paths.TRAINING_CURVES)
+    assert trained["validation_balanced_accuracy"] == pytest.approx(curves["validation_balanced_accuracy"].max())
+    assert trained["validation_balanced_accuracy"] > 0.8
+    metrics = json.loads(paths.TEST_METRICS.read_bytes())
+    recalls = [row["recall"] for row in metrics["classes"]]
+    assert metrics["balanced_accuracy"] == pytest.approx(np.mean(recalls), abs=1e-6)
+    assert metrics["balanced_accuracy_low"] < metrics["balanced_accuracy"] <= metrics["balanced_accuracy_high"]
+    assert all(row["recall_low"] <= row["recall"] <= row["recall_high"] for row in metrics["classes"])
+
+
+def test_grey_images_have_no_hue_to_change(bench: Workbench) -> None:
+    bench.values["train"]["augmentation"] = ["flip", "colour_jitter"]
+    bench.run(download, preprocess)
+    with pytest.raises(UserError, match="colour_jitter.saturation is 0.4, and the images are grey; allowed: 0, or pre"):
+        bench.run(train_stage)
+
+
 def test_preprocess_splits_and_normalizes_the_training_part_alone(bench: Workbench) -> None:
     bench.run(download, preprocess)
     card = data_card.read(paths.DATA_CARD)
