@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from tests.imports import ROOT
 from tests.remote_servers import s3
 from use import load, predict, prepare, rows, sources
 from use.classifier import Classifier
-from use.journal import Journal
+from use.journal import Entry, Journal
 from use.model import Ranked
 from use.prepare import Pixels, Prepared
 
@@ -398,9 +399,14 @@ def journal(folder: Path, model: str = "a") -> Journal:
     return Journal(folder / "rows.csv", {"model": model})
 
 
+def unchanged(name: str) -> list[int]:
+    """The stamps of `written`."""
+    return [int(name), 0]
+
+
 def written(folder: Path, count: int = 3) -> Path:
     with journal(folder) as rows:
-        rows.append({"file": str(index)} for index in range(count))
+        rows.append(Entry({"file": str(index)}, [index, 0]) for index in range(count))
     return folder / "rows.csv.partial"
 
 
@@ -410,10 +416,33 @@ def test_a_torn_journal_keeps_the_whole_rows(tail: bytes, tmp_path: Path) -> Non
     path.write_bytes(path.read_bytes() + tail)
     with journal(tmp_path) as rows:
         assert list(rows.read()) == [{"file": "0"}, {"file": "1"}, {"file": "2"}]
-        assert list(rows.skip(iter("01234"))) == ["3", "4"]
-        rows.append([{"file": "3"}])
+        assert list(rows.skip(iter("01234"), unchanged)) == ["3", "4"]
+        rows.append([Entry({"file": "3"}, None)])
     with journal(tmp_path) as rows:
         assert rows.rows == 4
+
+
+@pytest.mark.parametrize("changed", [0, 1, 2])
+def test_rows_from_a_changed_picture_on_are_dropped(changed: int, tmp_path: Path) -> None:
+    written(tmp_path)
+    with journal(tmp_path) as rows:
+        names = rows.skip(iter("0123"), lambda name: [int(name), int(int(name) == changed)])
+        assert list(names) == [str(index) for index in range(changed, 4)]
+        assert list(rows.read()) == [{"file": str(index)} for index in range(changed)]
+        rows.append([Entry({"file": "new"}, None)])
+    with journal(tmp_path) as rows:
+        assert [row["file"] for row in rows.read()] == [*map(str, range(changed)), "new"]
+
+
+def test_the_stamp_of_a_file_changes_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    assert sources.stamp(str(path)) is None
+    path.write_bytes(b"1")
+    first = sources.stamp(str(path))
+    assert first is not None
+    os.utime(path, ns=(0, first[1] + 1))
+    assert sources.stamp(str(path)) != first
+    assert sources.stamp("https://example.com/a.png") is None
 
 
 def test_rows_of_another_model_are_dropped(tmp_path: Path) -> None:
@@ -431,7 +460,7 @@ def test_rows_of_other_pictures_are_not_gone_on_with(tmp_path: Path) -> None:
             journal(tmp_path) as rows,
             pytest.raises(UserError, match="are of other pictures than those asked for now"),
         ):
-            rows.skip(iter(names))
+            rows.skip(iter(names), unchanged)
 
 
 def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:

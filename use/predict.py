@@ -22,7 +22,7 @@ from stages.common import errors, files, paths
 from stages.common.errors import UserError
 from stages.dataset.pictures import UnusablePictureError
 from use import rows, sources
-from use.journal import Journal, Row
+from use.journal import Entry, Journal, Row
 from use.model import Model
 from use.prepare import Invert, Map, Prepared
 from use.sources import UnreadablePictureError
@@ -32,7 +32,7 @@ BATCH = 256  # pictures that a thread classifies at a time
 GROUP = 16  # pictures that a thread decodes at a time
 LINE_SECONDS = 30  # between two lines about the progress, where the output is not a terminal
 
-Decoded = tuple[str, Prepared | str]  # a name, and the picture or why there is none
+Decoded = tuple[str, list[int] | None, Prepared | str]  # a name, a stamp, and the picture or why there is none
 
 
 class Tally:
@@ -84,14 +84,18 @@ def main() -> int:
     classes = classifier.spec.classes
     if arguments.out is None:
         predictions = counted(predict(names, classifier, arguments.invert, top), tally)
-        for part in rows.text(itertools.chain.from_iterable(predictions), arguments.format, top, classes):
+        lines = (entry.row for entry in itertools.chain.from_iterable(predictions))
+        for part in rows.text(lines, arguments.format, top, classes):
             sys.stdout.write(part)
     else:
-        settings = {"model": classifier.sha256, "invert": arguments.invert, "top": top, "format": 1}
+        settings = {"model": classifier.sha256, "invert": arguments.invert, "top": top, "format": 2}
         with Journal(arguments.out, settings) as journal:
+            found = journal.rows
+            names = journal.skip(names, sources.stamp)
+            if journal.rows < found:
+                _note(f"a picture has changed since: {found - journal.rows:,} rows of {journal.path} are dropped")
             if journal.rows:
                 _note(f"going on after the {journal.rows:,} pictures that {journal.path} has")
-            names = journal.skip(names)
             tally.count(journal.read())
             for batch in counted(predict(names, classifier, arguments.invert, top), tally):
                 journal.append(batch)
@@ -138,14 +142,14 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def counted(batches: Iterator[list[Row]], tally: Tally) -> Iterator[list[Row]]:
+def counted(batches: Iterator[list[Entry]], tally: Tally) -> Iterator[list[Entry]]:
     """The batches as they are; the tally knows of them."""
     for batch in batches:
-        tally.count(batch)
+        tally.count(entry.row for entry in batch)
         yield batch
 
 
-def predict(names: Iterator[str], classifier: Model, invert: Invert, top: int) -> Iterator[list[Row]]:
+def predict(names: Iterator[str], classifier: Model, invert: Invert, top: int) -> Iterator[list[Entry]]:
     """Rows in the order of the names, a batch at a time: no more than two batches of pictures are in memory."""
     threads = classifier.threads
     with ThreadPoolExecutor(threads) as pool, classifier.in_parallel() as parallel:
@@ -158,7 +162,7 @@ def decode(names: Iterator[str], classifier: Model, invert: Invert, pool: Thread
     """Read and decode on all threads, a bounded number of pictures ahead, in the order of the names."""
 
     def group(names: list[str]) -> list[Decoded]:
-        return [(name, read(name, classifier, invert)) for name in names]
+        return [(name, sources.stamp(name), read(name, classifier, invert)) for name in names]
 
     running: deque[Future[list[Decoded]]] = deque()
     while chunk := list(itertools.islice(names, GROUP)):
@@ -179,18 +183,19 @@ def read(name: str, classifier: Model, invert: Invert) -> Prepared | str:
         return "not enough memory for it"
 
 
-def classified(batch: list[Decoded], classifier: Model, top: int, parallel: Map) -> list[Row]:
+def classified(batch: list[Decoded], classifier: Model, top: int, parallel: Map) -> list[Entry]:
     """The rows of a batch."""
-    pictures = [picture for _, picture in batch if isinstance(picture, Prepared)]
+    pictures = [picture for _, _, picture in batch if isinstance(picture, Prepared)]
     log_p = iter(())
     if pictures:
         log_p = iter(classifier.classify(np.stack([picture.pixels for picture in pictures]), parallel))
-    return [
-        rows.unreadable(name, picture)
-        if isinstance(picture, str)
-        else rows.predicted(name, classifier.ranking(next(log_p), top), picture)
-        for name, picture in batch
-    ]
+
+    def row(name: str, picture: Prepared | str) -> Row:
+        if isinstance(picture, str):
+            return rows.unreadable(name, picture)
+        return rows.predicted(name, classifier.ranking(next(log_p), top), picture)
+
+    return [Entry(row(name, picture), stamp) for name, stamp, picture in batch]
 
 
 def _note(text: str) -> None:

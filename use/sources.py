@@ -115,6 +115,17 @@ def read(name: str) -> bytes:
     return content
 
 
+def stamp(name: str) -> list[int] | None:
+    """Size and time of the last change of a file, by which a change is noticed; None for a URL or a missing file."""
+    if _scheme(name):
+        return None
+    try:
+        status = Path(name).stat()
+    except (OSError, ValueError):
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
 def _scheme(name: str) -> str:
     """The scheme of a URL, in lower case; "" for a path."""
     match = re.match(r"([a-z][a-z0-9+.-]*)://", name, re.IGNORECASE)
