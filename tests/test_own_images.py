@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from stages.common import params
 from tests.clones import Clone, copy_of_the_work_tree
 from tests.imports import ROOT
 from tests.programs import need_folder
+from tests.remote_servers import SERVERS
 from tests.test_pack import picture
 
 SPLITS = [f"data/processed/{part}" for part in ("train", "validation", "test")]
@@ -81,6 +84,91 @@ def test_a_changed_picture_runs_what_reads_it_and_going_back_is_answered_by_the_
     mine.set("data.images", "data/mine.zip")
     assert ran(mine) == ["preprocess"]
     assert hashes(mine) == before
+
+
+@contextmanager
+def another_repository(mine: Clone, folder: Path) -> Iterator[tuple[Path, list[str], Callable[[], object]]]:
+    """A Git repository beside the clone, whose DVC remote is a folder."""
+    source = Clone(folder / "source")
+    (source.path / "photos").mkdir(parents=True)
+    source.run("git", "init", "-q", "-b", "main")
+    source.dvc("init", "-q")
+    source.dvc("remote", "add", "-q", "--default", "beside", str(folder / "remote"))
+
+    def publish() -> None:
+        source.dvc("add", "-q", "photos")
+        source.commit("photos")
+        source.dvc("push", "-q")
+
+    yield source.path / "photos", ["import", str(source.path), "photos", "--out", "data/mine"], publish
+
+
+@contextmanager
+def bucket_of_s3(mine: Clone, folder: Path) -> Iterator[tuple[Path, list[str], Callable[[], object]]]:
+    """A folder in a bucket of a server of S3 on this machine."""
+    with SERVERS["S3"](folder) as remote:
+        mine.dvc("remote", "add", "-q", "bucket", "s3://bucket")
+        for name, value in zip(("access_key_id", "secret_access_key"), remote.secrets, strict=True):
+            mine.dvc("remote", "modify", "-q", "--local", "bucket", name, value)
+        mine.dvc("remote", "modify", "-q", "bucket", "endpointurl", remote.words["https://s3.example.com"])
+        yield remote.storage.parent / "photos", ["import-url", "remote://bucket/photos", "data/mine"], lambda: None
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("origin", [another_repository, bucket_of_s3])
+def test_imported_pictures_are_packed_and_an_update_brings_the_new_ones(
+    origin: Callable[..., AbstractContextManager[tuple[Path, list[str], Callable[[], object]]]],
+    mine: Clone,
+    tmp_path: Path,
+) -> None:
+    with origin(mine, tmp_path / "origin") as (photos, command, publish):
+        shutil.copytree(mine.path / "data/mine", photos, dirs_exist_ok=True)
+        shutil.rmtree(mine.path / "data/mine")
+        publish()
+        mine.dvc_as_program(*command)
+        assert ran(mine) == ["download", "preprocess"]
+        before = hashes(mine)
+        assert sum(mine.metrics("data")["images"].values()) == 80
+        mine.dvc_as_program("update", "data/mine.dvc")
+        assert ran(mine) == []
+        for number in range(80, 90):
+            picture(number, number % 2).save(photos / "ab"[number % 2] / f"{number}.png")
+        publish()
+        mine.dvc_as_program("update", "data/mine.dvc")
+        assert ran(mine) == ["preprocess"]
+        assert sum(mine.metrics("data")["images"].values()) == 90
+        assert hashes(mine) != before
+
+
+@pytest.mark.soak
+def test_a_push_after_a_folder_was_added_sends_what_is_new(mine: Clone) -> None:
+    for number in range(80, 800):
+        picture(number, number % 2).save(mine.path / "data/mine" / "ab"[number % 2] / f"{number}.png")
+    code = mine.path / "stages/dataset/packed.py"
+    limit = "SHARD_BYTES = 256_000_000"
+    assert limit in code.read_text(encoding="utf-8")
+    small = code.read_text(encoding="utf-8").replace(limit, f"SHARD_BYTES = {20 * 12 * 12 * 3}")  # 5 to 20 pictures
+    code.write_text(small, encoding="utf-8")
+
+    def pushed() -> dict[Path, int]:
+        """The objects in the remote after the pictures, and what is made of them, were pushed, and their bytes."""
+        mine.dvc("add", "-q", "data/mine")
+        ran(mine)
+        mine.dvc("push", "-q")
+        objects = (mine.path.parent / "dvc-remote/files").rglob("*")
+        return {path: path.stat().st_size for path in objects if path.is_file() and path.suffix != ".dir"}
+
+    before = pushed()
+    (mine.path / "data/mine/a/new").mkdir()
+    for number in range(800, 810):
+        picture(number, 0).save(mine.path / f"data/mine/a/new/{number}.png")
+    sent = {path: size for path, size in pushed().items() if path not in before}
+    pictures = [path for path in sent if path.read_bytes().startswith(b"\x89PNG")]
+    assert len(pictures) == 10
+    made, made_before = len(sent) - 10, len(before) - 800  # shards, and the few files beside them
+    print(f"{made} of {made_before} files made, {sum(sent.values()):,} of {sum(before.values()):,} bytes")
+    assert made_before > 60
+    assert 1 <= made <= 20  # a picture changes the shard that it is in, or splits it
 
 
 # Three pictures above the limit at which Pillow itself gives up, links, small classes, all five modes.
