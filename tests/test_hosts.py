@@ -280,7 +280,8 @@ def clones(tmp_path_factory: pytest.TempPathFactory) -> list[Clone]:
         stage.values["train"].update(epochs=8)
         stage.values["machine"].update(threads=1, timeout_seconds=12, checkpoint_every_seconds=0.2)
         stage.write_params()
-    (first.path / "data/.gitignore").unlink(missing_ok=True)
+    for ignored in ("data/.gitignore", "data/processed/.gitignore"):
+        (first.path / ignored).unlink()
     first.commit("a small data set")
     for name in HOST_FOLDERS[1:]:
         first.run("git", "clone", "-q", str(first.path), str(folder / name))
