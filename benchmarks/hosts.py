@@ -26,6 +26,7 @@ PARTS, CALLS, PORT = 4, 40, 29400
 
 def work(count: int) -> None:
     """One of the hosts: sum `count` numbers with the others, CALLS times."""
+    torch.set_num_threads(1)  # as in training
     with joined(torch.device("cpu"), 60) as group:
         sums, own, seconds = TreeSum(group, [torch.zeros(count)]), group.owned(PARTS), []
         roots = {node: [torch.ones(count)] for node in tree.roots(own, PARTS)}
