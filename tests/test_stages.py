@@ -247,7 +247,7 @@ def test_what_the_machine_lacks_is_told_before_anything_is_read(
         (
             "mlp",
             {"hidden": 65536, "depth": 3},
-            r"models\.mlp has \d.* weights, and training them takes at least 2\d\d\.\d GB \(7 numbers .* has 8\.0 GB",
+            r"models\.mlp has \d.* weights, and training them takes at least \d\d\d\.\d GB \(6 numbers .* has 8\.0 GB",
         ),
         (
             "cnn",
