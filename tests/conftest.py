@@ -26,7 +26,10 @@ def pytest_configure() -> None:
 
 # The files that take longest, in this order; one that came last would leave the other worker idle. Every second uses
 # the short run, so that one worker makes it while the other has something else to do.
-LONGEST = ("test_doctor", "test_pull_request", "test_pipeline", "test_resume", "test_remotes", "test_compare")
+LONGEST = (
+    *("test_doctor", "test_pull_request", "test_pipeline", "test_resume", "test_remotes", "test_verify", "test_seeds"),
+    *("test_kills", "test_experiments", "test_world", "test_own_images", "test_venv", "test_compare"),  # soak's, too
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,6 @@
 """SIGKILL at any moment of any stage, of the stage's process, of dvc, or of both; then `dvc repro`: the same bytes.
 
-`make soak` kills 15 times; FAULTS_KILLS=100 make soak ARGS=tests/faults is the nightly run, and FAULTS_SEED=… draws
+`make soak` kills 8 times; FAULTS_KILLS=100 make soak ARGS=tests/faults is the nightly run, and FAULTS_SEED=… draws
 other moments. Moments are drawn over the seconds that each stage took in the undisturbed run,
 hashing and caching by dvc included; a dvc that finds a stage of its predecessor still at work is part of it.
 """
@@ -19,7 +19,7 @@ from integrity import repair
 from tests.faults.lab import STAGES, VICTIMS, Lab
 from tests.faults.ledger import KILLS_OF, faults
 
-KILLS = int(os.environ.get("FAULTS_KILLS", "15"))
+KILLS = int(os.environ.get("FAULTS_KILLS", "8"))
 SEED = int(os.environ.get("FAULTS_SEED", "0"))
 A_STAGE = 4  # kills of each stage in a pipeline run, before it is left alone to finish
 # DVC's words for a file of its own that is torn, and for an entry of the run cache that it had not finished.

@@ -1,6 +1,6 @@
 """The decoders under a coverage-guided fuzzer, from a corpus that is kept.
 
-5 seconds among the tests, and longer as a long test: FUZZ_SECONDS, 30 unless it is set. All targets run at once. Where
+2 seconds among the tests, and longer as a long test: FUZZ_SECONDS, 15 unless it is set. All targets run at once. Where
 atheris has no wheel (anything but Linux on x86-64), the corpus is still decoded.
 """
 
@@ -16,7 +16,7 @@ import pytest
 from tests.fuzz.targets import CORPUS, TARGETS
 from tests.imports import ROOT
 
-SECONDS = os.environ.get("FUZZ_SECONDS") or "30"
+SECONDS = os.environ.get("FUZZ_SECONDS") or "15"
 ATHERIS = sys.platform == "linux" and platform.machine() == "x86_64" and sys.version_info < (3, 14)  # as in pyproject
 fuzzes = pytest.mark.skipif(not ATHERIS, reason="atheris has wheels for Linux on x86-64 alone")
 
