@@ -128,6 +128,7 @@ class Place(NamedTuple):
         finally:
             for place in places:
                 shutil.rmtree(place, ignore_errors=True)
+            (self.root / paths.EPOCH_SIGNAL).unlink(missing_ok=True)
 
     def _train(
         self,
