@@ -68,9 +68,9 @@ class Place(NamedTuple):
             clone = self._clone(name)
             with self._shown(name, clone):
                 reason = self._train(name, parameters, clone, on_epochs, group)
-            with suppress(UserError):
+            if not reason:
                 self._fetch(name, clone)
-            result = self._recorded(name) or Result(None, [], reason)
+            result = self._recorded(name) or Result(None, [], reason or "DVC has recorded no experiment")
         on_epochs(result.rows)
         return result
 
@@ -168,7 +168,7 @@ class Place(NamedTuple):
         return _reason(said) if status else ""
 
     def _fetch(self, name: str, clone: Path) -> None:
-        """Bring the experiment into the user's repository. Raises UserError if there is none."""
+        """Bring the experiment into the user's repository, if there is one. Raises UserError if Git cannot."""
         if (ref := _ref(clone, name)) is not None:
             options = ["--quiet", "--no-tags", "--no-auto-maintenance", "--no-write-fetch-head"]
             git.run(self.root, "fetch", *options, str(clone), f"+{ref}:{ref}")
