@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,11 @@ def main() -> None:
     with one_search():
         place, name = prepared(root, plan)
         study = Study(place.folder / "journal.log", plan)
-        finals = None
-        if not arguments.show:
+        if arguments.show:
+            finals = None
+            with suppress(UserError):  # not all of them have run
+                finals = Search(study, place.recorded, lambda name: None, name).run_finals()
+        else:
             search = Search(study, place.run, place.forget, name)
             search.run_trials()
             finals = search.run_finals()
