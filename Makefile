@@ -95,7 +95,8 @@ check: ## check format, lint, types and import rules; changes nothing
 # folder that others can write to; tools/environment.py keeps that folder private.
 audit: ## look up every pinned package in PyPI's list of known vulnerabilities
 	@$(DEVELOPMENT) -- pip_audit --strict --require-hashes --disable-pip --progress-spinner off \
-		--ignore-vuln CVE-2025-69872 -r requirements.txt -r requirements-serve.txt -r requirements-export.txt
+		--ignore-vuln CVE-2025-69872 -r requirements.txt -r requirements-serve.txt -r requirements-export.txt \
+		-r requirements-search.txt
 
 bench: ## compare the speed with a plain loop; half an hour on an otherwise idle machine (ARGS: parts)
 	@$(RUNTIME) integrity.params -- dvc repro

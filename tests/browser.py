@@ -47,6 +47,7 @@ document.querySelectorAll('details').forEach(d => d.open = true);
 const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 while (walk.nextNode()) {
   const e = walk.currentNode.parentElement, s = getComputedStyle(e);
+  if (e.localName === 'title') continue;  // shown beside the pointer, by the browser
   if (walk.currentNode.data.trim()) look(e.closest('svg') ? s.fill : s.color, e, 4.5, walk.currentNode.data);
 }
 document.querySelectorAll('svg .line, svg .span').forEach(e => look(getComputedStyle(e).stroke, e, 3, e.outerHTML));

@@ -255,6 +255,13 @@ def test_results_of_other_inputs_are_named(project: Project, monkeypatch: Patch,
     assert found["notes"] == [f"HEAD: {changed}"]
 
 
+def test_metrics_of_a_run_that_did_not_finish_are_named(project: Project, monkeypatch: Patch, capsys: Out) -> None:
+    project.write("metrics/train.json", json.dumps({"unfinished": "epoch 2 of 5", "validation_accuracy": 0.9}))
+    (note,) = document(monkeypatch, capsys, "main")["notes"]
+    (project.path / "metrics/train.json").unlink()
+    assert note == "work tree: metrics/train.json: of a run that did not finish (epoch 2 of 5); `dvc repro` there"
+
+
 # The three formats
 
 

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from selenium import webdriver
 
 from integrity import revisions
 from review.search import __main__ as program
@@ -25,9 +26,11 @@ from review.search.experiments import Result, Rows
 from review.search.study import Study
 from stages.common import children
 from stages.common.errors import UserError
-from tests import search_toy
+from tests import search_toy, test_report
+from tests.browser import browser
 from tests.faults.lab import PROC, descendants
 from tests.imports import ROOT
+from tests.programs import need
 from tests.toy import Project
 
 OPTIONS = search_toy.SEARCH
@@ -356,6 +359,21 @@ def test_table_markdown_and_page(here: Here) -> None:
         assert part in content
     assert content.count("<circle") == 3 + sum(trial["epochs"] > 0 for trial in found["trials"])  # 3 in the legend
     assert page.page(found) == content
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[webdriver.Chrome]:
+    with browser(need("chromium", "chromium"), need("chromium-driver", "chromedriver")) as found:
+        yield found
+
+
+@pytest.mark.parametrize(("width", "scheme"), test_report.SIZES)
+def test_the_page_in_a_browser(width: int, scheme: str, here: Here, chrome: webdriver.Chrome) -> None:
+    here.write(trials=30)
+    found = searched(here.study(), Fake(diverges=lambda lr: lr > 0.04))
+    next(trial for trial in found["trials"] if trial["reason"])["reason"] = "<script>throw 1</script> \x1b[2J"
+    (here.path / "search.html").write_text(page.page(found), encoding="utf-8")
+    test_report.looks_right(chrome, here.path / "search.html", width, scheme, images=0)
 
 
 def test_a_search_without_a_winner_has_a_page_too(here: Here) -> None:

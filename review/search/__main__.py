@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,11 @@ def main() -> None:
     with one_search():
         place, name = prepared(root, plan)
         study = Study(place.folder / "journal.log", plan)
-        finals = None
-        if not arguments.show:
+        if arguments.show:
+            finals = None
+            with suppress(UserError):  # not all of them have run
+                finals = Search(study, place.recorded, lambda name: None, name).run_finals()
+        else:
             search = Search(study, place.run, place.forget, name)
             search.run_trials()
             finals = search.run_finals()
@@ -97,14 +100,16 @@ def one_search() -> Iterator[None]:
 def prepared(root: Path, plan: Plan) -> tuple[Place, str]:
     """Where the trials run, and the name of this search: a digest of all that its trials depend on.
 
-    Prepares the data, as `dvc repro preprocess` does. Raises UserError.
+    Runs what train reads the outputs of, if it is out of date, as `dvc repro` does. Raises UserError.
     """
     commit = git.head(root)
-    stage = params.load(PIPELINE)["stages"]["train"]
+    stages = params.load(PIPELINE)["stages"]
+    stage = stages["train"]
     code = [PIPELINE.as_posix(), paths.PARAMS.as_posix(), *map(str, stage["deps"])]
     if changed := git.run(root, "diff", "--name-only", "--relative", "HEAD", "--", *code).decode().split():
         raise UserError(f"changed since the last commit: {', '.join(changed[:3])}; `git commit` it: trials start there")
-    rebuild.repro(root, ["--quiet", "preprocess"], rebuild.dvc_environment())
+    writers = [name for name, each in stages.items() if {*map(str, each.get("outs", []))} & {*stage["deps"]}]
+    rebuild.repro(root, ["--quiet", *writers], rebuild.dvc_environment())
     lock = dvc_lock.parse_lock((root / dvc_lock.LOCK).read_bytes(), dvc_lock.LOCK)
     inputs = {path: lock.outs[path].md5 for path in stage["deps"] if path in lock.outs}
     options = plan.options.model_dump(exclude={"trials", "minutes", "jobs", "final_seeds"})

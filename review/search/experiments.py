@@ -68,11 +68,17 @@ class Place(NamedTuple):
             clone = self._clone(name)
             with self._shown(name, clone):
                 reason = self._train(name, parameters, clone, on_epochs, group)
-            with suppress(UserError):
+            if not reason:
                 self._fetch(name, clone)
-            result = self._recorded(name) or Result(None, [], reason)
+            result = self._recorded(name) or Result(None, [], reason or "DVC has recorded no experiment")
         on_epochs(result.rows)
         return result
+
+    def recorded(
+        self, name: str, parameters: dict[str, Any], on_epochs: Callable[[Rows], None], group: children.Group
+    ) -> Result:
+        """As `run`, but nothing is trained."""
+        return self._recorded(name) or Result(None, [], "not trained yet")
 
     def forget(self, name: str) -> None:
         """Delete the clone of a run that is over."""
@@ -128,6 +134,7 @@ class Place(NamedTuple):
         finally:
             for place in places:
                 shutil.rmtree(place, ignore_errors=True)
+            (self.root / paths.EPOCH_SIGNAL).unlink(missing_ok=True)
 
     def _train(
         self,
@@ -167,7 +174,7 @@ class Place(NamedTuple):
         return _reason(said) if status else ""
 
     def _fetch(self, name: str, clone: Path) -> None:
-        """Bring the experiment into the user's repository. Raises UserError if there is none."""
+        """Bring the experiment into the user's repository, if there is one. Raises UserError if Git cannot."""
         if (ref := _ref(clone, name)) is not None:
             options = ["--quiet", "--no-tags", "--no-auto-maintenance", "--no-write-fetch-head"]
             git.run(self.root, "fetch", *options, str(clone), f"+{ref}:{ref}")

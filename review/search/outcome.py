@@ -119,10 +119,8 @@ def frame(found: dict[str, Any], quote: Callable[[str], str], most: int | None =
 
 def label(found: dict[str, Any], trial: dict[str, Any]) -> str:
     """The state of a trial, with what else is to be known of it."""
-    marks = {found["best"]: "best", found["recipe"]: "params.yaml"}
-    if mark := [marks[number] for number in marks if number is not None and number == trial["number"]]:
-        return f"{trial['state']} ({mark[0]})" if found["best"] != found["recipe"] else f"{trial['state']} (both)"
-    return str(trial["state"])
+    marks = [mark for mark, key in (("best", "best"), ("params.yaml", "recipe")) if found[key] == trial["number"]]
+    return f"{trial['state']} ({', '.join(marks)})" if marks else str(trial["state"])
 
 
 def text(found: dict[str, Any]) -> str:
