@@ -386,7 +386,9 @@ exec "{python}" -m integrity.verify > "{log}" 2>&1
 """
 
 
-@pytest.mark.parametrize("worktree", [False, True], ids=["clone", "linked worktree"])
+@pytest.mark.parametrize(
+    "worktree", [pytest.param(False, id="clone", marks=pytest.mark.soak), pytest.param(True, id="linked worktree")]
+)
 def test_git_hooks(worktree: bool, project: Project, tmp_path: Path) -> None:
     """From pre-commit and pre-push: the commit has what was added, and nothing of the caller's repository moves."""
     hooks, log = project.path / ".git/hooks", tmp_path / "log"
@@ -438,7 +440,7 @@ def test_variables_of_another_repository(project: Project, verified: Verified, m
     assert state(other) == before
 
 
-@pytest.mark.parametrize("name", ["models/digits", "a[1]/*b ü'#"])
+@pytest.mark.parametrize("name", [pytest.param("models/digits", marks=pytest.mark.soak), "a[1]/*b ü'#"])
 def test_a_subfolder_of_a_repository(name: str, tmp_path: Path, verified: Verified) -> None:
     top = tmp_path / "mono"
     (top / name).mkdir(parents=True)
