@@ -130,6 +130,8 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "the tail has one part": lambda values: values["train"].update(batch_size=2300),
     "loader workers": lambda values: values["machine"].update(num_workers=1),
     "early stopping": lambda values: values["train"].update(early_stopping_patience_epochs=1, epochs=20),
+    "clipped gradients": lambda values: values["train"].update(clip_norm=0.05),
+    "balanced accuracy": lambda values: values["train"].update(select_by="balanced_accuracy"),
     "sgd": lambda values: values["train"].update(optimizer="sgd"),
     "rmsprop": lambda values: values["train"].update(optimizer="rmsprop"),
     "bfloat16": lambda values: values["train"].update(precision="bfloat16"),
