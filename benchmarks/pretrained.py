@@ -32,9 +32,9 @@ from stages.weights import __main__ as weights
 
 RESULTS = CODE / "benchmarks/pretrained.json"
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
-SEEDS = range(5)
+SEEDS = range(3)
 BEFORE, AFTER = range(5), range(5, 10)  # classes
-BEFORE_IMAGES, TRAINING, VALIDATION, TEST = 1000, 20, 20, 200  # per class; BEFORE_IMAGES are pretrained on
+BEFORE_IMAGES, TRAINING, VALIDATION, TEST = 1000, 20, 20, 100  # per class; BEFORE_IMAGES are pretrained on
 RECIPE = [
     *("data.name=images", "data.images=pictures", "preprocess.image_size=28", "model.name=torchvision"),
     *("models.torchvision.architecture=shufflenet_v2_x0_5", "train.shards=1", "train.batch_size=32"),
