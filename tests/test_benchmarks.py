@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import gate, power, studies
+from benchmarks import gate, power, pretrained, studies
 from benchmarks.summary import spread
 from tests.imports import ROOT
 
@@ -36,6 +36,11 @@ def test_the_page_has_the_table_of_what_seeds_find() -> None:
 
 def test_the_page_has_the_table_of_the_gate() -> None:
     assert gate.table() in (ROOT / "docs/review.md").read_text(encoding="utf-8")
+
+
+def test_the_page_has_the_table_of_pretrained_weights() -> None:
+    result = json.loads(pretrained.RESULTS.read_text(encoding="utf-8"))
+    assert pretrained.table(result) in (ROOT / "docs/networks.md").read_text(encoding="utf-8")
 
 
 def test_spread() -> None:

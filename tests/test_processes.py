@@ -130,6 +130,8 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "the tail has one part": lambda values: values["train"].update(batch_size=2300),
     "loader workers": lambda values: values["machine"].update(num_workers=1),
     "early stopping": lambda values: values["train"].update(early_stopping_patience_epochs=1, epochs=20),
+    "clipped gradients": lambda values: values["train"].update(clip_norm=0.05),
+    "balanced accuracy": lambda values: values["train"].update(select_by="balanced_accuracy"),
     "sgd": lambda values: values["train"].update(optimizer="sgd"),
     "rmsprop": lambda values: values["train"].update(optimizer="rmsprop"),
     "bfloat16": lambda values: values["train"].update(precision="bfloat16"),
@@ -205,7 +207,8 @@ def test_told_to_stop_they_all_end_and_another_number_of_processes_goes_on(
 @pytest.mark.soak
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_worker_that_hangs_is_noticed(number: int, small_steps: Stage) -> None:
-    small_steps.values["machine"]["timeout_seconds"] = 2
+    # Longer than any two processes of a busy machine differ in how long they take to start.
+    small_steps.values["machine"]["timeout_seconds"] = 20
     process = small_steps.start(MACHINE_PROCESSES="2")
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(2)]

@@ -301,7 +301,7 @@ def test_more_trials_go_on_from_those_there_are(here: Here) -> None:
 def test_several_at_once_lose_and_repeat_none(here: Here) -> None:
     here.write(trials=12, jobs=3)
     run = Fake()
-    barrier = threading.Barrier(3, timeout=60)
+    barrier = threading.Barrier(3, timeout=600)
 
     def together(name: str, *rest: Any) -> Result:
         if "seed" not in name:
@@ -414,7 +414,7 @@ class Program:
 
     def until(self, line: str) -> None:
         """Wait until it has printed a text."""
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 600
         while line not in self.log.read_text():
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
@@ -428,7 +428,7 @@ class Program:
         self.process.wait()
 
     def finish(self) -> str:
-        assert self.process.wait(timeout=300) == 0, self.log.read_text()
+        assert self.process.wait(timeout=900) == 0, self.log.read_text()
         return self.log.read_text()
 
 
@@ -446,7 +446,7 @@ def test_a_search_killed_twice_ends_where_an_undisturbed_one_ends(tmp_path: Path
     first = Program(killed)
     first.until("trial 1: optimizers")
     second = Program(killed)
-    assert second.process.wait(timeout=100) == 2
+    assert second.process.wait(timeout=600) == 2
     assert second.log.read_text() == "error: another search is at work here; `make watch` shows it\n"
     first.kill(everything=False)
     again = Program(killed)

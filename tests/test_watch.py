@@ -188,7 +188,7 @@ def test_real_experiments_live_in_dvc_and_on_a_terminal(tmp_path: Path) -> None:
         temporary = subprocess.Popen(
             [*dvc, "exp", "run", "--temp", "-n", "now", "-S", "optimizers.adam.lr=0.03", "train"], stdout=log, **options
         )
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 600
         while not list((project.path / queue_tasks.FOLDER).glob("standalone/tmp*/runs/progress.json")):
             assert time.monotonic() < deadline
             time.sleep(0.1)
