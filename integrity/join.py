@@ -4,25 +4,23 @@ This clone must be at the head's commit, with the same params.yaml and the same 
 See docs/several-machines.md.
 """
 
-import sys
+import argparse
 
 from integrity import rules
 from stages.common import errors, machine_settings, params, paths
-from stages.common.errors import UserError
 from stages.train import launch, options
 
 
 def main() -> int:
-    """HOST:PORT. Returns the exit status. Raises UserError."""
-    arguments = sys.argv[1:]
-    if arguments in (["-h"], ["--help"]):
-        print((__doc__ or "").strip())
-        return 0
-    if len(arguments) != 1 or not arguments[0]:
-        raise UserError("give the head, as it prints it: make join HEAD=host:port")
+    """Returns the exit status. Raises UserError."""
+    parser = argparse.ArgumentParser(
+        prog="python -m integrity.join", description="Train with a head on another machine."
+    )
+    parser.add_argument("head", metavar="HOST:PORT", help="where the head listens, as it prints it")
+    head = parser.parse_args().head
     rules.read()
     values = params.load(paths.PARAMS)
-    return launch.join(arguments[0], options.read(values), machine_settings.read(values))
+    return launch.join(head, options.read(values), machine_settings.read(values))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ The stages run as they are, in runs/seeds/SEED, with a params.yaml in which trai
 bytes that `dvc repro` would write with that seed. A killed run leaves its checkpoint there, and the next goes on.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -25,9 +26,9 @@ TESTED = ("accuracy", "errors", "images", "loss", "calibration_error")  # of met
 
 def main() -> None:
     """data/processed, params.yaml -> data/seeds/metrics/SEED.json, data/seeds/predictions/SEED.csv."""
-    if len(sys.argv) != 2 or not sys.argv[1].isdecimal():
-        raise UserError(f"usage: python -m seeds.run SEED; given: {' '.join(sys.argv[1:])[:80]!r}")
-    seed = int(sys.argv[1])
+    parser = argparse.ArgumentParser(prog="python -m seeds.run", description="Train and evaluate with another seed.")
+    parser.add_argument("seed", type=int)
+    seed = parser.parse_args().seed
     with errors.one_stage_at_a_time():
         folder = paths.RUNS / "seeds" / str(seed)
         prepare(folder, params.load(paths.PARAMS), seed, Path.cwd())

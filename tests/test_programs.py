@@ -497,7 +497,7 @@ def test_a_target_in_no_folder_is_told_before_the_work(tmp_path: Path) -> None:
 
 MODULES = [
     name.removesuffix(".__main__")
-    for folder in ("stages", "integrity", "review")
+    for folder in ("stages", "integrity", "review", "seeds", "export", "use")
     for path in sorted((ROOT / folder).rglob("*.py"))
     if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8")
     for name in [".".join(path.relative_to(ROOT).with_suffix("").parts)]

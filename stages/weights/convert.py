@@ -4,6 +4,7 @@
 pickle with weights_only, which refuses code; should that fail, the process has limits, and no secrets around it.
 """
 
+import argparse
 import pickle
 import re
 import resource
@@ -37,11 +38,11 @@ def convert(architecture: str, source: str, target: str) -> str:
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         return "it is no state dict: a mapping of names to tensors"
 
-    def given(self: Any, *arguments: Any, **options: Any) -> Any:
+    def get_state_dict(self: Any, *arguments: Any, **options: Any) -> Any:
         """The file that is here, for torchvision, which would fetch it and read it as a pickle."""
         return state
 
-    WeightsEnum.get_state_dict = given
+    WeightsEnum.get_state_dict = get_state_dict
     try:
         # torchvision's own function puts them in place: it knows how the names in its older files differ.
         network = get_model(architecture, weights="DEFAULT")
@@ -53,7 +54,13 @@ def convert(architecture: str, source: str, target: str) -> str:
 
 
 if __name__ == "__main__":
-    set_limits(*map(int, sys.argv[4:]))
-    if problem := convert(*sys.argv[1:4]):
+    parser = argparse.ArgumentParser(description="Turn weights that torchvision publishes into safetensors.")
+    for name in ("architecture", "source", "target"):
+        parser.add_argument(name)
+    for name in ("memory_bytes", "seconds"):
+        parser.add_argument(name, type=int)
+    given = parser.parse_args()
+    set_limits(given.memory_bytes, given.seconds)
+    if problem := convert(given.architecture, given.source, given.target):
         print(problem, file=sys.stderr)
         sys.exit(2)
