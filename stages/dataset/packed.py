@@ -1,8 +1,8 @@
 """A split of a data set: a folder of shards, safetensors files of bounded size, and an index that lists them.
 
-A shard has images uint8 (N, C, H, W) and labels (N,): int64 of classes, or float64 for regression. Images are read through memory maps, so that a set may be
-larger than memory. uint8 is a quarter of the bytes to cache, push and move to a GPU; safetensors runs no code when it
-is read. N: images, C: channels, H: height, W: width, in all of this repository.
+A shard has images uint8 (N, C, H, W) and labels (N,): int64 of classes, or float64 for regression. Images are read
+through memory maps, so that a set may be larger than memory. uint8 is a quarter of the bytes to cache, push and move to
+a GPU; safetensors runs no code when it is read. N: images, C: channels, H: height, W: width, in all of this repository.
 """
 
 import hashlib
@@ -71,7 +71,8 @@ def shard_ends(digests: Iterable[bytes], image_bytes: int) -> list[int]:
 def header(count: int, image_shape: Shape, labels: np.dtype[Any]) -> bytes:
     """What a shard begins with: safetensors' header of its labels and images, which follow in this order.
 
-    labels: their type, int64 or float64. Written here, since the library's own writer needs the whole shard in memory, twice.
+    labels: their type, int64 or float64. Written here, since the library's own writer needs the whole shard in memory,
+    twice.
     """
     ends = [0, 8 * count, 8 * count + count * math.prod(image_shape)]
     tensors = {
@@ -178,7 +179,8 @@ def open_split(folder: Path, image_shape: Shape, classes: int) -> Split:
 
     classes: how many there are; 0: regression, whose labels are float64.
     Raises UserError for a folder that is no such split: a shard that is missing, cut off or not in the index; another
-    format; other names, types or shapes; images and labels of different number; labels outside 0 … classes - 1, or not finite.
+    format; other names, types or shapes; images and labels of different number; labels outside 0 … classes - 1,
+    or not finite.
     """
     return Split(folder, image_shape, classes)
 

@@ -60,10 +60,11 @@ def has_values(table: pd.DataFrame) -> bool:
 def _values(table: pd.DataFrame, name: str) -> pd.DataFrame:
     """Label and prediction as float64. Raises UserError."""
     _check_index(table, name)
-    found = table[values.COLUMNS[1:]].apply(pd.to_numeric, errors="coerce").astype(np.float64)
-    broken = ~np.isfinite(found).all(axis=1)
-    if broken.any():
-        raise UserError(f"{name}: row {int(broken.to_numpy().argmax()) + 2:,}: label or prediction is no finite number")
+    columns = {column: pd.to_numeric(table[column], errors="coerce") for column in values.COLUMNS[1:]}
+    found = pd.DataFrame(columns, dtype=np.float64)
+    broken = np.flatnonzero(~np.isfinite(found.to_numpy()).all(axis=1))
+    if len(broken):
+        raise UserError(f"{name}: row {broken[0] + 2:,}: label or prediction is no finite number")
     return found
 
 

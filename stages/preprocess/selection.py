@@ -78,8 +78,9 @@ def conflicts(
     groups = [group for group in copies.values() if several_labels(pictures[position] for position in group)]
     if groups and on_conflict == "error":
         same = (" = ".join(shown(pictures[position].name) for position in group) for group in groups)
+        what = "in several classes" if listing.classes else "with several labels"
         raise UserError(
-            f"the same picture {'in several classes' if listing.classes else 'with several labels'}: {listed(same, SHOWN, '; ')}; remove the wrong ones, or set "
+            f"the same picture {what}: {listed(same, SHOWN, '; ')}; remove the wrong ones, or set "
             f"preprocess.on_conflict: drop, which leaves all of them out"
         )
     return sorted(position for group in groups for position in group)
