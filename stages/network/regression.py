@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.network.losses import Objective
+
 # Each takes outputs and targets, both float (N,), and returns float (N,). huber: squared within one standard deviation
 # of the labels, absolute beyond, so that single wrong labels count less (Huber 1964).
 LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -16,6 +18,12 @@ LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mae": lambda outputs, targets: F.l1_loss(outputs, targets, reduction="none"),
     "huber": lambda outputs, targets: F.huber_loss(outputs, targets, reduction="none"),
 }
+
+
+def objective(name: str) -> Objective:
+    """The mean of a loss over images, of outputs (N, 1) and targets (N,)."""
+    loss = LOSSES[name]
+    return lambda outputs, targets: loss(outputs[:, 0], targets).mean()
 
 
 class Unscale(nn.Module):
