@@ -23,8 +23,8 @@ class Ranked(NamedTuple):
 class Model(ABC):
     """What it says of a picture does not depend on the pictures beside it.
 
-    spec: classes (none of regression, which predicts a number), and how pictures are prepared. training_mean: of the training pixels, of 0 … 1. sha256: of the file.
-    threads: how many to use.
+    spec: classes (none of regression, which predicts a number), and how pictures are prepared. training_mean: of the
+    training pixels, of 0 … 1. sha256: of the file. threads: how many to use.
     """
 
     spec: Described

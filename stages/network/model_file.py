@@ -33,8 +33,8 @@ class Spec(Section):
     """What a network is, apart from its weights.
 
     The tensors of format 3 include a temperature, or the scale of the labels for regression, which has no classes and
-    the output `value`. Formats 1 and 2, of earlier versions, have none; format 2 has a
-    preparation (how pictures are prepared for the network), format 1 does not.
+    the output `value`. Formats 1 and 2, of earlier versions, have none; format 2 has a preparation (how pictures are
+    prepared for the network), format 1 does not.
     """
 
     format: Literal[1, 2, 3]
