@@ -129,6 +129,10 @@ def test_a_radius_is_learnt(run: dict[str, Any]) -> None:
     assert 1.4 < data["values"]["train"]["least"] < data["values"]["train"]["mean"] < 4.5
     for picture in (paths.OVERVIEW, paths.WORST):
         Image.open(picture, formats=["PNG"]).verify()
+    card = paths.MODEL_CARD.read_text(encoding="utf-8")
+    assert "This network predicts a number for grey images of 16 x 16 pixels." in card
+    assert f"| R2 | {run['r2']:.6g} | {run['r2_low']:.6g} to {run['r2_high']:.6g} |" in card
+    assert "temperature" not in card
     for table_of_classes in (paths.CONFUSION, paths.RELIABILITY, paths.UNSCALED_RELIABILITY):
         assert pd.read_csv(table_of_classes).empty
 
