@@ -23,7 +23,7 @@ from stages.common.errors import UserError
 from stages.dataset.pictures import UnusablePictureError
 from use import rows, sources
 from use.journal import Entry, Journal, Row
-from use.model import Model
+from use.model import Logs, Model
 from use.prepare import Invert, Map, Prepared
 from use.sources import UnreadablePictureError
 
@@ -188,7 +188,7 @@ def read(name: str, classifier: Model, invert: Invert) -> Prepared | str:
 def classified(batch: list[Decoded], classifier: Model, top: int, parallel: Map) -> list[Entry]:
     """The rows of a batch."""
     pictures = [picture for _, _, picture in batch if isinstance(picture, Prepared)]
-    outputs = iter(())
+    outputs: Iterator[Logs] = iter(())
     if pictures:
         outputs = iter(classifier.classify(np.stack([picture.pixels for picture in pictures]), parallel))
 
