@@ -54,7 +54,7 @@ def parse(content: bytes, name: str) -> pd.DataFrame:
 
 def has_values(table: pd.DataFrame) -> bool:
     """Whether a table that `parse` gave is of regression."""
-    return "probability" not in table
+    return not isinstance(table["label"].dtype, pd.CategoricalDtype)
 
 
 def _values(table: pd.DataFrame, name: str) -> pd.DataFrame:
