@@ -24,6 +24,10 @@ def main() -> None:
     target = device.set_up(options.device, threads, options.numerics, "evaluate.device")
 
     model, spec = model_file.read(paths.MODEL)
+    if not spec.classes:
+        raise UserError(
+            f"{paths.MODEL}: a regression, which cannot be exported yet; `make predict` and `make serve` run it"
+        )
     description = Description(
         format=1,
         classes=spec.classes,

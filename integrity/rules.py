@@ -16,7 +16,7 @@ from stages.download.options import Data
 from stages.evaluate.options import Evaluate
 from stages.network.options import BLOCKS, NO_WEIGHTS, Cnn, Model
 from stages.preprocess.options import Preprocess
-from stages.train.options import AUGMENTATIONS, CLASS_WEIGHTS, OPTIMIZERS, SCHEDULES, Train
+from stages.train.options import AUGMENTATIONS, CLASS_WEIGHTS, OPTIMIZERS, SCHEDULES, Train, misfits
 from stages.weights.options import Weights
 
 SCHEMAS: dict[str, type[Section]] = {
@@ -122,7 +122,13 @@ def contradictions(values: dict[str, Any]) -> list[str]:
     """A line for each rule between sections that is broken. values: right section by section."""
     train, preprocess = values["train"], values["preprocess"]
     data_set = DATA_SETS.get(values["data"]["name"])  # None: own pictures
-    lines = pictures(values["data"], preprocess)
+    regression = values["data"]["task"] == "regression"
+    lines = pictures(values["data"], preprocess) + misfits(Train.model_validate(train), regression)
+    if regression and data_set:
+        lines.append(
+            f"data.task is regression, and data.name is {values['data']['name']}, a set with classes; allowed: images, "
+            "with numbers in labels.csv"
+        )
 
     patience, fraction = train["early_stopping_patience_epochs"], preprocess["validation_fraction"]
     if patience and round(fraction * (data_set.largest_class if data_set else 10**9)) == 0:

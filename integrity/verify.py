@@ -179,6 +179,9 @@ def images(before: bytes, after: bytes) -> str:
     sides = [predictions.parse(content, "predictions") for content in (before, after)]
     if len(sides[0]) != len(sides[1]):
         return f"{len(sides[1]):,} predictions instead of {len(sides[0]):,}"
+    if all(map(predictions.has_values, sides)):
+        largest = float((sides[0]["prediction"] - sides[1]["prediction"]).abs().max())
+        return f"predictions differ by {largest:.3g} at most"
     changed = int((sides[0]["prediction"].astype(str) != sides[1]["prediction"].astype(str)).sum())
     return f"{changed:,} of {len(sides[0]):,} predicted classes changed; the other differences are in probabilities"
 

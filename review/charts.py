@@ -73,11 +73,16 @@ def labelled(values: Sequence[float], percent: bool = False) -> list[Tick]:
     return [(value, f"{factor * value:.{decimals}f}{unit}") for value in values]
 
 
-def interval(low: float, middle: float, high: float) -> dict[str, Any]:
-    """The places of a difference and its interval, in points, beside zero; reach: what the ends of the axis mean."""
+def interval(
+    low: float, middle: float, high: float, measure: str = "accuracy", unit: str = " points"
+) -> dict[str, Any]:
+    """The places of a difference of a measure and its interval beside zero; reach: what the ends of the axis mean."""
     reach = 1.15 * max(abs(low), abs(high), 1e-9)
     x = scale(-reach, reach, 20, WIDTH - 20)
     decimals = 2 if max(map(abs, (low, middle, high))) < 1 else 1
-    description = f"Difference of accuracy {middle:+.2f} points, interval {low:+.2f} to {high:+.2f}"
-    ends = [f"{value:+.{decimals}f} points" for value in (-reach, reach)]
+    more = 0 if unit else 2  # of a difference without a unit, which is no percentage
+    description = (
+        f"Difference of {measure} {middle:+.{2 + more}f}{unit}, interval {low:+.{2 + more}f} to {high:+.{2 + more}f}"
+    )
+    ends = [f"{value:+.{decimals + more}f}{unit}" for value in (-reach, reach)]
     return {"low": x(low), "middle": x(middle), "high": x(high), "ends": ends, "description": description}

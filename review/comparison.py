@@ -3,10 +3,11 @@
 A is what is compared with, B what is judged. A document has:
   a, b         name and commit (None: the work tree) of each side
   level        the share of false alarms that the verdict accepts
+  measure      what is compared: accuracy, or R2 for regression
   verdict      what decides. word: better | worse | within noise | not comparable, and of a test that looked several
                times (review/sequential.py) also equivalent | undecided; text: a sentence; basis: seeds | one model; and
-               of the test: method, difference (of accuracy, B - A), low, high (its interval), p. The last four are None
-               if not comparable, p also where there were several looks.
+               of the test: method, difference (of the measure, B - A), low, high (its interval), p. The last four are
+               None if not comparable, p also where there were several looks.
   one_model    the same for the two trained models alone, which is the verdict where no seeds are compared
   seeds        what each seed measured, or None: sides (name, seeds, mean, standard deviation, low, high: the extremes),
                paired (difference, low, high, p of pairs with the same seed; None if the seeds are not the same on both
@@ -17,7 +18,8 @@ A is what is compared with, B what is judged. A document has:
   notes        what the user must know to trust the rest, a line each
   parameters   those that differ: key, a, b (left out where a side has none), read_by: stages that read it on each side
   metrics      each number: file, metric, a, b (None where a side has none), difference
-  images       how many test images were fixed, broken, …, and some of them; None without both sides' predictions
+  images       how many test images were fixed, broken, …, and some of them; for regression, how many predictions are
+               nearer to the label and farther from it; None without both sides' predictions
 """
 
 import math
@@ -28,11 +30,13 @@ import pandas as pd
 
 from integrity import revisions as git_revisions
 from integrity.revisions import Revision, flatten
-from review import predictions, significance
+from review import predictions, significance, values
 from review.predictions import Found
+from review.sequential import Look
 from seeds import record
 from seeds.record import Record
 from stages.common import paths
+from stages.evaluate.predictions import has_values
 
 NOT_COMPARABLE = "not comparable"
 RECORDED = "recorded by dvc.lock, not rerun here; `make verify` reruns"
@@ -115,6 +119,7 @@ def revisions(
         "a": {"name": a.name, "commit": a.commit},
         "b": {"name": b.name, "commit": b.commit},
         "level": level,
+        "measure": values.MEASURE if any("r2" in side.metrics.get(test_metrics, {}) for side in (a, b)) else "accuracy",
         "verdict": {**verdict, "basis": SEEDS if over_seeds else ONE_MODEL},
         "one_model": one_model,
         "seeds": over_seeds,
@@ -160,6 +165,10 @@ def metric_rows(a: dict[str, dict[str, Any]], b: dict[str, dict[str, Any]]) -> l
 
 def not_paired(name_a: str, name_b: str, a: pd.DataFrame, b: pd.DataFrame) -> str | None:
     """Why two tables of predictions are not of the same test set, or None if they are."""
+    if has_values(a) != has_values(b):
+        return other_task(*((name_a, name_b) if has_values(a) else (name_b, name_a)))
+    if has_values(a):
+        return values.not_paired(name_a, name_b, a, b)
     classes_a, classes_b = list(a["label"].cat.categories), list(b["label"].cat.categories)
     if len(classes_a) != len(classes_b):
         return f"{name_a} has {len(classes_a)} classes, {name_b} has {len(classes_b)}"
@@ -174,8 +183,16 @@ def not_paired(name_a: str, name_b: str, a: pd.DataFrame, b: pd.DataFrame) -> st
     return None
 
 
+def other_task(regression: str, classification: str) -> str:
+    """Why two revisions cannot be compared."""
+    return f"{regression} predicts numbers (data.task: regression), {classification} classes"
+
+
 def paired(a: pd.DataFrame, b: pd.DataFrame, level: float) -> tuple[dict[str, Any], dict[str, Any]]:
     """`images` and `verdict` of a document, from predictions of the same images."""
+    if has_values(a):
+        images, verdict = values.paired(a, b, level, EXAMPLES)
+        return images, {**verdict, "method": values.METHOD}
     codes = [column.cat.codes.to_numpy().astype(np.int64) for column in (a["label"], a["prediction"], b["prediction"])]
     masks = significance.paired(*codes)
     counts = {name: int(mask.sum()) for name, mask in masks.items()}
@@ -200,7 +217,7 @@ def paired(a: pd.DataFrame, b: pd.DataFrame, level: float) -> tuple[dict[str, An
     text = (
         f"accuracy {_share(right_a / total, total)} -> {_share((right_a + fixed - broken) / total, total)}, "
         f"{points_text(difference, low, high, total, level)}; {fixed:,} images fixed, {broken:,} broken; "
-        f"McNemar's exact test {_p(p)}, level {level:g}"
+        f"McNemar's exact test {values.p_text(p)}, level {level:g}"
     )
     verdict = _verdict(word, text, "McNemar's exact test (1947); interval: percentile bootstrap over images", p)
     return (
@@ -211,6 +228,8 @@ def paired(a: pd.DataFrame, b: pd.DataFrame, level: float) -> tuple[dict[str, An
 
 def unpaired(a: Revision, b: Revision, test_metrics: str, level: float) -> dict[str, Any]:
     """`verdict` of a document, from the counts in the metrics alone."""
+    if "r2" in a.metrics.get(test_metrics, {}):
+        return not_comparable("regressions are compared image by image, and not both sides have their predictions")
     counts = [_counts(side.metrics.get(test_metrics, {})) for side in (a, b)]
     for side, found in zip((a, b), counts, strict=True):
         if found is None:
@@ -222,7 +241,7 @@ def unpaired(a: Revision, b: Revision, test_metrics: str, level: float) -> dict[
     text = (
         f"accuracy {_share(1 - errors_a / images_a, images_a)} -> {_share(1 - errors_b / images_b, images_b)}, "
         f"{points_text(difference, low, high, images_b, level)}; Fisher's exact test of {errors_a:,} and "
-        f"{errors_b:,} errors {_p(p)}, level {level:g}: weaker than a comparison image by image"
+        f"{errors_b:,} errors {values.p_text(p)}, level {level:g}: weaker than a comparison image by image"
     )
     method = "Fisher's exact test (1922) of unpaired shares, the weaker one; interval: Newcombe's (1998)"
     verdict = _verdict(significance.verdict(difference, p, level), text, method, p)
@@ -233,6 +252,9 @@ def other_test_set(a: Revision, b: Revision, test_metrics: str, test_set: str) -
     """Why the metrics of two revisions are not of the same test set, as far as Git knows; None if they seem to be."""
     if _md5(a, test_set) is not None and _md5(a, test_set) == _md5(b, test_set):
         return None
+    numeric = [side.name for side in (a, b) if "r2" in side.metrics.get(test_metrics, {})]
+    if len(numeric) == 1:
+        return other_task(numeric[0], b.name if numeric[0] == a.name else a.name)
     names = [(side.params or {}).get("data.name") for side in (a, b)]
     if names[0] != names[1]:
         return f"the data sets differ: {names[0]} in {a.name}, {names[1]} in {b.name}"
@@ -246,8 +268,15 @@ def other_test_set(a: Revision, b: Revision, test_metrics: str, test_set: str) -
 
 def errors_elsewhere(side: Revision, table: pd.DataFrame, test_metrics: str) -> list[str]:
     """A note if the metrics of a revision are not those of its predictions: counts of errors and images, accuracy."""
-    errors = int((table["label"].to_numpy() != table["prediction"].to_numpy()).sum())
     metrics = side.metrics.get(test_metrics, {})
+    if has_values(table):
+        found = values.contradicts(metrics, table)
+        return (
+            [f"{side.name}: {test_metrics} contradicts the predictions, which have {found}; `dvc repro` there"]
+            if found
+            else []
+        )
+    errors = int((table["label"].to_numpy() != table["prediction"].to_numpy()).sum())
     accuracy = metrics.get("accuracy")
     counts_fit = _counts(metrics) in (None, (errors, len(table)))
     accuracy_fits = not isinstance(accuracy, int | float) or abs(accuracy - (1 - errors / len(table))) < 1e-6
@@ -279,7 +308,8 @@ def by_seeds(
     names: tuple[str, str], records: tuple[Record, Record], level: float
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """`seeds` and `verdict` of a document, from seeds that `not_by_seeds` has no objection to."""
-    a, b = (side.accuracies for side in records)
+    a, b = (side.scores for side in records)
+    measure = records[0].measure
     table: dict[str, Any] = {
         "sides": [
             {
@@ -295,17 +325,17 @@ def by_seeds(
         "paired": None,
         "needed": None,
     }
-    text = seed_means(table)
+    text = seed_means(table, measure)
     found = significance.welch(a, b, level)
     if found is None:
         return table, not_comparable(
-            f"{text}; on each side all seeds have the same accuracy, so there is no variation to judge the difference "
+            f"{text}; on each side all seeds have the same {measure}, so there is no variation to judge the difference "
             "by; use more seeds, or more images"
         )
     if records[0].seeds == records[1].seeds and (pairs := significance.paired_by_seed(a, b, level)):
         table["paired"] = pairs._asdict()
-    text += f", {points_text(found.difference, found.low, found.high, PRECISION, level)}; "
-    text += f"Welch's t test {_p(found.p)}, level {level:g}"
+    text += f", {difference_text(found, measure, level)}; "
+    text += f"Welch's t test {values.p_text(found.p)}, level {level:g}"
     if found.difference:
         deviations = [side["deviation"] for side in table["sides"]]
         table["needed"] = significance.seeds_needed(found.difference, deviations[0], deviations[1], level, POWER)
@@ -318,10 +348,21 @@ def by_seeds(
     return table, {**verdict, "difference": found.difference, "low": found.low, "high": found.high}
 
 
-def seed_means(table: dict[str, Any]) -> str:
-    """The mean accuracies of both sides, as the beginning of a sentence. table: `seeds` of a document."""
-    shown = [f"{_share(side['mean'], PRECISION)} ({side['seeds']} seeds)" for side in table["sides"]]
-    return f"mean test accuracy {shown[0]} -> {shown[1]}"
+def seed_means(table: dict[str, Any], measure: str) -> str:
+    """The means of both sides, as the beginning of a sentence. table: `seeds` of a document. measure: as there."""
+    means = [
+        f"{side['mean']:.4f}" if measure == values.MEASURE else _share(side["mean"], PRECISION)
+        for side in table["sides"]
+    ]
+    shown = [f"{mean} ({side['seeds']} seeds)" for mean, side in zip(means, table["sides"], strict=True)]
+    return f"mean test {measure} {shown[0]} -> {shown[1]}"
+
+
+def difference_text(found: significance.Difference | Look, measure: str, level: float) -> str:
+    """The difference between the means of seeds, and its interval."""
+    if measure == values.MEASURE:
+        return values.difference_text(found, level)
+    return points_text(found.difference, found.low, found.high, PRECISION, level)
 
 
 def not_comparable(why: str) -> dict[str, Any]:
@@ -372,7 +413,3 @@ def points_text(difference: float, low: float, high: float, images: int, level: 
     rounded = [round(100 * value, digits) + 0.0 for value in (difference, low, high)]  # + 0.0: without the sign of -0.0
     d, low_text, high_text = (f"{value:+.{digits}f}" for value in rounded)
     return f"{d} points ({100 * (1 - level):g} % interval {low_text} to {high_text})"
-
-
-def _p(p: float) -> str:
-    return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from review import values
 from stages.common.errors import printable
 
 MISSING = "-"
@@ -93,9 +94,9 @@ def _tables(document: dict[str, Any], quote: Quote) -> list[Titled]:
         ("Metrics that differ", metrics(differing, quote), rest),
     ]
     if document["images"]:
-        tables.append(_images(document["images"]))
+        tables.append((_values if "nearer" in document["images"] else _images)(document["images"]))
     if document["seeds"]:
-        tables.append(_seeds(document["seeds"], quote))
+        tables.append(_seeds(document["seeds"], document["measure"], quote))
     return tables
 
 
@@ -136,24 +137,41 @@ def _images(images: dict[str, Any]) -> Titled:
     return "Test images", pd.DataFrame(columns), lines
 
 
-def _seeds(table: dict[str, Any], quote: Quote) -> Titled:
-    """Mean and spread over the seeds of each side (`seeds` of a document)."""
+def _values(images: dict[str, Any]) -> Titled:
+    """How many predictions of a regression got better, and the images that changed most."""
+    same = images["images"] - images["nearer"] - images["farther"]
+    rows = [("nearer to the label", images["nearer"]), ("farther from it", images["farther"]), ("as near", same)]
+    frame = pd.DataFrame({"": [name for name, _ in rows], "images": [f"{count:,}" for _, count in rows]})
+    lines = [
+        f"{kind} by most: {', '.join(str(row['index']) for row in examples)}"
+        for kind in ("nearer", "farther")
+        if (examples := images[f"{kind}_examples"])
+    ]
+    return "Predictions of the test images, B against A", frame, lines
+
+
+def _seeds(table: dict[str, Any], measure: str, quote: Quote) -> Titled:
+    """Mean and spread over the seeds of each side (`seeds` of a document). measure: as there."""
+    if measure == values.MEASURE:
+        unit, factor, points, decimals, ends = "", 1, "", 4, 4
+    else:
+        unit, factor, points, decimals, ends = " %", 100, " points", 3, 2
     columns = {
         "": [f"{letter} {quote(row['name'])}" for letter, row in zip("AB", table["sides"], strict=True)],
         "seeds": [f"{row['seeds']:,}" for row in table["sides"]],
-        "mean": [f"{100 * row['mean']:.3f} %" for row in table["sides"]],
-        "deviation": [f"{100 * row['deviation']:.3f}" for row in table["sides"]],
-        "lowest": [f"{100 * row['low']:.2f} %" for row in table["sides"]],
-        "highest": [f"{100 * row['high']:.2f} %" for row in table["sides"]],
+        "mean": [f"{factor * row['mean']:.{decimals}f}{unit}" for row in table["sides"]],
+        "deviation": [f"{factor * row['deviation']:.{decimals}f}" for row in table["sides"]],
+        "lowest": [f"{factor * row['low']:.{ends}f}{unit}" for row in table["sides"]],
+        "highest": [f"{factor * row['high']:.{ends}f}{unit}" for row in table["sides"]],
     }
     lines = []
     if pairs := table["paired"]:
-        low, difference, high = (100 * pairs[key] for key in ("low", "difference", "high"))
-        interval = f"{difference:+.3f} points ({low:+.3f} to {high:+.3f})"
+        low, difference, high = (factor * pairs[key] for key in ("low", "difference", "high"))
+        interval = f"{difference:+.{decimals}f}{points} ({low:+.{decimals}f} to {high:+.{decimals}f})"
         lines.append(f"paired by seed, which does not decide: {interval}, p = {pairs['p']:.2g}")
     if table["needed"]:
         lines.append(f"{table['needed']:,} seeds per side would show a difference of this size in 80 % of comparisons")
-    return "Test accuracy over seeds", pd.DataFrame(columns), lines
+    return f"Test {measure} over seeds", pd.DataFrame(columns), lines
 
 
 def side(document: dict[str, Any]) -> str:

@@ -108,7 +108,8 @@ def test_images(repo: Any, run: Results) -> tuple[Split | None, str]:
         except UserError as error:
             return None, str(error).replace(f"{folder}/", "")
     table = run.predictions.table
-    if not np.array_equal(np.array(card.classes)[images.labels], table["label"].astype(str).to_numpy()):
+    labels = images.labels if card.values else np.array(card.classes)[images.labels]
+    if not np.array_equal(labels, table["label"].astype(labels.dtype).to_numpy()):
         return None, f"{paths.TEST} has other labels than {paths.PREDICTIONS}"
     return images, ""
 

@@ -17,12 +17,13 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from review import charts, comparison, comparison_text, results, significance
+from review import charts, comparison, comparison_text, results, significance, values
 from review.comparison_text import MISSING
 from review.results import Confusion, Results
 from stages.common import paths
 from stages.common.errors import printable
 from stages.evaluate import scores
+from stages.evaluate.predictions import has_values
 
 MOST_PICTURES = 24  # of each kind
 MOST_PAIRS = 10  # kinds of mistake that are listed
@@ -67,6 +68,7 @@ def page(
             tiles=tiles(metrics),
             sections=sections(run, against, own),
             own=own,
+            regression=is_regression(run),
             change=change(run, against, picture) if against else None,
             training=training(run.curves, against) if run.curves is not None else None,
             pictures={
@@ -112,17 +114,29 @@ def sections(run: Results, against: Against | None, own: Mapping[str, Any] | Non
     measured = run.confusion is not None or run.reliability is not None or paths.OVERVIEW.as_posix() in run.pictures
     every = [
         ("changes", f"What changed against {other_name(against)}" if against else "", against is not None),
-        ("images", "Images fixed and broken", against is not None and against.document["images"] is not None),
+        ("images", images_title(against) if against else "", against is not None and bool(against.document["images"])),
         ("own", "The pictures", own is not None),
         ("training", "Training", run.curves is not None),
-        ("confusion", "Confusion matrix and calibration", measured),
+        ("values", "Predictions and errors", is_regression(run)),
+        ("confusion", "Confusion matrix and calibration", measured and not is_regression(run)),
         ("classes", "Precision and recall", run.confusion is not None),
-        ("mistakes", "Worst mistakes", True),
+        ("mistakes", "Largest errors" if is_regression(run) else "Worst mistakes", True),
         ("metrics", "All metrics", against is None),  # else they stand beside the other side's
         ("parameters", "Parameters", True),
         ("provenance", "Provenance", True),
     ]
     return {key: title for key, title, present in every if present}
+
+
+def is_regression(run: Results) -> bool:
+    """Whether a run predicts numbers."""
+    return "r2" in run.revision.metrics.get(paths.TEST_METRICS.as_posix(), {})
+
+
+def images_title(against: Against) -> str:
+    """What the section on single images is called."""
+    regression = against.document["measure"] == values.MEASURE
+    return "Predictions nearer and farther" if regression else "Images fixed and broken"
 
 
 # The top
@@ -138,15 +152,17 @@ def heading(metrics: dict[tuple[str, str], float]) -> str:
     """The result in a line."""
     test = paths.TEST_METRICS.as_posix()
     accuracy, images = metrics.get((test, "accuracy")), metrics.get((test, "images"))
-    if accuracy is None:
+    r2 = metrics.get((test, "r2"))
+    if accuracy is None and r2 is None:
         return "Not measured on test images"
-    return f"Test accuracy {percent(accuracy)}" + (f" ({images:,} images)" if images is not None else "")
+    result = f"Test accuracy {percent(accuracy)}" if accuracy is not None else f"Test R2 {r2:.4f}"
+    return result + (f" ({images:,} images)" if images is not None else "")
 
 
 def data_and_model(run: Results) -> str:
     """The names of the data set and of the network, if they are known."""
-    values = run.revision.ran_with or run.revision.params or {}
-    names = [values.get(key) for key in ("data.name", "model.name")]
+    ran_with = run.revision.ran_with or run.revision.params or {}
+    names = [ran_with.get(key) for key in ("data.name", "model.name")]
     return " · ".join(short(str(name)) for name in names if isinstance(name, str))
 
 
@@ -155,7 +171,12 @@ def tiles(metrics: dict[tuple[str, str], float]) -> list[tuple[str, str]]:
     test, train = paths.TEST_METRICS.as_posix(), paths.TRAIN_METRICS.as_posix()
     low, high = metrics.get((test, "accuracy_low")), metrics.get((test, "accuracy_high"))
     found = [("95 % interval", f"{100 * low:.2f} to {percent(high)}")] if low is not None and high is not None else []
+    low, high = metrics.get((test, "r2_low")), metrics.get((test, "r2_high"))
+    found += [("95 % interval", f"{low:.4f} to {high:.4f}")] if low is not None and high is not None else []
     forms: list[tuple[str, str, str, Callable[[float], str]]] = [
+        ("root mean squared error", test, "rmse", "{:.4g}".format),
+        ("mean absolute error", test, "mae", "{:.4g}".format),
+        ("validation R2", train, "validation_r2", "{:.4f}".format),
         ("misclassified images", test, "errors", "{:,}".format),
         ("test loss", test, "loss", "{:.4f}".format),
         ("calibration error", test, "calibration_error", "{:.4f}".format),
@@ -183,7 +204,9 @@ def change(run: Results, against: Against, picture: Picture) -> dict[str, Any]:
     aside = comparison_text.one_model(document)
     if verdict["basis"] == comparison.ONE_MODEL:
         aside = "; ".join(["One model against another, seeds not compared", *document["without_seeds"]])
-    points = [100 * verdict[key] for key in ("low", "difference", "high")] if verdict["low"] is not None else None
+    regression = document["measure"] == values.MEASURE
+    factor = 1 if regression else 100
+    points = [factor * verdict[key] for key in ("low", "difference", "high")] if verdict["low"] is not None else None
     differing, same = (
         [row for row in document["metrics"] if (row["difference"] == 0) == equal] for equal in (False, True)
     )
@@ -195,7 +218,7 @@ def change(run: Results, against: Against, picture: Picture) -> dict[str, Any]:
         "sign": sign,
         "text": f"{text}.".replace(" -> ", " → "),
         "aside": f"{aside}.".replace(" -> ", " → "),
-        "interval": charts.interval(*points) if points else None,
+        "interval": charts.interval(*points, *((values.MEASURE, "") if regression else ())) if points else None,
         "parameters": comparison_text.parameters(document["parameters"], str).to_numpy().tolist(),
         "metrics": comparison_text.metrics(differing, str).to_numpy().tolist(),
         "same_metrics": comparison_text.metrics(same, str).to_numpy().tolist(),
@@ -209,6 +232,8 @@ def galleries(run: Results, against: Against, picture: Picture) -> list[dict[str
     counts, old, new = against.document["images"], against.other.predictions.table, run.predictions.table
     if counts is None or old is None or new is None:
         return []
+    if "nearer" in counts:
+        return galleries_of_values(counts, other_name(against), run.revision.name, picture)
     columns = (old["label"], old["prediction"], new["prediction"])
     masks = significance.paired(*(column.cat.codes.to_numpy().astype(np.int64) for column in columns))
     found = []
@@ -228,6 +253,24 @@ def galleries(run: Results, against: Against, picture: Picture) -> list[dict[str
     return found
 
 
+def galleries_of_values(counts: dict[str, Any], old: str, new: str, picture: Picture) -> list[dict[str, Any]]:
+    """The images whose predictions changed most, for better and for worse. counts: `images` of the document."""
+    found = []
+    for kind, better in (("farther", old), ("nearer", new)):
+        images = [
+            {
+                "index": row["index"],
+                "label": f"{row['label']:.6g}",
+                "source": picture(row["index"]),
+                "predictions": [(f"before {row['a']:.6g}", better == old), (f"after {row['b']:.6g}", better == new)],
+            }
+            for row in counts[f"{kind}_examples"]
+        ]
+        text = f"{kind}: {short(better)} is nearer to the label; the largest changes first."
+        found.append({"title": kind.capitalize(), "text": how_many(len(images), counts[kind], text), "images": images})
+    return found
+
+
 def prediction(row: pd.Series, when: str) -> tuple[str, bool]:
     """What one side predicted for an image, and whether that is correct."""
     text = f"{when} {short(str(row['prediction']), 24)}, {percent(row['probability'], 0)}"
@@ -244,13 +287,15 @@ def training(curves: pd.DataFrame, against: Against | None) -> dict[str, Any]:
         ("Loss", "train_loss", "training", "two", shown),
         ("Loss", "validation_loss", "validation", "one", shown),
         ("Accuracy", "validation_accuracy", "validation", "one", shown),
+        ("R2", "validation_r2", "validation", "one", shown),
     ]
     if against is not None and against.other.curves is not None:
         other, name = thinned(against.other.curves), f"validation, {short(against.other.revision.name, 24)}"
         wanted += [("Loss", "validation_loss", name, "other", other)]
         wanted += [("Accuracy", "validation_accuracy", name, "other", other)]
+        wanted += [("R2", "validation_r2", name, "other", other)]
     drawn = []
-    for title, form in (("Loss", "{:.4f}".format), ("Accuracy", percent)):
+    for title, form in (("Loss", "{:.4f}".format), ("Accuracy", percent), ("R2", "{:.4f}".format)):
         lines, last = [], []
         for chart, column, name, kind, table in wanted:
             if chart == title and column in table:
@@ -327,7 +372,14 @@ def reliability(found: pd.DataFrame, metrics: dict[tuple[str, str], float]) -> d
 
 
 def mistakes(found: pd.DataFrame) -> list[tuple[str, ...]]:
-    """The wrong predictions of the highest probability."""
+    """The wrong predictions of the highest probability; of regression, the largest errors."""
+    if has_values(found):
+        errors = (found["prediction"] - found["label"]).to_numpy()
+        order = np.argsort(-np.abs(errors), kind="stable")[:MOST_PICTURES]
+        return [
+            (f"{at:,}", *(f"{found[key].iloc[at]:.6g}" for key in ("label", "prediction")), f"{errors[at]:+.4g}")
+            for at in order
+        ]
     wrong = np.flatnonzero(found["label"].to_numpy() != found["prediction"].to_numpy())
     rows = [(at, found.iloc[at]) for at in results.most_confident(found, wrong, MOST_PICTURES)]
     return [

@@ -21,6 +21,7 @@ from stages.common import paths, record
 from stages.common.digests import md5
 from stages.common.errors import UserError, one_line
 from stages.evaluate import scores
+from stages.evaluate.predictions import has_values
 from stages.evaluate.scores import Ints
 
 STAGES = ("train", "evaluate")  # that record their environment
@@ -106,7 +107,7 @@ def as_recorded(side: Revision, path: str) -> Callable[[bytes, str], bytes]:
 
 def counted_from(found: Confusion, table: pd.DataFrame) -> bool:
     """Whether a confusion matrix counts the predictions of a table."""
-    if list(table["label"].cat.categories) != found.classes:
+    if has_values(table) or list(table["label"].cat.categories) != found.classes:
         return False
     codes = [table[name].cat.codes.to_numpy().astype(np.int64) for name in ("label", "prediction")]
     return np.array_equal(scores.confusion(codes[0], codes[1], len(found.classes)), found.matrix)
@@ -120,11 +121,16 @@ def curves(content: bytes, name: str) -> pd.DataFrame:
     return _numbers(table, name)
 
 
-def confusion(content: bytes, name: str) -> Confusion:
-    """metrics/plots/confusion.csv: label, prediction, images; one row per pair of classes. Raises UserError."""
+def confusion(content: bytes, name: str) -> Confusion | None:
+    """metrics/plots/confusion.csv: label, prediction, images; one row per pair of classes; none for regression.
+
+    Raises UserError.
+    """
     table = _csv(content, name)
     if table.columns.tolist() != ["label", "prediction", "images"]:
         raise UserError(f"{name}: no table of label, prediction and images; `dvc repro` writes it")
+    if table.empty:
+        return None
     classes = list(dict.fromkeys(table["label"]))
     pairs = [(label, prediction) for label in classes for prediction in classes]
     if list(zip(table["label"], table["prediction"], strict=True)) != pairs or len(classes) < 2:
@@ -135,11 +141,13 @@ def confusion(content: bytes, name: str) -> Confusion:
     return Confusion(classes, counts.astype(np.int64).reshape(len(classes), len(classes)))
 
 
-def reliability(content: bytes, name: str) -> pd.DataFrame:
-    """metrics/plots/reliability.csv: one row per bin of confidence. Raises UserError."""
+def reliability(content: bytes, name: str) -> pd.DataFrame | None:
+    """metrics/plots/reliability.csv: one row per bin of confidence; none for regression. Raises UserError."""
     table = _csv(content, name)
     if table.columns.tolist() != BINS:
         raise UserError(f"{name}: its columns are not {', '.join(BINS)}; `dvc repro` writes it again")
+    if table.empty:
+        return None
     numbers = _numbers(table, name)
     if not numbers.drop(columns="images").apply(lambda column: column.between(0, 1)).all(axis=None):
         raise UserError(f"{name}: shares are from 0 to 1; `dvc repro` writes it again")

@@ -66,6 +66,21 @@ def bootstrap(fixed: int, broken: int, images: int, level: float) -> tuple[float
     return float(low), float(high)
 
 
+def paired_squares(labels: Floats, a: Floats, b: Floats, level: float) -> "Difference":
+    """The difference of R2 of two regressions, predictions a and b of the same images, (N,), by a paired t test.
+
+    Each image has one squared error on either side; their differences, over the variance of the labels, have the
+    difference of R2 as their mean. labels: not all the same.
+    """
+    gains = ((a - labels) ** 2 - (b - labels) ** 2) / labels.var()
+    if not gains.any():
+        return Difference(0.0, 0.0, 0.0, 1.0)
+    with np.errstate(divide="ignore", invalid="ignore"):  # all gains may be the same
+        found = stats.ttest_1samp(gains, 0.0)
+        low, high = found.confidence_interval(1 - level)
+    return Difference(float(gains.mean()), float(low), float(high), float(found.pvalue))
+
+
 def fisher(errors_a: int, images_a: int, errors_b: int, images_b: int) -> float:
     """The p-value of Fisher's exact test (1922): are two shares of errors those of one classifier on two samples?
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from integrity import git, rebuild, revisions
-from review import comparison, sequential
+from review import comparison, sequential, values
 from review.sequential import Look
 from seeds import record
 from seeds.paths import PIPELINE
@@ -83,7 +83,7 @@ def until_decided(a: str, b: str | None, level: float, margin: float, budget: in
             records = (old.trained(n).first(n), new.trained(n).first(n))
             if obstacles := comparison.not_by_seeds((old.name, new.name), records):
                 raise UserError(f"seeds cannot decide: {'; '.join(obstacles)}")
-            found = sequential.look(records[0].accuracies, records[1].accuracies, nominal, margin)
+            found = sequential.look(records[0].scores, records[1].scores, nominal, margin)
             if found.word != sequential.UNDECIDED:
                 break
         document = comparison.read(a, b, level, records)
@@ -94,10 +94,12 @@ def until_decided(a: str, b: str | None, level: float, margin: float, budget: in
 def verdict(document: dict[str, Any], found: Look, looks: list[int], taken: int, margin: float) -> dict[str, Any]:
     """`verdict` of a document whose seeds were judged at several looks, of which so many were `taken`."""
     level = document["level"]
-    interval = comparison.points_text(found.difference, found.low, found.high, comparison.PRECISION, level)
+    measure = document["measure"]
+    interval = comparison.difference_text(found, measure, level)
+    margin_text = f"{margin:g}" if measure == values.MEASURE else f"{100 * margin:g} points"
     text = (
-        f"{comparison.seed_means(document['seeds'])}, {interval}; group-sequential test, look {taken} of {len(looks)} "
-        f"(at {', '.join(map(str, looks))} seeds per side), level {level:g}, margin {100 * margin:g} points"
+        f"{comparison.seed_means(document['seeds'], measure)}, {interval}; group-sequential test, look {taken} of "
+        f"{len(looks)} (at {', '.join(map(str, looks))} seeds per side), level {level:g}, margin {margin_text}"
     )
     return {
         "word": found.word,

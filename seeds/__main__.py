@@ -83,6 +83,10 @@ def summary() -> str:
         if numbers := collected.get(key):
             spread = f" ± {100 * numbers['standard_deviation']:.2f}" if "standard_deviation" in numbers else ""
             words.append(f"{name} {numbers['mean']:.2%}{spread}")
+    for key, name in (("r2", "test R2"), ("validation_r2", "validation R2")):
+        if numbers := collected.get(key):
+            spread = f" ± {numbers['standard_deviation']:.4f}" if "standard_deviation" in numbers else ""
+            words.append(f"{name} {numbers['mean']:.4f}{spread}")
     return ", ".join(words)
 
 

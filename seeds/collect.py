@@ -7,7 +7,7 @@ from typing import Any
 from seeds.paths import COLLECTED, ROWS
 from stages.common import errors, files
 
-SUMMARIZED = ("accuracy", "validation_accuracy")
+SUMMARIZED = ("accuracy", "validation_accuracy", "r2", "validation_r2")
 
 
 def main() -> None:

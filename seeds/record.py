@@ -6,10 +6,10 @@ for all seeds of seeds/seeds.yaml, trained with the code, parameters and data of
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from integrity import revisions
 from integrity.dvc_lock import Lock, LockedStage, parse_lock
@@ -31,8 +31,20 @@ class Row(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
     seed: Annotated[int, Field(ge=0)]
-    errors: Annotated[int, Field(ge=0)]  # on the test set
+    errors: Annotated[int, Field(ge=0)] | None = None  # on the test set; None: regression
+    r2: Annotated[float, Field(allow_inf_nan=False)] | None = None  # of regression
     images: Annotated[int, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _of_one_task(self) -> Self:
+        if (self.errors is None) == (self.r2 is None):
+            raise ValueError("a seed has errors, or r2 for regression")
+        return self
+
+    @property
+    def score(self) -> float:
+        """Test accuracy, of counts, so that equal ones are equal; or R2."""
+        return self.r2 if self.r2 is not None else 1 - (self.errors or 0) / self.images
 
 
 class Record(NamedTuple):
@@ -43,9 +55,14 @@ class Record(NamedTuple):
     test_set: str | None = None  # MD5
 
     @property
-    def accuracies(self) -> Floats:
-        """Test accuracy of each seed, float64 (seeds,); of counts, so that equal ones are equal."""
-        return np.array([1 - row.errors / row.images for row in self.rows])
+    def scores(self) -> Floats:
+        """Test accuracy, or R2, of each seed, float64 (seeds,)."""
+        return np.array([row.score for row in self.rows])
+
+    @property
+    def measure(self) -> str:
+        """What the scores are."""
+        return "accuracy" if all(row.r2 is None for row in self.rows) else "R2"
 
     def first(self, seeds: int) -> "Record":
         """The same with its first seeds alone."""
@@ -88,7 +105,9 @@ def _read(repo: Any, side: Revision) -> Record:
         outs = {out.path: out.md5 for out in trained[row.seed].outs}
         if outs.get((ROWS / f"{row.seed}.json").as_posix()) != md5(text(values).encode()):
             raise UserError(f"{COLLECTED}: seed {row.seed} is not the one that {LOCK} names; {again}")
-    if len({row.images for row in rows}) > 1 or any(row.errors > row.images for row in rows):
+    if len({(row.images, row.errors is None) for row in rows}) > 1 or any(
+        (row.errors or 0) > row.images for row in rows
+    ):
         raise UserError(f"{COLLECTED}: errors and images contradict each other; {again}")
     tests = {dep.md5 for seed in chosen for dep in trained[seed].deps if dep.path == paths.TEST.as_posix()}
     return Record(rows, test_set=tests.pop() if len(tests) == 1 else None)

@@ -20,8 +20,9 @@ from stages.common.errors import UserError
 
 CODE = Path(__file__).parents[1]
 STAGES = ("train", "evaluate")
-VALIDATED = ("epochs_run", "best_epoch", "validation_accuracy", "validation_loss")  # of metrics/train.json
-TESTED = ("accuracy", "errors", "images", "loss", "calibration_error")  # of metrics/evaluate.json
+# Of metrics/train.json and metrics/evaluate.json, as far as they are there: a run is of one task.
+VALIDATED = ("epochs_run", "best_epoch", "validation_accuracy", "validation_loss", "validation_r2")
+TESTED = ("accuracy", "errors", "images", "loss", "calibration_error", "r2", "rmse", "mae")
 
 
 def main() -> None:
@@ -62,7 +63,7 @@ def row(folder: Path, seed: int) -> dict[str, Any]:
     """What one seed measured: validation metrics of the epoch that was kept, and test metrics."""
     trained, tested = (json.loads((folder / path).read_bytes()) for path in (paths.TRAIN_METRICS, paths.TEST_METRICS))
     measured = {key: trained[key] for key in VALIDATED if key in trained}  # none on validation without such images
-    return {"seed": seed, **measured, **{key: tested[key] for key in TESTED}}
+    return {"seed": seed, **measured, **{key: tested[key] for key in TESTED if key in tested}}
 
 
 def text(measured: dict[str, Any]) -> str:

@@ -237,10 +237,17 @@ def test_metrics_and_plots_are_in_git_and_the_rest_in_the_cache(name: str) -> No
 # The schema of each parameter that dvc.yaml names.
 READS: dict[str, set[tuple[str, type[Section]]]] = {
     "download": {("data.name", Data), ("data.mirrors", Data)},
-    "preprocess": {("data.name", DataName), ("data.images", DataName), ("preprocess", Preprocess)},
+    "preprocess": {
+        ("data.name", DataName),
+        ("data.task", DataName),
+        ("data.images", DataName),
+        ("preprocess", Preprocess),
+    },
     "evaluate": {("data.name", DataName), ("evaluate", Evaluate)},
 }
-UNREAD = {("download", "images"), ("evaluate", "images")}  # the section is checked whole
+UNREAD = {
+    (stage, key) for stage in ("download", "evaluate") for key in ("images", "task")
+}  # the section is checked whole
 
 
 @pytest.mark.parametrize("name", READS)

@@ -666,7 +666,7 @@ def test_aliases_that_explode_are_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_a_stage_by_itself_names_a_key_that_is_no_text() -> None:
-    with pytest.raises(UserError, match=r"params.yaml: data.0: unknown key; allowed: name, images, mirrors"):
+    with pytest.raises(UserError, match=r"params.yaml: data.0: unknown key; allowed: name, task, images, mirrors"):
         params.section({"data": {**DEFAULTS["data"], 0: 1}}, "data", SCHEMAS["data"])
 
 

@@ -494,9 +494,17 @@ BINS = "low,high,images,confidence,accuracy,accuracy_low,accuracy_high\n0.5,1,3,
 def test_files_of_a_run_are_read() -> None:
     assert results.curves(CURVES.encode(), "x")["train_loss"].tolist() == [0.5, 0.4]
     found = results.confusion(MATRIX.replace("a,", "None,").replace(",a", ",None").encode(), "x")
+    assert found is not None
     assert found.classes == ["None", "b"]
     assert found.matrix.tolist() == [[5, 0], [1, 4]]
-    assert results.reliability(BINS.encode(), "x")["images"].tolist() == [3]
+    bins = results.reliability(BINS.encode(), "x")
+    assert bins is not None
+    assert bins["images"].tolist() == [3]
+
+
+def test_tables_without_rows_are_of_regression() -> None:
+    assert results.confusion(MATRIX.splitlines()[0].encode(), "x") is None
+    assert results.reliability(BINS.splitlines()[0].encode(), "x") is None
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,8 @@ def test_the_same_inputs_give_the_same_bytes_with_any_machine_settings(bench: Wo
     bench.values["train"]["augmentation"] = "affine"
     bench.run(*ALL)
     first = bench.content()
-    assert len(first) == 23  # 4 raw, 3 x 2 + 1 processed, model, predictions, 3 metrics, 5 plots, 2 environments
+    # 4 raw, 3 x 2 + 1 processed, model and its card, predictions, 3 metrics, 6 plots, 2 environments
+    assert len(first) == 25
     assert set(bench.values["machine"]) == set(OTHER_MACHINE)
     bench.values["machine"] = OTHER_MACHINE
     bench.run(*ALL)

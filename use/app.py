@@ -60,7 +60,8 @@ class Prediction(BaseModel):
     """What the model says of a picture; with an error there are no classes."""
 
     file: str
-    classes: list[RankedClass] = Field([], description="the most probable first")
+    classes: list[RankedClass] = Field([], description="the most probable first; none of a regression")
+    value: float | None = Field(None, description="what a regression predicts")
     looks_inverted: bool = Field(False, description="light and dark look swapped against the training pictures")
     inverted: bool = Field(False, description="they were swapped back")
     seen: str | None = Field(None, description="the picture as the network saw it: a data URI of PNG")
@@ -84,7 +85,7 @@ class Model(BaseModel):
     """What is served."""
 
     sha256: str
-    classes: list[str]
+    classes: list[str] = Field(description="none of a regression, which predicts a number")
     image_shape: list[int] = Field(description="channels, height, width")
     drawable: bool = Field(description="small and grey: the page offers a place to draw")
     light_on_dark: bool = Field(description="as the training pictures")
@@ -164,12 +165,13 @@ class Service:
             except UnusablePictureError as error:
                 self.metrics.pictures.labels("unreadable").inc()
                 return Prediction(file=name, error=str(error))
-            log_p = await self.batching.classify(prepared.pixels)
+            outputs = await self.batching.classify(prepared.pixels)
         self.metrics.pictures.labels("predicted").inc()
-        ranking = self.classifier.ranking(log_p, question.top)
+        ranking = self.classifier.ranking(outputs, question.top)
         return Prediction(
             file=name,
             classes=[RankedClass(name=rank.name, probability=round(rank.probability, 6)) for rank in ranking],
+            value=self.classifier.value(outputs),
             looks_inverted=prepared.looks_inverted,
             inverted=prepared.inverted,
             seen=_data_uri(prepared.pixels) if question.seen else None,

@@ -10,6 +10,7 @@ from stages.evaluate.options import Evaluate
 from stages.network import device, model_file
 from stages.network.device import Map
 from stages.network.inference import predict
+from stages.network.losses import Output
 from use.load import load
 from use.model import Logs, Model
 from use.prepare import Pixels
@@ -36,4 +37,5 @@ class Classifier(Model):
     def classify(self, pixels: Pixels, parallel: Map = map, part_size: int | None = None) -> Logs:
         """As Model. parallel, part_size: as inference.predict takes them."""
         images = torch.from_numpy(pixels)
-        return predict(self.network, images, "softmax", self.device, parallel, part_size).numpy()
+        output: Output = "softmax" if self.spec.classes else "value"
+        return predict(self.network, images, output, self.device, parallel, part_size).numpy()

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from use.prepare import Described, Invert, Map, Pixels, Prepared, prepare
 
 Logs = npt.NDArray[np.float32]
+DIGITS = 6  # significant ones of a predicted number
 
 
 class Ranked(NamedTuple):
@@ -22,8 +23,8 @@ class Ranked(NamedTuple):
 class Model(ABC):
     """What it says of a picture does not depend on the pictures beside it.
 
-    spec: classes, and how pictures are prepared. training_mean: of the training pixels, of 0 … 1. sha256: of the file.
-    threads: how many to use.
+    spec: classes (none of regression, which predicts a number), and how pictures are prepared. training_mean: of the
+    training pixels, of 0 … 1. sha256: of the file. threads: how many to use.
     """
 
     spec: Described
@@ -41,10 +42,17 @@ class Model(ABC):
 
     @abstractmethod
     def classify(self, pixels: Pixels, parallel: Map = map, part_size: int | None = None) -> Logs:
-        """Log-probabilities (N, K) of pictures (N, C, H, W). part_size: how many are computed at once; None: many."""
+        """Log-probabilities (N, K), or of regression numbers (N, 1), of pictures (N, C, H, W).
+
+        part_size: how many are computed at once; None: many.
+        """
+
+    def value(self, outputs: Logs) -> float | None:
+        """The number that a regression predicts, outputs (1,), to six digits; None if the network has classes."""
+        return None if self.spec.classes else float(f"{outputs[0]:.{DIGITS}g}")
 
     def ranking(self, log_p: Logs, top: int) -> list[Ranked]:
-        """The most probable classes of a picture, the first one first. log_p: (K,)."""
+        """The most probable classes of a picture, the first one first; none for regression. log_p: (K,)."""
         probabilities = np.exp(log_p)
-        order = np.argsort(-log_p, kind="stable")[:top]
+        order = np.argsort(-log_p, kind="stable")[: min(top, len(self.spec.classes))]
         return [Ranked(self.spec.classes[index], float(probabilities[index])) for index in order]

@@ -1,8 +1,8 @@
 """Predict the classes of pictures: `python -m use.predict a.png photos/`, or `make predict FILES="a.png photos/"`.
 
-Pictures are prepared as training prepared its own. One that cannot be read is a row with the reason, and all others are
-predicted. With --out the rows are kept as they come: a run that was killed goes on where it was. Not a stage. Exit
-status: 0; 3 if a picture could not be read; 2 for any error.
+Of regression, the values. Pictures are prepared as training prepared its own. One that cannot be read is a row with the
+reason, and all others are predicted. With --out the rows are kept as they come: a run that was killed goes on where it
+was. Not a stage. Exit status: 0; 3 if a picture could not be read; 2 for any error.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from stages.common.errors import UserError
 from stages.dataset.pictures import UnusablePictureError
 from use import rows, sources
 from use.journal import Entry, Journal, Row
-from use.model import Model
+from use.model import Logs, Model
 from use.prepare import Invert, Map, Prepared
 from use.sources import UnreadablePictureError
 
@@ -124,7 +124,9 @@ def chosen(runtime: str, model: str | None) -> Model:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m use.predict", description="Predict the classes of pictures.")
+    parser = argparse.ArgumentParser(
+        prog="python -m use.predict", description="Predict the classes, or the values, of pictures."
+    )
     add = parser.add_argument
     add("pictures", nargs="+", metavar="PICTURE", help="file, folder, pattern, http(s) or s3 URL; -: a name per line")
     add("--model", metavar="FILE|REV", help="model file, or commit, branch, tag, experiment")
@@ -186,14 +188,15 @@ def read(name: str, classifier: Model, invert: Invert) -> Prepared | str:
 def classified(batch: list[Decoded], classifier: Model, top: int, parallel: Map) -> list[Entry]:
     """The rows of a batch."""
     pictures = [picture for _, _, picture in batch if isinstance(picture, Prepared)]
-    log_p = iter(())
+    outputs: Iterator[Logs] = iter(())
     if pictures:
-        log_p = iter(classifier.classify(np.stack([picture.pixels for picture in pictures]), parallel))
+        outputs = iter(classifier.classify(np.stack([picture.pixels for picture in pictures]), parallel))
 
     def row(name: str, picture: Prepared | str) -> Row:
         if isinstance(picture, str):
             return rows.unreadable(name, picture)
-        return rows.predicted(name, classifier.ranking(next(log_p), top), picture)
+        found = next(outputs)
+        return rows.predicted(name, classifier.ranking(found, top), picture, classifier.value(found))
 
     return [Entry(row(name, picture), stamp) for name, stamp, picture in batch]
 

@@ -14,11 +14,14 @@ from use.prepare import Prepared
 Format = Literal["table", "csv", "json", "jsonl"]
 
 
-def predicted(name: str, ranking: list[Ranked], picture: Prepared) -> Row:
-    """The row of a picture: its most probable classes, the first one first, with probabilities of six decimals."""
+def predicted(name: str, ranking: list[Ranked], picture: Prepared, value: float | None = None) -> Row:
+    """The row of a picture: its most probable classes, the first one first, with probabilities of six decimals.
+
+    value: what a regression predicts instead of classes.
+    """
     classes = [{"class": rank.name, "probability": round(rank.probability, 6)} for rank in ranking]
     inversion = {"looks_inverted": picture.looks_inverted, "inverted": picture.inverted}
-    return {"file": name, **inversion, "classes": classes}
+    return {"file": name, **inversion, **({"classes": classes} if value is None else {"value": value})}
 
 
 def unreadable(name: str, reason: str) -> Row:
@@ -27,7 +30,7 @@ def unreadable(name: str, reason: str) -> Row:
 
 
 def text(rows: Iterable[Row], format: Format, top: int, classes: list[str]) -> Iterator[str]:
-    """Parts of the text, as the rows come. top: how many classes a row has. classes: of the model."""
+    """Parts of the text, as the rows come. top: classes of a row. classes: of the model; regression has none."""
     formats: dict[Format, Callable[[Iterable[Row], int, list[str]], Iterator[str]]] = {
         "table": _table,
         "csv": _csv,
@@ -39,10 +42,12 @@ def text(rows: Iterable[Row], format: Format, top: int, classes: list[str]) -> I
 
 def _table(rows: Iterable[Row], top: int, classes: list[str]) -> Iterator[str]:
     """The name of the picture last, so that columns stay columns while rows come."""
-    width = max(map(len, classes))
+    width = max(map(len, classes), default=0)
     for row in rows:
         if "error" in row:
             columns = f"error: {row['error']}"
+        elif "value" in row:
+            columns = f"{row['value']:>12g}"
         else:
             columns = "  ".join(f"{each['class']:{width}} {each['probability']:7.2%}" for each in row["classes"])
         remark = "  (inverted)" if row.get("inverted") else ""
@@ -52,11 +57,13 @@ def _table(rows: Iterable[Row], top: int, classes: list[str]) -> Iterator[str]:
 def _csv(rows: Iterable[Row], top: int, classes: list[str]) -> Iterator[str]:
     """The columns of a row that could not be read are empty, but for its name and the reason."""
     ranked = [f"{column}_{rank}" for rank in range(1, top + 1) for column in ("class", "probability")]
+    ranked = ranked if classes else ["value"]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["file", *ranked, "inverted", "error"])
     for row in rows:
         values = [value for each in row.get("classes", []) for value in (each["class"], f"{each['probability']:.6f}")]
+        values += [f"{row['value']:g}"] if "value" in row else []
         inverted = str(row["inverted"]).lower() if "inverted" in row else ""
         writer.writerow([row["file"], *(values or [""] * len(ranked)), inverted, row.get("error", "")])
         yield buffer.getvalue()

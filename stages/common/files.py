@@ -98,20 +98,21 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode("utf-8"))
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, significant: bool = False) -> None:
     """Write JSON atomically, in a form that diffs well: indented, floats to 6 decimals, a newline at the end.
 
-    Six decimals are finer than 10,000 images can resolve, and keep noise out of `git diff`.
+    Six decimals are finer than 10,000 images can resolve, and keep noise out of `git diff`. significant: six digits
+    instead, for numbers of any size.
     Raises ValueError for NaN and infinity, which JSON lacks.
     """
-    write_text(path, json.dumps(_rounded(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(_rounded(content, significant), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _rounded(value: Any) -> Any:
+def _rounded(value: Any, significant: bool) -> Any:
     if isinstance(value, float):
-        return round(value, 6)
+        return float(f"{value:.6g}") if significant else round(value, 6)
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: _rounded(item, significant) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
+        return [_rounded(item, significant) for item in value]
     return value

@@ -1,4 +1,4 @@
-"""What a prepared data set is, in a file of its own: names of the classes, shape of an image, normalization."""
+"""What a prepared data set is, in a file of its own: classes or values, shape of an image, normalization."""
 
 import json
 from pathlib import Path
@@ -14,15 +14,29 @@ from stages.common.preparation import Preparation as Preparation  # part of what
 Size = Annotated[int, Field(ge=1, le=65536)]
 
 
+class Values(Section):
+    """Of the labels of the training part, for regression."""
+
+    mean: float
+    std: Annotated[float, Field(gt=0)]
+
+
 class DataCard(Section):
     """`mean` and `std`, a number a channel, are of pixels scaled to 0 … 1: a model sees (pixel / 255 - mean) / std."""
 
-    classes: list[str] = Field(min_length=2)
+    classes: list[str]  # two or more; none for regression
+    values: Values | None = None  # what regression predicts; None: classification
     image_shape: list[Size] = Field(min_length=3, max_length=3)  # (C, H, W)
     mean: list[float]
     std: list[Annotated[float, Field(gt=0)]]
     normalization: Literal["weights"] | None = None  # a network takes mean and std of its pretrained weights instead
     preparation: Preparation | None = None  # how the pictures were decoded; None: a published set, which needs none
+
+    @model_validator(mode="after")
+    def _classes_or_values(self) -> Self:
+        if bool(self.classes) == (self.values is not None) or len(self.classes) == 1:
+            raise ValueError("a card has two classes or more, or values and no class")
+        return self
 
     @model_validator(mode="after")
     def _a_number_a_channel(self) -> Self:

@@ -1,7 +1,8 @@
 """A folder of pictures as a data set: which files count, which class and part each is in. Nothing is decoded here.
 
 Three layouts, told apart by looking: a folder per class; train, validation (or val) and test folders with a folder per
-class in each; a labels.csv beside the files, with the columns file, label and, if wanted, split and group.
+class in each; a labels.csv beside the files, with the columns file, label and, if wanted, split and group. Regression
+takes numbers from the column label, and no other layout.
 An archive, or a folder with nothing but archives in it, counts as the folder that unpacking them all would give,
 without the one folder that many archives put around everything.
 Names use forward slashes and are sorted by Unicode code point, whatever order the file system has. The name of a file
@@ -12,7 +13,9 @@ import csv
 import dataclasses
 import fnmatch
 import io
+import math
 import os
+import re
 import stat
 import unicodedata
 from collections import Counter
@@ -24,16 +27,19 @@ from typing import Literal
 from stages.common.errors import UserError
 from stages.common.text import shown
 from stages.dataset import archives
+from stages.dataset.options import Task
 from stages.dataset.pictures import UnusablePictureError
 
 Part = Literal["train", "validation", "test"]
 File = tuple[str, str]  # the path that the layout goes by, and the name
-Row = tuple[str, str, Part | None, str | None]  # name, class, part, group
+Row = tuple[str, str, Part | None, str | None]  # name, label, part, group
 
 PARTS: dict[str, Part] = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 LABELS = "labels.csv"
 COLUMNS = ("file", "label", "split", "group")
 MAX_CLASSES = 65536
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+MAX_VALUE = 1e15  # of a label that is a number
 SHOWN = 10  # mistakes of labels.csv in one message
 # What file managers, editors and archivers leave; .dvcignore lists the same, so that DVC does not count it either.
 LEFT_BEHIND = (
@@ -52,12 +58,13 @@ LEFT_BEHIND = (
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One file. name: its path below the root. label: position in Listing.classes. group: of labels.csv."""
+    """One file. name: its path below the root. group: of labels.csv."""
 
     name: str
-    label: int
+    label: int  # position in Listing.classes; 0 for regression
     part: Part | None  # None: no part was published for it
     group: str | None
+    value: float = 0.0  # what regression predicts
 
 
 @dataclass(frozen=True)
@@ -65,9 +72,9 @@ class Listing:
     """The pictures of a folder, sorted by name."""
 
     layout: str  # in words, for the log
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # none for regression
     pictures: list[Picture]
-    others: list[str] = field(default_factory=list)  # files that are in no class
+    others: list[str] = field(default_factory=list)  # files without a label
 
 
 class Reader:
@@ -113,11 +120,12 @@ class Reader:
         return self.root / name, ""
 
 
-def scan(root: Path) -> Listing:
+def scan(root: Path, task: Task = "classification") -> Listing:
     """List the pictures below `root`, a folder or an archive, without decoding one.
 
     Raises UserError, in one line, for what is no data set: missing, empty, with a single class, classes that differ in
-    case alone, classes that train lacks, links in a circle, a wrong labels.csv, an archive that is damaged or hostile.
+    case alone, classes that train lacks, links in a circle, a wrong labels.csv, an archive that is damaged or hostile;
+    for regression also without a labels.csv, or with labels that are not numbers.
     Raises OSError.
     """
     if not root.exists():
@@ -125,14 +133,14 @@ def scan(root: Path) -> Listing:
     if root.is_file():
         if not archives.is_archive(root.name):
             raise UserError(f"{root}: is no folder and no archive ({', '.join(archives.SUFFIXES)}); see data.images")
-        return _of_archives(root, [root])
+        return _of_archives(root, [root], task)
     names = sorted(_files(root))
     if names and all("/" not in name and archives.is_archive(name) for name in names):
-        return _of_archives(root, [root / name for name in names])
-    return _listing(root, [(name, name) for name in names])
+        return _of_archives(root, [root / name for name in names], task)
+    return _listing(root, [(name, name) for name in names], task)
 
 
-def _of_archives(root: Path, found: list[Path]) -> Listing:
+def _of_archives(root: Path, found: list[Path], task: Task) -> Listing:
     files = [(name, f"{path.name}/{name}") for path in found for name in archives.opened(path).names]
     files = [file for file in files if not any(map(ignored, file[0].split("/")))]
     while LABELS not in (tops := {path.partition("/")[0] for path, _ in files}) and len(tops) == 1:
@@ -140,16 +148,18 @@ def _of_archives(root: Path, found: list[Path]) -> Listing:
         if top.casefold() in PARTS or any("/" not in path for path, _ in files):
             break
         files = [(path.removeprefix(f"{top}/"), name) for path, name in files]
-    listing = _listing(root, sorted(files))
+    listing = _listing(root, sorted(files), task)
     where = "an archive" if len(found) == 1 else f"{len(found)} archives"
     return dataclasses.replace(listing, layout=f"{listing.layout}, in {where}")
 
 
-def _listing(root: Path, files: list[File]) -> Listing:
+def _listing(root: Path, files: list[File], task: Task) -> Listing:
     if not files:
         raise UserError(f"{root}: holds no pictures; set data.images to a folder with a folder of pictures per class")
     if any(path == LABELS for path, _ in files):
-        return _by_labels(root, files)
+        return _by_labels(root, files, task)
+    if task == "regression":
+        raise UserError(f"{root}: has no {LABELS}, from which regression (data.task) takes the number of each picture")
     folders = {path.partition("/")[0] for path, _ in files if "/" in path}
     parts = sorted(folder for folder in folders if folder.casefold() in PARTS)
     if parts and len(parts) == len(folders) and "train" in map(str.casefold, parts):
@@ -181,7 +191,7 @@ def _by_parts(root: Path, files: list[File], folders: list[str]) -> Listing:
     return _checked(root, f"{', '.join(present)} folders with a folder per class", rows, others)
 
 
-def _by_labels(root: Path, files: list[File]) -> Listing:
+def _by_labels(root: Path, files: list[File], task: Task) -> Listing:
     tables = [name for path, name in files if path == LABELS]
     names = {path: name for path, name in files if path != LABELS}
     if len(tables) > 1 or len(names) < len(files) - 1:
@@ -198,6 +208,8 @@ def _by_labels(root: Path, files: list[File]) -> Listing:
             mistakes.append(f"{where}:{line}: {shown(path)}: is listed twice")
         elif not label:
             mistakes.append(f"{where}:{line}: {shown(path)}: has no label")
+        elif task == "regression" and (why := _no_value(label)):
+            mistakes.append(f"{where}:{line}: {shown(path)}: label is {shown(label)}, {why}")
         elif split and split.casefold() not in PARTS:
             mistakes.append(f"{where}:{line}: split is {shown(split)}; allowed: {', '.join(PARTS)}, or nothing")
         else:
@@ -206,7 +218,19 @@ def _by_labels(root: Path, files: list[File]) -> Listing:
     if mistakes:
         more = len(mistakes) - SHOWN
         raise UserError("\n".join(mistakes[:SHOWN]) + (f"\n{where}: {more} more such lines" if more > 0 else ""))
-    return _checked(root, LABELS, rows, [name for path, name in names.items() if path not in listed])
+    others = [name for path, name in names.items() if path not in listed]
+    if task == "regression":
+        values = [Picture(name, 0, part, group, float(label)) for name, label, part, group in rows]
+        return Listing(f"{LABELS} with numbers", (), sorted(values, key=lambda picture: picture.name), others)
+    return _checked(root, LABELS, rows, others)
+
+
+def _no_value(label: str) -> str:
+    """Why regression cannot take a label; empty if it can."""
+    text = label.strip()
+    if not NUMBER.fullmatch(text):
+        return "which is no number (3, -0.5, 1e-3); data.task: classification takes names"
+    return "" if math.isfinite(float(text)) and abs(float(text)) < MAX_VALUE else f"not below {MAX_VALUE:g} in size"
 
 
 def _table(where: str, content: bytes) -> Iterator[tuple[int, dict[str, str]]]:

@@ -6,6 +6,8 @@ from pydantic import ConfigDict, Field
 
 from stages.common.params import Section
 
+Task = Literal["classification", "regression"]
+
 NO_IMAGES = "data/no-images"  # an empty folder: what preprocess depends on where the data set is a published one
 
 
@@ -15,4 +17,5 @@ class DataName(Section):
     model_config = ConfigDict(extra="ignore")
 
     name: Literal["mnist", "fashion-mnist", "kmnist", "images"]
+    task: Task
     images: str = Field(min_length=1)  # the folder or archive of your own pictures

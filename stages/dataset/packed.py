@@ -1,8 +1,8 @@
 """A split of a data set: a folder of shards, safetensors files of bounded size, and an index that lists them.
 
-A shard has images uint8 (N, C, H, W) and labels int64 (N,). Images are read through memory maps, so that a set may be
-larger than memory. uint8 is a quarter of the bytes to cache, push and move to a GPU; safetensors runs no code when it
-is read. N: images, C: channels, H: height, W: width, in all of this repository.
+A shard has images uint8 (N, C, H, W) and labels (N,): int64 of classes, or float64 for regression. Images are read
+through memory maps, so that a set may be larger than memory. uint8 is a quarter of the bytes to cache, push and move to
+a GPU; safetensors runs no code when it is read. N: images, C: channels, H: height, W: width, in all of this repository.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from stages.common.errors import UserError
 from stages.common.params import Section
 
 Images = npt.NDArray[np.uint8]  # (N, C, H, W)
-Labels = npt.NDArray[np.int64]  # (N,)
+Labels = npt.NDArray[Any]  # (N,), int64 of classes, or float64: the values of regression
 Shape = tuple[int, int, int]  # (C, H, W)
 
 SHARD_BYTES = 256_000_000  # of the images of a shard, at most, but for images that are larger
@@ -68,14 +68,15 @@ def shard_ends(digests: Iterable[bytes], image_bytes: int) -> list[int]:
     return ends if start == count else [*ends, count]
 
 
-def header(count: int, image_shape: Shape) -> bytes:
+def header(count: int, image_shape: Shape, labels: np.dtype[Any]) -> bytes:
     """What a shard begins with: safetensors' header of its labels and images, which follow in this order.
 
-    Written here, since the library's own writer needs the whole shard in memory, twice.
+    labels: their type, int64 or float64. Written here, since the library's own writer needs the whole shard in memory,
+    twice.
     """
     ends = [0, 8 * count, 8 * count + count * math.prod(image_shape)]
     tensors = {
-        "labels": {"dtype": "I64", "shape": [count], "data_offsets": ends[:2]},
+        "labels": {"dtype": _name(labels), "shape": [count], "data_offsets": ends[:2]},
         "images": {"dtype": "U8", "shape": [count, *image_shape], "data_offsets": ends[1:]},
     }
     text = json.dumps(tensors, separators=(",", ":")).encode()
@@ -85,7 +86,12 @@ def header(count: int, image_shape: Shape) -> bytes:
 
 def little_endian(labels: Labels) -> bytes:
     """Labels as a shard holds them."""
-    return labels.astype("<i8").tobytes()
+    return labels.astype(labels.dtype.newbyteorder("<")).tobytes()
+
+
+def _name(labels: np.dtype[Any]) -> str:
+    """What safetensors calls the type of labels."""
+    return {"i": "I64", "f": "F64"}[labels.kind]
 
 
 def write(folder: Path, images: Images, labels: Labels) -> None:
@@ -96,7 +102,7 @@ def write(folder: Path, images: Images, labels: Labels) -> None:
     for number, end in enumerate(shard_ends(digests, math.prod(images.shape[1:]))):
         channels, height, width = images.shape[1:]
         parts: list[bytes | memoryview] = [
-            header(end - start, (channels, height, width)),
+            header(end - start, (channels, height, width), labels.dtype),
             little_endian(labels[start:end]),
             np.ascontiguousarray(images[start:end]).data,
         ]
@@ -121,20 +127,23 @@ def write_index(folder: Path, rows: Sequence[Row]) -> None:
 class Split:
     """The images and labels of a split. Images stay on the disk, and come through memory maps.
 
-    labels: int64 (N,), in memory. nbytes: of all images. It can be sent to another process, which opens the files
-    again: no image is sent.
+    labels: (N,), in memory: int64, or float64 for regression. nbytes: of all images. It can be sent to another process,
+    which opens the files again: no image is sent.
     """
 
     def __init__(self, folder: Path, image_shape: Shape, classes: int) -> None:
-        """Raises UserError as `open_split` does."""
+        """Arguments, errors: as of `open_split`."""
         self._arguments = (folder, image_shape, classes)
         self.image_shape = image_shape
         rows = _index(folder).shards
         machine.allow_open_files(len(rows) + OPEN_FILES)  # each memory map keeps its file open
-        opened = [_open(folder / shard_name(number), row, image_shape) for number, row in enumerate(rows)]
+        kind = np.dtype(np.int64 if classes else np.float64)
+        opened = [_open(folder / shard_name(number), row, image_shape, kind) for number, row in enumerate(rows)]
         self.shards: list[Images] = [images for images, _ in opened]  # read-only
-        self.labels: Labels = np.concatenate([np.zeros(0, dtype=np.int64), *(labels for _, labels in opened)])
-        if len(self.labels) and not (self.labels.min() >= 0 and self.labels.max() < classes):
+        self.labels: Labels = np.concatenate([np.zeros(0, kind), *(labels for _, labels in opened)])
+        if not np.isfinite(self.labels).all():
+            raise UserError(f"{folder}: has labels that are not finite numbers; {MADE_BY}")
+        if classes and len(self.labels) and not (self.labels.min() >= 0 and self.labels.max() < classes):
             found = f"labels run from {self.labels.min()} to {self.labels.max()}"
             raise UserError(f"{folder}: {found}; expected 0 to {classes - 1}; {MADE_BY}")
         self._starts = np.cumsum([0, *(row.images for row in rows)])
@@ -168,8 +177,10 @@ class Split:
 def open_split(folder: Path, image_shape: Shape, classes: int) -> Split:
     """Open a split, and check its files against its index and against what the data card states.
 
+    classes: how many there are; 0: regression, whose labels are float64.
     Raises UserError for a folder that is no such split: a shard that is missing, cut off or not in the index; another
-    format; other names, types or shapes; images and labels of different number; labels outside 0 … classes - 1.
+    format; other names, types or shapes; images and labels of different number; labels outside 0 … classes - 1,
+    or not finite.
     """
     return Split(folder, image_shape, classes)
 
@@ -194,14 +205,15 @@ def _index(folder: Path) -> Index:
     return index
 
 
-def _open(path: Path, row: Row, image_shape: Shape) -> tuple[Images, Labels]:
-    """The images of a shard, as a memory map, and its labels, in memory. Raises UserError."""
+def _open(path: Path, row: Row, image_shape: Shape, kind: np.dtype[Any]) -> tuple[Images, Labels]:
+    """The images of a shard, as a memory map, and its labels of this type, in memory. Raises UserError."""
     try:
         with safe_open(path, framework="np") as file:  # checks the header, and that the file is as long as it says
             names = sorted(file.keys())
             if names != ["images", "labels"]:
                 raise UserError(f"{path}: holds {', '.join(names) or 'nothing'}; expected images and labels; {MADE_BY}")
-            for name, expected in (("labels", ("I64", [row.images])), ("images", ("U8", [row.images, *image_shape]))):
+            labelled = ("labels", (_name(kind), [row.images]))
+            for name, expected in (labelled, ("images", ("U8", [row.images, *image_shape]))):
                 part = file.get_slice(name)
                 found = part.get_dtype(), part.get_shape()
                 if found != expected:

@@ -2,6 +2,8 @@
 
 import hashlib
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,63 +13,46 @@ from stages.common import errors, files, machine_settings, params, paths, record
 from stages.common.errors import UserError
 from stages.dataset import data_card, packed
 from stages.dataset.options import DataName
-from stages.evaluate import figures, model_card, scores
+from stages.dataset.packed import Split
+from stages.evaluate import figures, model_card, scores, values
 from stages.evaluate.options import Evaluate
 from stages.evaluate.predictions import csv, table
+from stages.evaluate.scores import Floats
 from stages.network import device, model_file, models
 from stages.network.inference import predict
+from stages.network.losses import Output
+
+Written = tuple[dict[str, Any], str]  # the metrics, and the result in a line
 
 
 @device.enough_memory("fewer machine.threads, and train a smaller network (models)")
 def main() -> None:
     """data/processed (test), data/model -> data/predictions.csv, data/model/README.md, metrics."""
     start = time.perf_counter()
-    values = params.load(paths.PARAMS)
-    options, threads = params.section(values, "evaluate", Evaluate), machine_settings.read(values).threads
+    parameters = params.load(paths.PARAMS)
+    options, threads = params.section(parameters, "evaluate", Evaluate), machine_settings.read(parameters).threads
     target = device.set_up(options.device, threads, options.numerics, "evaluate.device")
 
     card, data_metrics = data_card.read(paths.DATA_CARD), model_card.read_data(paths.DATA_METRICS)
     images = packed.open_split(paths.TEST, card.shape, len(card.classes))
-    labels = images.labels
     model, spec = model_file.read(paths.MODEL)
     if (spec.classes, spec.image_shape) != (card.classes, card.image_shape):
         raise UserError(f"{paths.MODEL}: trained on other classes or image shapes than {paths.TEST} has; `dvc repro`")
+    output: Output = "value" if card.values else "softmax"
 
     model.to(target)
     with device.in_parallel(target, threads) as parallel:
-        log_p = predict(model, images, "softmax", target, parallel).numpy()
-    if not np.isfinite(log_p).all():
+        outputs = predict(model, images, output, target, parallel).numpy()
+    if not np.isfinite(outputs).all():
         raise UserError(f"{paths.MODEL}: its outputs are not finite numbers; train it again, with a smaller lr")
-    temperature = model_file.temperature(model)
-    metrics = scores.summary(log_p, labels, card.classes, options.calibration_bins, temperature)
-
-    predictions = log_p.argmax(axis=1)
-    confidences = np.exp(log_p.max(axis=1))
-    files.write_text(paths.PREDICTIONS, csv(table(log_p, labels, card.classes)))
-
-    matrix = scores.confusion(labels, predictions, len(card.classes))
-    pairs = pd.MultiIndex.from_product([card.classes, card.classes], names=["label", "prediction"])
-    files.write_text(paths.CONFUSION, csv(pd.DataFrame({"images": matrix.ravel()}, index=pairs).reset_index()))
-    bins = scores.reliability(confidences, predictions == labels, options.calibration_bins)
-    files.write_text(paths.RELIABILITY, csv(bins))
-    confidences_before = np.exp(scores.unscaled(log_p, temperature).max(axis=1))
-    bins_before = scores.reliability(confidences_before, predictions == labels, options.calibration_bins)
-    files.write_text(paths.UNSCALED_RELIABILITY, csv(bins_before))
-
-    title = f"Test accuracy {metrics['accuracy']:.2%} ({len(labels):,} images)"
-    before = bins_before if temperature != 1 else None
-    files.write_bytes(paths.OVERVIEW, figures.overview(matrix, card.classes, bins, before, title))
-    mistakes = np.flatnonzero(predictions != labels)
-    most_confident_first = mistakes[np.argsort(-confidences[mistakes], kind="stable")]
-    mistakes = most_confident_first[: options.worst_images]
-    short = [name if len(name) <= 14 else f"{name[:13]}…" for name in card.classes]
-    titles = [f"{short[labels[image]]}\n→ {short[predictions[image]]}, {confidences[image]:.1%}" for image in mistakes]
-    heading = f"{len(mistakes)} of {metrics['errors']} mistakes, the most confident first:"
-    heading = f"{heading}\ntrue class → prediction, its probability" if len(mistakes) else "no mistakes"
-    files.write_bytes(paths.WORST, figures.worst(images.gather(mistakes), titles, heading))
-    files.write_json(paths.TEST_METRICS, metrics)
+    if card.values:
+        temperature = 1.0
+        metrics, line = of_values(outputs[:, 0], images, options)
+    else:
+        temperature = model_file.temperature(model)
+        metrics, line = of_classes(outputs, images, card.classes, temperature, options)
     known = model_card.Known(
-        data_name=params.section(values, "data", DataName).name,
+        data_name=params.section(parameters, "data", DataName).name,
         license=options.license,
         spec=spec,
         sha256=hashlib.sha256(paths.MODEL.read_bytes()).hexdigest(),
@@ -79,14 +64,71 @@ def main() -> None:
         data=data_metrics,
     )
     files.write_text(paths.MODEL_CARD, model_card.text(known))
-
-    low, high = metrics["accuracy_low"], metrics["accuracy_high"]
-    print(f"{title} (95 % interval {low:.2%} to {high:.2%}), loss {metrics['loss']:.4f}")
+    print(line)
     tables = (paths.PREDICTIONS, paths.TEST_METRICS, paths.CONFUSION, paths.RELIABILITY, paths.UNSCALED_RELIABILITY)
-    outputs = (*tables, paths.MODEL_CARD, paths.OVERVIEW, paths.WORST)
-    record.environment("evaluate", str(target), torch.backends.cpu.get_cpu_capability(), outputs)
+    files_written = (*tables, paths.MODEL_CARD, paths.OVERVIEW, paths.WORST)
+    record.environment("evaluate", str(target), torch.backends.cpu.get_cpu_capability(), files_written)
     seconds = round(time.perf_counter() - start, 3)
     record.write("evaluate", {"seconds": seconds})
+
+
+def of_classes(log_p: Floats, images: Split, classes: Sequence[str], temperature: float, options: Evaluate) -> Written:
+    """Write what is measured of a classifier, from log-probabilities float32 (N, K)."""
+    labels = images.labels
+    metrics = scores.summary(log_p, labels, classes, options.calibration_bins, temperature)
+
+    predictions = log_p.argmax(axis=1)
+    confidences = np.exp(log_p.max(axis=1))
+    files.write_text(paths.PREDICTIONS, csv(table(log_p, labels, classes)))
+
+    matrix = scores.confusion(labels, predictions, len(classes))
+    pairs = pd.MultiIndex.from_product([classes, classes], names=["label", "prediction"])
+    files.write_text(paths.CONFUSION, csv(pd.DataFrame({"images": matrix.ravel()}, index=pairs).reset_index()))
+    bins = scores.reliability(confidences, predictions == labels, options.calibration_bins)
+    files.write_text(paths.RELIABILITY, csv(bins))
+    confidences_before = np.exp(scores.unscaled(log_p, temperature).max(axis=1))
+    bins_before = scores.reliability(confidences_before, predictions == labels, options.calibration_bins)
+    files.write_text(paths.UNSCALED_RELIABILITY, csv(bins_before))
+
+    title = f"Test accuracy {metrics['accuracy']:.2%} ({len(labels):,} images)"
+    before = bins_before if temperature != 1 else None
+    files.write_bytes(paths.OVERVIEW, figures.overview(matrix, classes, bins, before, title))
+    mistakes = np.flatnonzero(predictions != labels)
+    most_confident_first = mistakes[np.argsort(-confidences[mistakes], kind="stable")]
+    mistakes = most_confident_first[: options.worst_images]
+    short = [name if len(name) <= 14 else f"{name[:13]}…" for name in classes]
+    titles = [f"{short[labels[image]]}\n→ {short[predictions[image]]}, {confidences[image]:.1%}" for image in mistakes]
+    heading = f"{len(mistakes)} of {metrics['errors']} mistakes, the most confident first:"
+    heading = f"{heading}\ntrue class → prediction, its probability" if len(mistakes) else "no mistakes"
+    files.write_bytes(paths.WORST, figures.worst(images.gather(mistakes), titles, heading))
+    files.write_json(paths.TEST_METRICS, metrics)
+
+    low, high = metrics["accuracy_low"], metrics["accuracy_high"]
+    return metrics, f"{title} (95 % interval {low:.2%} to {high:.2%}), loss {metrics['loss']:.4f}"
+
+
+def of_values(predictions: Floats, images: Split, options: Evaluate) -> Written:
+    """Write what is measured of regression, from predictions float32 (N,).
+
+    DVC knows the same outputs for every task: the tables of classes and their probabilities have no rows.
+    """
+    labels = images.labels
+    metrics = values.summary(predictions, labels)
+    files.write_text(paths.PREDICTIONS, csv(values.table(predictions, labels)))
+    files.write_text(paths.CONFUSION, csv(pd.DataFrame(columns=["label", "prediction", "images"])))
+    no_rows = csv(scores.reliability(np.zeros(0), np.zeros(0, dtype=bool), options.calibration_bins))
+    for path in (paths.RELIABILITY, paths.UNSCALED_RELIABILITY):
+        files.write_text(path, no_rows)
+
+    title = f"Test R2 {metrics['r2']:.4f}, root mean squared error {metrics['rmse']:.4g} ({len(labels):,} images)"
+    files.write_bytes(paths.OVERVIEW, figures.scatter(labels, predictions, title))
+    largest_first = np.argsort(-np.abs(predictions - labels), kind="stable")[: options.worst_images]
+    titles = [f"{labels[image]:.4g}\n→ {predictions[image]:.4g}" for image in largest_first]
+    heading = f"{len(titles)} images with the largest errors:\nlabel → prediction"
+    files.write_bytes(paths.WORST, figures.worst(images.gather(largest_first), titles, heading))
+    files.write_json(paths.TEST_METRICS, metrics, significant=True)
+    low, high = metrics["r2_low"], metrics["r2_high"]
+    return metrics, f"{title}, R2's 95 % interval {low:.4f} to {high:.4f}"
 
 
 if __name__ == "__main__":

@@ -67,6 +67,24 @@ def overview(
         return png(figure)
 
 
+def scatter(labels: npt.NDArray[np.float64], predictions: npt.NDArray[np.float32], title: str) -> bytes:
+    """Two panels for regression: predictions by labels, both (N,), and how often errors are how large."""
+    with own_style():
+        figure = page(9.6, 5.0)
+        left, right = figure.subplots(1, 2)
+        figure.suptitle(title, fontsize=12)
+        ends = [min(labels.min(), predictions.min()), max(labels.max(), predictions.max())]
+        left.plot(ends, ends, color=GREY, linestyle="--", linewidth=1, label="perfect")
+        faint = float(np.clip(300 / len(labels), 0.05, 0.6))  # so that many points show where most are
+        left.scatter(labels, predictions, s=9, color=BLUE, alpha=faint, linewidths=0)
+        left.set(xlabel="label", ylabel="prediction", title="predictions by label")
+        left.legend(frameon=False)
+        right.hist(predictions - labels, bins=min(max(len(labels) // 20, 10), 60), color=BLUE)
+        right.axvline(0, color=GREY, linestyle="--", linewidth=1)
+        right.set(xlabel="prediction - label", ylabel="images", title="errors")
+        return png(figure)
+
+
 def _confusion(axes: Axes, matrix: npt.NDArray[np.int64], classes: Sequence[str]) -> None:
     # A power of 0.3 lets a cell of 5 mistakes be seen beside a diagonal of 1,000.
     axes.imshow(matrix, cmap="Blues", norm=PowerNorm(0.3, vmin=0, vmax=max(int(matrix.max()), 1)))
@@ -117,7 +135,7 @@ def _reliability(axes: Axes, table: pd.DataFrame, unscaled: pd.DataFrame | None)
 
 
 def worst(images: npt.NDArray[np.uint8], titles: Sequence[str], heading: str) -> bytes:
-    """A grid of mistakes, each below a title of two lines. images: uint8 (n, C, H, W), n of 0 … 400, grey or colour."""
+    """A grid of images, each below a title of two lines. images: uint8 (n, C, H, W), n of 0 … 400, grey or colour."""
     count, channels, height, width = images.shape
     columns = 5 if count <= 25 else 10 if count <= 100 else 20
     rows = -(-count // columns) or 1

@@ -27,6 +27,8 @@ LIMITS = {
     "left_out.small_classes": "files were left out, since their class was too small",
 }
 
+VALUES = {"r2": "R2", "rmse": "root mean squared error", "mae": "mean absolute error"}  # measures of regression
+
 
 class Known(NamedTuple):
     """What a card is made of."""
@@ -63,19 +65,23 @@ def text(known: Known) -> str:
 
 def header(known: Known) -> dict[str, Any]:
     """What the hub reads; https://huggingface.co/docs/hub/model-cards."""
-    measured = [
-        {"type": "accuracy", "name": "Accuracy", "value": round(known.metrics["accuracy"], 6)},
-        {"type": "f1", "name": "Macro F1", "value": round(known.metrics["macro"]["f1"], 6)},
-    ]
+    task = "image-classification" if known.spec.classes else "other"  # the hub has no name for regression
+    if known.spec.classes:
+        measured = [
+            {"type": "accuracy", "name": "Accuracy", "value": round(known.metrics["accuracy"], 6)},
+            {"type": "f1", "name": "Macro F1", "value": round(known.metrics["macro"]["f1"], 6)},
+        ]
+    else:
+        measured = [{"type": key, "name": name, "value": digits(known.metrics[key])} for key, name in VALUES.items()]
     result = {
-        "task": {"type": "image-classification"},
+        "task": {"type": task},
         "dataset": {"type": known.data_name, "name": data_set(known), "split": "test"},
         "metrics": measured,
     }
     return {
         **({"license": known.license} if known.license else {}),
         "library_name": "pytorch",
-        "pipeline_tag": "image-classification",
+        **({"pipeline_tag": task} if known.spec.classes else {}),
         "model-index": [{"name": title(known), "results": [result]}],
     }
 
@@ -100,7 +106,10 @@ def body(known: Known) -> Iterator[str]:
     yield f"# {plain(title(known))}"
     yield ""
     size = f"{width} x {height} pixels"
-    yield f"This network classifies {colour} images of {size} into {len(spec.classes):,} classes: {names}."
+    if spec.classes:
+        yield f"This network classifies {colour} images of {size} into {len(spec.classes):,} classes: {names}."
+    else:
+        yield f"This network predicts a number for {colour} images of {size}."
     yield ""
     yield from table(
         ["", ""],
@@ -108,7 +117,7 @@ def body(known: Known) -> Iterator[str]:
             ("file", "model.safetensors"),
             ("SHA-256", known.sha256),
             ("weights", f"{known.parameters:,}"),
-            ("temperature, fitted on validation", f"{known.temperature:g}" if known.temperature != 1 else "none"),
+            *temperature(known),
             ("made with", f"PyTorch {known.torch}"),
             ("license", known.license or "not stated"),
         ],
@@ -118,7 +127,7 @@ def body(known: Known) -> Iterator[str]:
     yield f"On {metrics['images']:,} test images, which training does not read."
     yield ""
     yield from table(["metric", "value", "95 % interval"], list(results(known)))
-    if len(spec.classes) <= MOST_CLASSES:
+    if spec.classes and len(spec.classes) <= MOST_CLASSES:
         columns = ("precision", "recall", "f1")
         rows = [
             (plain(row["class"]), f"{row['images']:,}", *(f"{row[column]:.4f}" for column in columns))
@@ -132,7 +141,7 @@ def body(known: Known) -> Iterator[str]:
     how = "as published" if prepared is None else f"made {prepared.channels}, resized by `{prepared.resize}`"
     yield (
         f"{plain(data_set(known))}, {how}: {images['train']:,} images to train on, {images['validation']:,} to choose "
-        f"the epoch and fit the temperature, {images['test']:,} to test."
+        f"the epoch{' and fit the temperature' if spec.classes else ''}, {images['test']:,} to test."
     )
     yield ""
     yield "## Limits"
@@ -144,6 +153,10 @@ def body(known: Known) -> Iterator[str]:
 def results(known: Known) -> Iterator[tuple[str, str, str]]:
     """Metric, value, interval."""
     metrics = known.metrics
+    if not known.spec.classes:
+        for key, name in VALUES.items():
+            yield name, f"{metrics[key]:.6g}", f"{metrics[f'{key}_low']:.6g} to {metrics[f'{key}_high']:.6g}"
+        return
     low, high = metrics["accuracy_low"], metrics["accuracy_high"]
     yield "accuracy", f"{metrics['accuracy']:.2%}", f"{low:.2%} to {high:.2%}"
     yield "misclassified images", f"{metrics['errors']:,}", ""
@@ -158,17 +171,29 @@ def results(known: Known) -> Iterator[tuple[str, str, str]]:
             yield f"expected calibration error, {bins}{where}", f"{found['calibration_error']:.4f}", interval
 
 
+def temperature(known: Known) -> list[tuple[str, str]]:
+    """The row about it; none of regression."""
+    shown = f"{known.temperature:g}" if known.temperature != 1 else "none"
+    return [("temperature, fitted on validation", shown)] if known.spec.classes else []
+
+
+def digits(value: float) -> float:
+    """Six significant digits, as metrics/evaluate.json has them of regression."""
+    return float(f"{value:.6g}")
+
+
 def limits(known: Known) -> Iterator[str]:
     """What is known to limit the results."""
-    rows = known.metrics["classes"]
-    fewest = min(rows, key=lambda row: row["images"])
     yield (
         f"Test images come from the same source as training images: {plain(data_set(known))}. Nothing was measured on "
         "other images."
     )
-    yield f"The class with the fewest test images, {plain(fewest['class'])}, has {fewest['images']:,}."
+    if known.spec.classes:
+        fewest = min(known.metrics["classes"], key=lambda row: row["images"])
+        yield f"The class with the fewest test images, {plain(fewest['class'])}, has {fewest['images']:,}."
     if not known.data["images"]["validation"]:
-        yield "No validation images: the last epoch is the model, and its probabilities are not calibrated."
+        uncalibrated = ", and its probabilities are not calibrated" if known.spec.classes else ""
+        yield f"No validation images: the last epoch is the model{uncalibrated}."
     audit = known.data.get("audit")
     if not isinstance(audit, dict):
         yield "The images were not searched for copies and wrong labels: that is done for own pictures only."

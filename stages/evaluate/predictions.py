@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from stages.common.errors import UserError
+from stages.evaluate import values
 from stages.evaluate.scores import Floats, Ints
 
 FIRST = ["index", "label", "prediction", "probability"]  # then a column p_<class> for each class
@@ -16,8 +17,9 @@ FIRST = ["index", "label", "prediction", "probability"]  # then a column p_<clas
 def parse(content: bytes, name: str) -> pd.DataFrame:
     """A table of label, prediction and its probability; one row per image, in the test set's order.
 
-    Label and prediction are categories of the same classes. name: the file, for messages. Raises UserError if the
-    content is anything but what evaluate writes.
+    Label and prediction are categories of the same classes; of regression they are float64, and there is no
+    probability: see `has_values`. name: the file, for messages. Raises UserError if the content is anything but what
+    evaluate writes.
     """
     try:
         columns = list(pd.read_csv(io.BytesIO(content), nrows=0, encoding="utf-8").columns)
@@ -30,16 +32,15 @@ def parse(content: bytes, name: str) -> pd.DataFrame:
         RecursionError,
     ) as error:  # ValueError: UnicodeDecodeError, EmptyDataError
         raise UserError(f"{name}: not a CSV file of predictions: {_first_line(error)}") from None
+    if columns == values.COLUMNS:
+        return _values(table, name)
     classes = [column.removeprefix("p_") for column in columns[len(FIRST) :]]
     if columns[: len(FIRST)] != FIRST or len(classes) < 2 or any(not c.startswith("p_") for c in columns[len(FIRST) :]):
         shown = ", ".join(map(str, columns[:6]))
         raise UserError(
             f"{name}: its columns are {shown[:80]!r} ...; allowed: {', '.join(FIRST)}, and p_<class> for each class"
         )
-    if table.empty:
-        raise UserError(f"{name}: holds no predictions")
-    if table["index"].tolist() != [str(index) for index in range(len(table))]:
-        raise UserError(f"{name}: its index does not count the images from 0 to {len(table) - 1:,}")
+    _check_index(table, name)
     for column in ("label", "prediction"):
         unknown = table.loc[~table[column].isin(classes), column]
         if len(unknown):
@@ -49,6 +50,30 @@ def parse(content: bytes, name: str) -> pd.DataFrame:
             )
     kind = pd.CategoricalDtype(classes)
     return table[FIRST[1:]].astype({"label": kind, "prediction": kind})
+
+
+def has_values(table: pd.DataFrame) -> bool:
+    """Whether a table that `parse` gave is of regression."""
+    return not isinstance(table["label"].dtype, pd.CategoricalDtype)
+
+
+def _values(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Label and prediction as float64. Raises UserError."""
+    _check_index(table, name)
+    columns = {column: pd.to_numeric(table[column], errors="coerce") for column in values.COLUMNS[1:]}
+    found = pd.DataFrame(columns, dtype=np.float64)
+    broken = np.flatnonzero(~np.isfinite(found.to_numpy()).all(axis=1))
+    if len(broken):
+        raise UserError(f"{name}: row {broken[0] + 2:,}: label or prediction is no finite number")
+    return found
+
+
+def _check_index(table: pd.DataFrame, name: str) -> None:
+    """Raise UserError unless the rows are numbered."""
+    if table.empty:
+        raise UserError(f"{name}: holds no predictions")
+    if table["index"].tolist() != [str(index) for index in range(len(table))]:
+        raise UserError(f"{name}: its index does not count the images from 0 to {len(table) - 1:,}")
 
 
 def _first_line(error: BaseException) -> str:

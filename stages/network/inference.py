@@ -34,6 +34,8 @@ def predict(
 ) -> Tensor:
     """Log-probabilities float32 (N, K), on the CPU, of uint8 images (N, C, H, W), of which few are in memory at once.
 
+    With the output "value", the numbers that a regression predicts, float32 (N, 1).
+
     A row depends on its image alone, to the last bit: the images are computed in parts of one size, the last of which
     is filled up with black images, since a matrix product of another size may add up in another order.
     output: as in `log_probabilities`. parallel: as `map`; it may run several parts at once. part_size: None for PART
@@ -49,7 +51,8 @@ def predict(
         part = torch.as_tensor(images[start : min(start + size, end)])
         missing = part.new_zeros(size - len(part), *part.shape[1:])
         whole = torch.cat([part, missing]) if len(missing) else part
-        return log_probabilities(model(whole.to(device, non_blocking=True)), output)[: len(part)]
+        outputs = model(whole.to(device, non_blocking=True))
+        return (outputs.float() if output == "value" else log_probabilities(outputs, output))[: len(part)]
 
     def put_rows(start: int) -> None:
         log_p[start - begin : start - begin + size] = rows(start)

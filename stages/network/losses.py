@@ -11,8 +11,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-# What turns a network's outputs into probabilities; the model file carries the name.
-Output = Literal["softmax", "sigmoid"]
+# What turns a network's outputs into probabilities; the model file carries the name. value: a number, without any.
+Output = Literal["softmax", "sigmoid", "value"]
 Reduction = Literal["mean", "none"]
 Loss = Callable[..., Tensor]  # (logits, targets, smoothing, reduction)
 Objective = Callable[[Tensor, Tensor], Tensor]  # (logits, targets) -> mean loss, a scalar

@@ -21,6 +21,7 @@ from stages.network import models
 from stages.network.calibration import Temperature
 from stages.network.losses import Output
 from stages.network.options import MODELS, Name
+from stages.network.regression import Unscale
 
 FORMAT: Literal[3] = 3  # the newest, which `write` writes
 LAYERS = 2  # of `models.build`: the normalization and the network; the temperature is the third
@@ -31,15 +32,16 @@ KEY = "spec"  # safetensors writes its metadata in no fixed order: one key, one 
 class Spec(Section):
     """What a network is, apart from its weights.
 
-    The tensors of format 3 include a temperature. Formats 1 and 2, of earlier versions, have none; format 2 has a
-    preparation (how pictures are prepared for the network), format 1 does not.
+    The tensors of format 3 include a temperature, or the scale of the labels for regression, which has no classes and
+    the output `value`. Formats 1 and 2, of earlier versions, have none; format 2 has a preparation (how pictures are
+    prepared for the network), format 1 does not.
     """
 
     format: Literal[1, 2, 3]
     model: Name
     options: dict[str, Any]
     image_shape: list[Annotated[int, Field(ge=1, le=65536)]] = Field(min_length=3, max_length=3)  # (C, H, W)
-    classes: list[str] = Field(min_length=2, max_length=65536)
+    classes: list[str] = Field(max_length=65536)
     output: Output
     preparation: Preparation | None = None
 
@@ -52,24 +54,45 @@ class Spec(Section):
         return self
 
     @model_validator(mode="after")
+    def _classes_or_a_value(self) -> Self:
+        if len(self.classes) < 2 and (self.classes or self.output != "value" or self.format < 3):
+            raise ValueError("a network has two classes or more, or in format 3 the output value and no class")
+        if self.classes and self.output == "value":
+            raise ValueError("a network with the output value has no classes")
+        return self
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the network gives for an image."""
+        return len(self.classes) or 1
+
+    @model_validator(mode="after")
     def _options_of_the_model(self) -> Self:
         MODELS[self.model].model_validate(self.options)
         return self
 
 
-def write(path: Path, model: nn.Sequential, spec: Spec, temperature: float = 1.0) -> None:
-    """Write weights, temperature and spec, atomically, in the newest format.
+def write(
+    path: Path,
+    model: nn.Sequential,
+    spec: Spec,
+    temperature: float = 1.0,
+    scale: tuple[float, float] = (0.0, 1.0),
+) -> None:
+    """Write weights, last layer and spec, atomically, in the newest format.
 
-    model: as `models.build` or `read` gives it; this temperature replaces one that it has.
+    model: as `models.build` or `read` gives it; another last layer replaces one that it has. temperature: of classes.
+    scale: for regression, mean and standard deviation that the labels had in training.
     """
-    whole = nn.Sequential(*model[:LAYERS], Temperature(temperature, spec.output))
+    last = Unscale(*scale) if spec.output == "value" else Temperature(temperature, spec.output)
+    whole = nn.Sequential(*model[:LAYERS], last)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in whole.state_dict().items()}
     header = json.dumps({**spec.model_dump(exclude_none=True), "format": FORMAT}, sort_keys=True)
     files.write_bytes(path, save(tensors, metadata={KEY: header}))
 
 
 def temperature(model: nn.Module) -> float:
-    """The temperature of a network that `read` gave."""
+    """The temperature of a network with classes that `read` gave."""
     return float(model.get_buffer(TEMPERATURE))
 
 
@@ -79,7 +102,9 @@ def training_mean(model: nn.Module) -> float:
 
 
 def read(path: Path) -> tuple[nn.Sequential, Spec]:
-    """Build the network that a file describes, in evaluation mode, on the CPU. It ends in a temperature.
+    """Build the network that a file describes, in evaluation mode, on the CPU.
+
+    Its last layer is a temperature; for regression, it undoes the scaling of the labels.
 
     The network is laid out without memory first and compared with the file's tensors, so that a forged header can
     neither run code nor ask for more memory than the file is long.
@@ -94,10 +119,8 @@ def read(path: Path) -> tuple[nn.Sequential, Spec]:
         channels, height, width = spec.image_shape
         with torch.device("meta"):
             moments = [1.0] * channels  # the file's own take their place
-            model = models.build(
-                spec.model, spec.options, (channels, height, width), len(spec.classes), moments, moments
-            )
-            model.append(Temperature(1.0, spec.output))
+            model = models.build(spec.model, spec.options, (channels, height, width), spec.outputs, moments, moments)
+            model.append(Unscale(0.0, 1.0) if spec.output == "value" else Temperature(1.0, spec.output))
         if spec.format < FORMAT:
             tensors.setdefault(TEMPERATURE, torch.tensor(1.0))
     except FileNotFoundError:
@@ -119,7 +142,7 @@ def read(path: Path) -> tuple[nn.Sequential, Spec]:
             raise UserError(f"{path}: the tensor {name} is {found}; expected {wanted}")
         if not torch.isfinite(tensors[name]).all():
             raise UserError(f"{path}: the tensor {name} holds NaN or infinite weights")
-    if tensors[TEMPERATURE] <= 0:
+    if spec.classes and tensors[TEMPERATURE] <= 0:
         raise UserError(f"{path}: the tensor {TEMPERATURE} is {tensors[TEMPERATURE].item():g}; expected more than 0")
     models.load_weights(model, tensors, assign=True)
     return models.fast_layout(model).eval(), spec

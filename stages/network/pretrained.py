@@ -50,7 +50,7 @@ def load(model: nn.Sequential, weights: Weights, architecture: str, classes: Seq
     given = {name.replace(f"{there}.1.", f"{there}.", 1): tensor for name, tensor in weights.tensors.items()}
     given = {name: tensor for name, tensor in given.items() if not name.startswith(NOT_BUILT)}
     check_head(given, there, origin)
-    if origin.classes != list(classes):
+    if not classes or origin.classes != list(classes):  # not classes: regression, whose labels have another scale
         given = {name: tensor for name, tensor in given.items() if not name.startswith(f"{there}.")}
 
     own = {name.replace(f"{here}.", f"{there}.", 1): name for name in network.state_dict()}  # theirs -> ours
@@ -71,7 +71,7 @@ def load(model: nn.Sequential, weights: Weights, architecture: str, classes: Seq
 def check_head(tensors: dict[str, Tensor], head: str, origin: Origin) -> None:
     """Raise UserError if the last layer does not have one output for each class that the file lists."""
     rows = tensors[f"{head}.weight"].shape[0] if f"{head}.weight" in tensors else None
-    if origin.classes is not None and rows not in (None, len(origin.classes)):
+    if origin.classes and rows not in (None, len(origin.classes)):
         raise UserError(f"{origin.source}: lists {len(origin.classes)} classes, and its last layer has {rows}; {KEYS}")
 
 

@@ -4,7 +4,7 @@ Needs neither torch nor torchvision.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from stages.dataset.folder import Part
 from stages.dataset.options import DataName
 from stages.dataset.packed import Images, Labels
 from stages.dataset.registry import DATA_SETS, DataSet
-from stages.preprocess import own
+from stages.preprocess import own, values
 from stages.preprocess.normalization import NORMALIZATIONS, sums
 from stages.preprocess.options import Preprocess
 from stages.preprocess.split import stratified
@@ -28,42 +28,46 @@ from stages.preprocess.split import stratified
 def main() -> None:
     """data/raw or data.images -> data/processed, metrics/data.json."""
     start = time.perf_counter()
-    values = params.load(paths.PARAMS)
-    data = params.section(values, "data", DataName)
-    options = params.section(values, "preprocess", Preprocess)
+    parameters = params.load(paths.PARAMS)
+    data = params.section(parameters, "data", DataName)
+    options = params.section(parameters, "preprocess", Preprocess)
 
     targets: dict[Part, Path] = {"train": paths.TRAIN, "validation": paths.VALIDATION, "test": paths.TEST}
     audit: dict[str, Any] = {}
     with own.resume_folder(Path(data.images), options) as work:
         if data.name == "images":
-            processes = machine_settings.read(values).threads or machine.cores()
-            card, audit["audit"] = own.prepare(Path(data.images), options, targets, processes, work)
+            processes = machine_settings.read(parameters).threads or machine.cores()
+            card, audit["audit"] = own.prepare(Path(data.images), data.task, options, targets, processes, work)
         else:
             card = published(DATA_SETS[data.name], options, targets)
         data_card.write(paths.DATA_CARD, card)
-        counts = {
-            part: np.bincount(
-                packed.open_split(folder, card.shape, len(card.classes)).labels, minlength=len(card.classes)
-            )
-            for part, folder in targets.items()
-        }
+        splits = {part: packed.open_split(folder, card.shape, len(card.classes)) for part, folder in targets.items()}
+        labels = {part: split.labels for part, split in splits.items()}
         files.write_json(
             paths.DATA_METRICS,
             {
-                "images": {name: int(count.sum()) for name, count in counts.items()},
+                "images": {name: len(each) for name, each in labels.items()},
                 "mean": card.mean,
                 "std": card.std,
-                # Lists, which DVC's tables leave out: `dvc metrics diff` stays a page long.
-                "classes": [
-                    {"class": name, **{split: int(count[label]) for split, count in counts.items()}}
-                    for label, name in enumerate(card.classes)
-                ],
+                **(values.summary(labels) if card.values else by_class(labels, card.classes)),
                 **audit,
             },
+            significant=card.values is not None,
         )
-    sizes = ", ".join(f"{count.sum():,} {name}" for name, count in counts.items())
+    sizes = ", ".join(f"{len(each):,} {name}" for name, each in labels.items())
     print(f"{sizes} images of {' x '.join(map(str, card.shape))}; mean {card.mean}, std {card.std}")
     record.write("preprocess", {"seconds": round(time.perf_counter() - start, 3)})
+
+
+def by_class(labels: Mapping[Part, Labels], classes: Sequence[str]) -> dict[str, Any]:
+    """Images of each class in each part: lists, which DVC's tables leave out; `dvc metrics diff` stays a page long."""
+    counts = {part: np.bincount(each, minlength=len(classes)) for part, each in labels.items()}
+    return {
+        "classes": [
+            {"class": name, **{part: int(count[label]) for part, count in counts.items()}}
+            for label, name in enumerate(classes)
+        ]
+    }
 
 
 def published(data_set: DataSet, options: Preprocess, targets: Mapping[Part, Path]) -> DataCard:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from stages.dataset.folder import Listing, Part
 from stages.dataset.packed import Images, Split
-from stages.preprocess.selection import Selection
+from stages.preprocess.selection import Selection, several_labels
 from stages.preprocess.survey import Surveyed
 
 LISTED = 1000  # files that were left out, of each kind; all are counted
@@ -48,7 +48,7 @@ def audit(
     parts = {part: [each for each in selected.parts[part] if name[each] not in unusable] for part in splits}
     part_of = {position: part for part, positions in parts.items() for position in positions}
     contents = list(_copies(found))
-    conflicts = [group for group in contents if len({listing.pictures[position].label for position in group}) > 1]
+    conflicts = [group for group in contents if several_labels(listing.pictures[position] for position in group)]
     copies = [kept for group in contents if len(kept := [each for each in group if each in part_of]) > 1]
     leaks = [group for group in copies if len({part_of[position] for position in group}) > 1]
     small = Counter(listing.pictures[position].label for position in selected.of_small_classes)

@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from stages.common.preparation import Preparation
 from stages.common.text import shown
 from stages.dataset import folder, packed
 from stages.dataset.data_card import DataCard
-from stages.dataset.folder import Part, Reader
-from stages.preprocess import audit, pack, selection, survey
+from stages.dataset.folder import Part, Picture, Reader
+from stages.dataset.options import Task
+from stages.preprocess import audit, pack, selection, survey, values
 from stages.preprocess.normalization import NORMALIZATIONS
 from stages.preprocess.options import Preprocess
 from stages.preprocess.selection import Selection
@@ -44,14 +45,19 @@ def resume_folder(root: Path, options: Preprocess) -> Iterator[Path]:
 
 
 def prepare(
-    root: Path, options: Preprocess, targets: Mapping[Part, Path], processes: int, work: Path = paths.RUNS
+    root: Path,
+    task: Task,
+    options: Preprocess,
+    targets: Mapping[Part, Path],
+    processes: int,
+    work: Path = paths.RUNS,
 ) -> tuple[DataCard, dict[str, Any]]:
     """Read the pictures below `root`, and write each part into its folder; what they are, and what was left out.
 
     work: the folder of what a killed run goes on from. Raises UserError for pictures that cannot be used as the options
     say, OSError (no permission, a full disk).
     """
-    listing = folder.scan(root)
+    listing = folder.scan(root, task)
     print(f"{len(listing.pictures):,} pictures in {root}: {listing.layout}", flush=True)
     reader = Reader(root)
     surveyed = survey.survey(listing, reader, processes, work / survey.STATE.name)
@@ -67,7 +73,7 @@ def prepare(
         targets[part]: (
             [listing.pictures[position].name for position in positions],
             [surveyed[position].digest for position in positions],
-            np.array([selected.labels[listing.pictures[position].label] for position in positions], dtype=np.int64),
+            labels([listing.pictures[position] for position in positions], selected, task),
         )
         for part, positions in selected.parts.items()
     }
@@ -85,11 +91,15 @@ def prepare(
         part: packed.open_split(place, preparation.shape, len(selected.classes)) for part, place in targets.items()
     }
     for part, split in splits.items():
-        check_classes(part, split, selected)
+        if task == "classification":
+            check_classes(part, split, selected)
+        else:
+            values.check(part, split.labels)
 
     mean, std = NORMALIZATIONS[options.normalization](made.sums)
     card = DataCard(
         classes=list(selected.classes),
+        values=values.of_training(splits["train"].labels) if task == "regression" else None,
         image_shape=list(preparation.shape),
         mean=mean,
         std=std,
@@ -110,6 +120,13 @@ def refusal(unusable: Mapping[str, str]) -> str:
     lines = [f"{shown(name)}: {unusable[name]}" for name in sorted(unusable)[:SHOWN]]
     more = [f"and {len(unusable) - SHOWN:,} more"] if len(unusable) > SHOWN else []
     return "\n".join([f"{len(unusable):,} pictures cannot be used:", *lines, *more])
+
+
+def labels(pictures: Sequence[Picture], selected: Selection, task: Task) -> packed.Labels:
+    """The labels of pictures, (N,): int64, positions in the classes that are used; for regression float64."""
+    if task == "regression":
+        return np.array([picture.value for picture in pictures], dtype=np.float64)
+    return np.array([selected.labels[picture.label] for picture in pictures], dtype=np.int64)
 
 
 def check_classes(part: str, split: packed.Split, selected: Selection) -> None:

@@ -22,7 +22,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import PIL
 
 from stages.common import files, paths
@@ -46,7 +45,7 @@ class Shard:
     path: Path
     names: Sequence[str]  # of the pictures, in order
     digests: Sequence[bytes]  # of their content
-    labels: npt.NDArray[np.int64]
+    labels: packed.Labels
     done: int = 0  # pictures of which it is known what they are: the first of them
     unusable: dict[int, str] = field(default_factory=dict)  # of those, by place in the shard, and why
 
@@ -66,7 +65,7 @@ class Shard:
             noted = json.loads(self.note.read_bytes())
             self.done, self.unusable = noted["done"], {int(place): why for place, why in noted["unusable"].items()}
             return
-        start = packed.header(len(self.names), image_shape) + packed.little_endian(self.labels)
+        start = packed.header(len(self.names), image_shape, self.labels.dtype) + packed.little_endian(self.labels)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with _named_errors(self.path), self.path.open("wb") as file:
             file.write(start)
@@ -100,7 +99,7 @@ class Packed:
 def pack(
     reader: folder.Reader,
     preparation: Preparation,
-    parts: Mapping[Path, tuple[Sequence[str], Sequence[bytes], npt.NDArray[np.int64]]],
+    parts: Mapping[Path, tuple[Sequence[str], Sequence[bytes], packed.Labels]],
     training: Path,
     processes: int,
     work: Path = WORK,
@@ -163,7 +162,7 @@ def code_digest(preparation: Preparation) -> bytes:
 def plan(
     names: Sequence[str],
     digests: Sequence[bytes],
-    labels: npt.NDArray[np.int64],
+    labels: packed.Labels,
     image_shape: packed.Shape,
     identity: bytes,
     used: Counter[str],
@@ -172,7 +171,7 @@ def plan(
     """The shards of a part. used: how many shards have a name; those of the same pictures need different ones."""
     start = 0
     for end in packed.shard_ends(digests, int(np.prod(image_shape))):
-        digest = hashlib.sha256(identity + labels[start:end].tobytes())
+        digest = hashlib.sha256(identity + labels.dtype.str.encode() + labels[start:end].tobytes())
         for content in digests[start:end]:
             digest.update(content)
         name = digest.hexdigest()[:32]
@@ -188,7 +187,7 @@ def decode(reader: folder.Reader, preparation: Preparation, shards: Sequence[Sha
 
     def tasks() -> Iterator[Task]:
         for shard in shards:
-            start = len(packed.header(len(shard.names), preparation.shape)) + 8 * len(shard.names)
+            start = len(packed.header(len(shard.names), preparation.shape, shard.labels.dtype)) + 8 * len(shard.names)
             for place in range(shard.done, len(shard.names)):
                 yield Task(shard.names[place], shard.digests[place], shard.path, start + place * size)
 
@@ -236,7 +235,7 @@ class Finish:
 
     path: Path
     kept: Path
-    labels: npt.NDArray[np.int64]
+    labels: packed.Labels
     unusable: Sequence[int]
     image_shape: packed.Shape
     summed: bool  # whether its sums are wanted
@@ -250,13 +249,13 @@ def _finish(tasks: list[Finish]) -> list[tuple[Row | None, Sums]]:
     results: list[tuple[Row | None, Sums]] = []
     for task in tasks:
         places, shape = len(task.labels), task.image_shape
-        start = len(packed.header(places, shape)) + 8 * places
+        start = len(packed.header(places, shape, task.labels.dtype)) + 8 * places
         images = np.memmap(task.path, np.uint8, "r", start, (places, *shape)).view(np.ndarray)
         usable = np.setdiff1d(np.arange(places), task.unusable)
         runs = np.split(usable, np.flatnonzero(np.diff(usable) > 1) + 1) if len(usable) else []  # of adjacent places
         blocks = [images[run[0] : run[-1] + 1] for run in runs]
         if task.unusable and blocks:
-            head = packed.header(len(usable), shape) + packed.little_endian(task.labels[usable])
+            head = packed.header(len(usable), shape, task.labels.dtype) + packed.little_endian(task.labels[usable])
             files.write_parts(task.kept, [head, *(block.data for block in blocks)])
         sums = sum(map(normalization.sums, blocks if task.summed else []), np.zeros((3, shape[0]), dtype=np.int64))
         path = task.kept if task.unusable else task.path

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from stages.common import paths
@@ -26,7 +26,7 @@ SHOWN = 10  # of what one message lists
 class Selection:
     """The pictures of each part, as positions in the listing, in its order, and why the others are left out."""
 
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # none for regression
     labels: dict[int, int]  # of the listing: of classes
     parts: dict[Part, list[int]] = field(default_factory=dict)
     unusable: dict[int, str] = field(default_factory=dict)  # by their headers
@@ -50,7 +50,7 @@ def select(listing: Listing, surveyed: Sequence[Surveyed], options: Preprocess) 
     small = small_classes(listing, parts, options)
     of_small = [position for part in PARTS for position in parts[part] if listing.pictures[position].label in small]
     kept = [label for label in range(len(listing.classes)) if label not in small]
-    if len(kept) < 2:
+    if listing.classes and len(kept) < 2:
         raise UserError(f"{paths.PARAMS}: preprocess.small_classes is drop, and that leaves {len(kept)} classes")
     for part in PARTS:
         parts[part] = [position for position in parts[part] if listing.pictures[position].label not in small]
@@ -69,20 +69,26 @@ def select(listing: Listing, surveyed: Sequence[Surveyed], options: Preprocess) 
 def conflicts(
     listing: Listing, surveyed: Sequence[Surveyed], unusable: Mapping[int, str], on_conflict: str
 ) -> list[int]:
-    """The usable pictures whose content is also that of a picture of another class. Raises UserError."""
+    """The usable pictures whose content is also that of a picture with another label. Raises UserError."""
     copies: dict[bytes, list[int]] = defaultdict(list)
     for position, found in enumerate(surveyed):
         if position not in unusable:
             copies[found.digest].append(position)
     pictures = listing.pictures
-    groups = [group for group in copies.values() if len({pictures[position].label for position in group}) > 1]
+    groups = [group for group in copies.values() if several_labels(pictures[position] for position in group)]
     if groups and on_conflict == "error":
         same = (" = ".join(shown(pictures[position].name) for position in group) for group in groups)
+        what = "in several classes" if listing.classes else "with several labels"
         raise UserError(
-            f"the same picture in several classes: {listed(same, SHOWN, '; ')}; remove the wrong ones, or set "
+            f"the same picture {what}: {listed(same, SHOWN, '; ')}; remove the wrong ones, or set "
             f"preprocess.on_conflict: drop, which leaves all of them out"
         )
     return sorted(position for group in groups for position in group)
+
+
+def several_labels(pictures: Iterable[Picture]) -> bool:
+    """Whether these have not all the same class, or the same value."""
+    return len({(picture.label, picture.value) for picture in pictures}) > 1
 
 
 def part_of(picture: Picture, found: Surveyed, published: set[Part], options: Preprocess) -> Part:

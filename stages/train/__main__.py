@@ -7,13 +7,14 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stages.common import errors, files, machine_settings, params, paths, record, resume
 from stages.common.machine import cores
 from stages.common.machine_settings import Machine
 from stages.dataset import data_card, packed
 from stages.dataset.data_card import DataCard
+from stages.dataset.packed import Split
 from stages.network import device, model_file, models
 from stages.network.losses import OUTPUTS
 from stages.network.weights_file import Weights
@@ -64,20 +65,21 @@ def run(chosen: Chosen, machine: Machine, evaluate: object, claim: ExitStack) ->
     free = device.free_bytes(target, "train.device")
 
     card = data_card.read(paths.DATA_CARD)
+    checks.check_task(train, card)
     weights = fine_tuning.read_weights(chosen)
     mean, std = fine_tuning.normalization(card, weights)
-    build = partial(models.build, chosen.model, chosen.model_options, card.shape, len(card.classes), mean, std)
+    build = partial(models.build, chosen.model, chosen.model_options, card.shape, len(card.classes) or 1, mean, std)
     training, validation = (
         packed.open_split(folder, card.shape, len(card.classes)) for folder in (paths.TRAIN, paths.VALIDATION)
     )
-    images_by_class = np.bincount(training.labels, minlength=len(card.classes)).tolist()
-    checks.check_data(train, images_by_class, len(validation), card)
+    by_class = np.bincount(training.labels, minlength=len(card.classes)).tolist() if card.classes else []
+    checks.check_data(train, by_class, len(validation), card)
     checks.check_augmentation(chosen.augmentation_options, card.shape[0])
     checks.check_network(build, chosen, card, len(training), free, local_size)
 
     resident = device.keep_on_device(training.nbytes + validation.nbytes, free, machine.num_workers)
     images, validation_images = (in_memory(split, target) if resident else split for split in (training, validation))
-    labels, validation_labels = torch.from_numpy(training.labels), torch.from_numpy(validation.labels)
+    labels, validation_labels = (targets(split, card) for split in (training, validation))
     torch.manual_seed(seed_for(train.seed, WEIGHTS))
     model = build()
     parameters = fine_tuning.fine_tune(model, weights, chosen, card.classes)
@@ -106,14 +108,16 @@ def run(chosen: Chosen, machine: Machine, evaluate: object, claim: ExitStack) ->
             parts=train.shards,
             group=group,
         )
-        recipe = Recipe.of(chosen, train.epochs * len(batches), images_by_class)
-        trainer = Trainer(model, optimizer, recipe, parallel, group)
+        trainer = Trainer(model, optimizer, Recipe.of(chosen, train.epochs * len(batches), by_class), parallel, group)
         shown = live if group.head else lambda history: None
         fit(trainer, batches, (validation_images, validation_labels), checkpoints, machine.log_every_steps, stop, shown)
         if not group.head:
             return
         models.load_weights(model, trainer.best_weights)
-        fitted = temperature.fit(model, validation_images, validation_labels, trainer.recipe.output, target, parallel)
+        output = trainer.recipe.output
+        fitted = None
+        if card.classes:
+            fitted = temperature.fit(model, validation_images, validation_labels, output, target, parallel)
         loop_seconds = round(time.perf_counter() - loop_start, 3)
 
     write(model, fitted, trainer.history, chosen, card)
@@ -127,6 +131,13 @@ def run(chosen: Chosen, machine: Machine, evaluate: object, claim: ExitStack) ->
     record.write("train", {"seconds": seconds, "loop_seconds": loop_seconds})
 
 
+def targets(split: Split, card: DataCard) -> Tensor:
+    """What a network learns: the classes, int64 (N,), or for regression the scaled labels, float32 (N,)."""
+    if card.values is None:
+        return torch.from_numpy(split.labels)
+    return torch.from_numpy(((split.labels - card.values.mean) / card.values.std).astype(np.float32))
+
+
 def run_key(chosen: Chosen, target: torch.device, weights: Weights | None) -> str:
     """The digest of all that decides on the result: only a run of the same one is resumed."""
     decisive = chosen._asdict() | {"train": chosen.train.model_dump(exclude=ONLY_SPEED)}
@@ -135,21 +146,22 @@ def run_key(chosen: Chosen, target: torch.device, weights: Weights | None) -> st
     return checkpoint.key("train", decisive, inputs, device.place(target))
 
 
-def write(model: nn.Sequential, fitted: float, history: list[Row], chosen: Chosen, card: DataCard) -> None:
-    """Write the model, its metrics and the curves of the run. fitted: the temperature."""
+def write(model: nn.Sequential, fitted: float | None, history: list[Row], chosen: Chosen, card: DataCard) -> None:
+    """Write the model, its metrics and the curves of the run. fitted: the temperature; None: regression."""
     spec = model_file.Spec(
         format=model_file.FORMAT,
         model=chosen.model,
         options=chosen.model_options,
         image_shape=card.image_shape,
         classes=card.classes,
-        output=OUTPUTS[chosen.train.loss],
+        output="value" if card.values else OUTPUTS[chosen.train.loss],
         preparation=card.preparation,
     )
-    model_file.write(paths.MODEL, model, spec, fitted)
+    scale = (card.values.mean, card.values.std) if card.values else (0.0, 1.0)
+    model_file.write(paths.MODEL, model, spec, fitted or 1.0, scale)
     files.write_text(paths.TRAINING_CURVES, curves(history))
     measured = metrics(history, models.parameter_count(model), chosen.train.select_by)
-    files.write_json(paths.TRAIN_METRICS, {**measured, "temperature": fitted})
+    files.write_json(paths.TRAIN_METRICS, {**measured, **({"temperature": fitted} if fitted is not None else {})})
 
 
 if __name__ == "__main__":

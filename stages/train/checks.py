@@ -14,7 +14,7 @@ from stages.network import device, models
 from stages.train import shards
 from stages.train.batches import EpochBatches
 from stages.train.optimizers import numbers_a_weight
-from stages.train.options import Chosen, Train
+from stages.train.options import Chosen, Train, misfits
 
 
 def check_machine(train: Train, evaluate: object, target: torch.device) -> None:
@@ -26,14 +26,20 @@ def check_machine(train: Train, evaluate: object, target: torch.device) -> None:
     device.check_section(evaluate, "evaluate")
 
 
+def check_task(train: Train, card: DataCard) -> None:
+    """Raise UserError if options make no sense for what the data has: classes or values."""
+    if lines := misfits(train, regression=card.values is not None):
+        raise UserError("\n".join(f"{paths.PARAMS}: {line}" for line in lines))
+
+
 def check_data(train: Train, training: Sequence[int], validation: int, card: DataCard) -> None:
-    """Raise UserError if these numbers of images are too few. training: of each class."""
+    """Raise UserError if these numbers of images are too few. training: of each class; none for regression."""
     if train.early_stopping_patience_epochs and not validation:
         raise UserError(
             f"{paths.PARAMS}: train.early_stopping_patience_epochs is {train.early_stopping_patience_epochs}, and "
             "there is no validation part to stop on; allowed: 0, or a preprocess.validation_fraction above 0"
         )
-    if not sum(training):
+    if card.classes and not sum(training):
         raise UserError(f"{paths.TRAIN}: no images to train on; set a smaller preprocess.validation_fraction")
     empty = [name for name, images in zip(card.classes, training, strict=True) if not images]
     if empty and train.class_weights != "none":

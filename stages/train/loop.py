@@ -1,17 +1,16 @@
 """The training loop: epochs, steps, log, checkpoints, and when it stops."""
 
-import math
 import sys
 import time
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from stages.common import paths
 from stages.common.errors import Interrupted
 from stages.network.inference import Images
+from stages.train import tasks
 from stages.train.batches import Batches
 from stages.train.checkpoint import Checkpoints
 from stages.train.trainer import Row, Trainer
@@ -35,6 +34,7 @@ def fit(
     Raises UserError if the loss is not finite, and Interrupted, after writing a checkpoint, if told to stop, and
     LostProcess if another process of the trainer's group is gone.
     """
+    task = tasks.of(trainer.recipe.output)
     epochs, steps, terminal = trainer.recipe.epochs, len(batches), trainer.group.head and sys.stderr.isatty()
     if state := checkpoints.load():
         trainer.load_state_dict(state)
@@ -65,23 +65,21 @@ def fit(
         row = trainer.end_epoch(*validation)
         line = f"{name} loss {row['train_loss']:.4f}"
         if "validation_loss" in row:
-            line += f" validation loss {row['validation_loss']:.4f} accuracy {row['validation_accuracy']:.2%}"
+            line += f" {task.describe(row)}"
         on_epoch(trainer.history)
         print(f"{line} {speed:,.0f} images/s", flush=True)
         if "validation_loss" in row and row["epoch"] == min(LEARNS_WITHIN, epochs):
-            warn_if_at_chance(max(row["validation_accuracy"] for row in trainer.history), validation[1])
+            warn_if_nothing_is_learnt(task.warn(trainer.history, validation[1]))
     if trainer.out_of_patience:
         patience = trainer.recipe.patience_epochs
         selected = trainer.recipe.select_by.replace("_", " ")
         print(f"no better validation {selected} for {patience} epochs: stopped early", flush=True)
 
 
-def warn_if_at_chance(accuracy: float, labels: Tensor) -> None:
-    """Print a warning if an accuracy on these labels is no better than predicting their most frequent class."""
-    chance = torch.bincount(labels).max().item() / len(labels)
-    if accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / len(labels)):  # three standard errors
+def warn_if_nothing_is_learnt(why: str) -> None:
+    """Print a warning if there is a reason, as tasks.Task.warn gives it."""
+    if why:
         print(
-            f"warning: a validation accuracy of {accuracy:.2%}, and naming the most frequent class gives {chance:.2%}: "
-            f"nothing is learnt; {paths.PARAMS}: try another lr of the optimizer",
+            f"warning: {why}: nothing is learnt; {paths.PARAMS}: try another lr of the optimizer",
             flush=True,
         )

@@ -34,7 +34,7 @@ class Train(Section):
     batch_size: int = Field(ge=1, le=1_000_000)
     shards: int = Field(ge=1, le=1024)
     shuffle: bool
-    loss: Literal["cross_entropy", "nll", "mse", "bce"]
+    loss: Literal["cross_entropy", "nll", "mse", "bce", "mae", "huber"]
     label_smoothing: float = Field(ge=0, lt=1)
     class_weights: Literal["none", "balanced", "effective"]
     optimizer: Literal["sgd", "adam", "adamw", "rmsprop"]
@@ -196,6 +196,30 @@ CLASS_WEIGHTS: dict[str, type[Empty] | type[Effective]] = {
     "balanced": Empty,
     "effective": Effective,
 }
+
+
+CLASS_LOSSES, VALUE_LOSSES = ("cross_entropy", "nll", "mse", "bce"), ("mse", "mae", "huber")
+MIXTURES = ("mixup", "cutmix")  # of images and of the shares of their classes
+
+
+def misfits(train: Train, regression: bool) -> list[str]:
+    """A line for each option of `train` that makes no sense for a task."""
+    losses = VALUE_LOSSES if regression else CLASS_LOSSES
+    mixtures = [name for name in train.augmentation if name in MIXTURES]
+    rows: list[tuple[str, object, bool, str]] = [("loss", train.loss, train.loss not in losses, " | ".join(losses))]
+    if regression:
+        rows += [
+            ("label_smoothing", train.label_smoothing, train.label_smoothing > 0, "0.0"),
+            ("class_weights", train.class_weights, train.class_weights != "none", "none"),
+            ("augmentation", ", ".join(mixtures), bool(mixtures), "those that mix no images"),
+            ("select_by", train.select_by, train.select_by != "loss", "loss"),
+        ]
+    task = "regression" if regression else "classification"
+    return [
+        f"train.{key} is {value}, and data.task is {task}; allowed: {allowed}"
+        for key, value, wrong, allowed in rows
+        if wrong
+    ]
 
 
 class Chosen(NamedTuple):

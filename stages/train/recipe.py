@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from stages.network import regression
 from stages.network.losses import LOSSES, OUTPUTS, Objective, Output
 from stages.train.augmentation import Augment, in_order
 from stages.train.class_weights import objective_of
@@ -16,7 +17,7 @@ class Recipe:
     """How a network is trained."""
 
     objective: Objective
-    output: Output  # what turns logits into probabilities
+    output: Output  # what turns logits into probabilities; value: regression
     lr_factor: Factor  # of a step of the run, counted from 0: a multiple of the optimizer's learning rate
     augment: Augment
     clip_norm: float  # largest norm of the gradient of all weights; 0: any
@@ -30,13 +31,18 @@ class Recipe:
 
     @classmethod
     def of(cls, chosen: Chosen, steps: int, images: Sequence[int]) -> Self:
-        """The recipe that params.yaml has chosen. steps: of the whole run. images: of each class, for training."""
+        """The recipe that params.yaml has chosen. steps: of the whole run.
+
+        images: of each class, for training; none for regression.
+        """
         train = chosen.train
         return cls(
             objective=objective_of(
                 LOSSES[train.loss], train.label_smoothing, train.class_weights, chosen.class_weight_options, images
-            ),
-            output=OUTPUTS[train.loss],
+            )
+            if images
+            else regression.objective(train.loss),
+            output=OUTPUTS[train.loss] if images else "value",
             lr_factor=SCHEDULES[train.schedule](steps, **chosen.schedule_options),
             augment=in_order(chosen.augmentation_options, len(images)),
             clip_norm=train.clip_norm,

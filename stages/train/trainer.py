@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.common import paths
@@ -14,11 +13,11 @@ from stages.common.errors import UserError
 from stages.network import models
 from stages.network.device import Map
 from stages.network.inference import Images, part_of, predict
+from stages.train import tasks
 from stages.train.processes import ALONE, Group
 from stages.train.recipe import Recipe
 from stages.train.shards import Replicas, Shard
-
-Row = dict[str, float]  # what was measured of an epoch
+from stages.train.tasks import Row as Row
 
 
 class Trainer:
@@ -48,7 +47,7 @@ class Trainer:
         self.best_weights: dict[str, Tensor] = {}
 
     def step(self, images: Tensor, labels: Tensor, of: int | None = None, stop: int | None = None) -> int | None:
-        """Learn from a batch: this process's images uint8 (N, C, H, W) of it, labels int64 (N,).
+        """Learn from a batch: this process's images uint8 (N, C, H, W) of it, labels (N,).
 
         of: images of the whole batch; None: N. stop: the signal that told this process to stop, if any. Returns the
         head's, after the step, so that all processes stop at the same step. Raises LostProcess.
@@ -115,16 +114,10 @@ class Trainer:
         """The validation columns of an epoch's row; each process computes some of the images."""
         bounds = [part_of(images, rank, self.group.size).start for rank in range(self.group.size)] + [len(images)]
         own = slice(*bounds[self.group.rank : self.group.rank + 2])
-        log_p = predict(self.model, images, self.recipe.output, self.device, self.parallel, own=own)  # (N own, K)
-        losses = F.nll_loss(log_p, labels[own], reduction="none")
-        rows = torch.stack([losses, (log_p.argmax(dim=1) == labels[own]).float()], dim=1)
-        rows = self.group.gather(rows, bounds).double()
-        loss, accuracy = rows.mean(dim=0).tolist()
-        measured = {"validation_loss": loss, "validation_accuracy": accuracy}
-        if self.recipe.select_by == "balanced_accuracy":
-            recalls = torch.bincount(labels, rows[:, 1]) / torch.bincount(labels)  # 0 / 0 for a class without images
-            measured["validation_balanced_accuracy"] = recalls.nanmean().item()
-        return measured
+        outputs = predict(self.model, images, self.recipe.output, self.device, self.parallel, own=own)  # (N own, K)
+        task = tasks.of(self.recipe.output)
+        rows = self.group.gather(task.rows(outputs, labels[own]), bounds).double()
+        return task.measure(rows, labels, self.recipe.objective, self.recipe.select_by)
 
     @property
     def out_of_patience(self) -> bool:

@@ -20,7 +20,7 @@ async function start() {
   const [channels, height, width] = model.image_shape;
   const kind = channels === 1 ? "grey" : "colour";
   get("about").textContent =
-    `${model.classes.length} classes, ${kind} pictures of ${width} x ${height} pixels, model ${model.sha256.slice(0, 12)}`;
+    `${model.classes.length ? `${model.classes.length} classes` : "a number"}, ${kind} pictures of ${width} x ${height} pixels, model ${model.sha256.slice(0, 12)}`;
   if (!model.light_on_dark) [ground, ink] = [ink, ground];
   get("drawing").hidden = !model.drawable;
   clear();
@@ -160,7 +160,7 @@ async function ask(make) {
 }
 
 function show(text, prediction = null, bad = false) {
-  get("status").textContent = prediction ? `Predicted: ${prediction.classes[0].name}` : text;
+  get("status").textContent = prediction ? `Predicted: ${prediction.value ?? prediction.classes[0].name}` : text;
   get("status").classList.toggle("bad", bad);
   get("classes").replaceChildren(...(prediction?.classes ?? []).map(row));
   get("seen").hidden = !prediction;

@@ -1,0 +1,57 @@
+"""What is measured of predicted numbers (regression): pure functions on numpy arrays.
+
+N: images. predictions: float (N,). labels: float64 (N,), not all the same.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages.evaluate.scores import Floats
+
+COLUMNS = ["index", "label", "prediction"]  # of predictions.csv
+RESAMPLES = 1000
+
+
+def summary(predictions: Floats, labels: Floats) -> dict[str, Any]:
+    """All that metrics/evaluate.json holds: each measure with its 95 % interval. Raises ValueError without images."""
+    if not len(labels):
+        raise ValueError("no images to measure on")
+    found = {name: float(value) for name, value in measures(predictions, labels).items()}
+    intervals = bootstrap(predictions, labels)
+    rows = {name: (value, *intervals[name]) for name, value in found.items()}
+    ends = ("", "_low", "_high")
+    flat = {f"{name}{end}": value for name, row in rows.items() for end, value in zip(ends, row, strict=True)}
+    return {**flat, "images": len(labels)}
+
+
+def measures(predictions: Floats, labels: Floats) -> dict[str, Any]:
+    """Over the last axis: R2 (the share of the labels' variance that is predicted), and the mean squared error, its
+    root, and the mean absolute error."""
+    errors = predictions.astype(np.float64) - labels
+    mse = (errors**2).mean(axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resample may have one label alone
+        r2 = 1 - mse / labels.var(axis=-1)
+    return {"r2": r2, "rmse": np.sqrt(mse), "mae": np.abs(errors).mean(axis=-1), "mse": mse}
+
+
+def bootstrap(predictions: Floats, labels: Floats) -> dict[str, tuple[float, float]]:
+    """95 % intervals of the measures, by the percentile bootstrap over images (Efron 1979).
+
+    The seed is fixed: the same predictions give the same intervals.
+    """
+    random, draws = np.random.default_rng(0), []
+    for _ in range(RESAMPLES):
+        chosen = random.integers(0, len(labels), len(labels))
+        draws.append(measures(predictions[chosen], labels[chosen]))
+    columns = {name: np.array([draw[name] for draw in draws]) for name in draws[0]}
+    finite = {name: values[np.isfinite(values)] for name, values in columns.items()}
+    ends = {name: np.quantile(values, [0.025, 0.975]) for name, values in finite.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
+
+
+def table(predictions: Floats, labels: Floats) -> pd.DataFrame:
+    """One row per image, as predictions.csv has it. Nine digits tell apart all float32 numbers."""
+    shown = [f"{value:.9g}" for value in predictions.tolist()]
+    return pd.DataFrame({"index": np.arange(len(labels)), "label": map(repr, labels.tolist()), "prediction": shown})
