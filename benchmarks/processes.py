@@ -3,7 +3,7 @@
     PYTHONPATH=. .venv/bin/python -m benchmarks.processes
 
 The same steps, in turn, for the default recipe and for larger networks. The two processes send each other gradients
-through the loopback interface, or have them in shared memory, as in the train stage.
+through the loopback interface, as in the train stage.
 """
 
 import json

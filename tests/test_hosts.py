@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -375,6 +376,14 @@ def test_whatever_fails_it_ends_in_the_same_bytes(cluster: Cluster) -> None:
     assert together
 
 
+def has_ended(cluster: Cluster, host: Host) -> bool:
+    return cluster.status(host) is not None
+
+
+def has_said(host: Host, line: str) -> bool:
+    return line in host.output()
+
+
 @pytest.mark.soak
 def test_hosts_that_cannot_take_part(cluster: Cluster, clones: list[Clone]) -> None:
     head, (second, third) = cluster.head, cluster.others
@@ -399,8 +408,8 @@ def test_hosts_that_cannot_take_part(cluster: Cluster, clones: list[Clone]) -> N
     cluster.wait(lambda: "make join HEAD=" in head.output())
     for host, differing in ((second, "commit"), (third, "parameters")):
         cluster.join(host)
-        cluster.wait(lambda: cluster.status(host) is not None)  # noqa: B023 - called in this pass
+        cluster.wait(partial(has_ended, cluster, host))
         assert cluster.status(host) == 2
         assert f"error: this machine cannot join {head_place}: other {differing} (the head: " in host.output()
-        cluster.wait(lambda: f"{host.address} may not join: other {differing}" in head.output())  # noqa: B023
+        cluster.wait(partial(has_said, head, f"{host.address} may not join: other {differing}"))
     cluster.end()

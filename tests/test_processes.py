@@ -144,14 +144,21 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
 }
 
 
+SAMPLE = (
+    "seven parts",
+    "clipped gradients",
+    "stochastic depth",
+)  # what `make soak` takes of them, unless all are asked
+
+
 @pytest.mark.soak
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", CHANGES if os.environ.get("RECIPES") == "all" else SAMPLE)
 def test_the_same_bytes_with_every_kind_of_recipe(change: str, stage: Stage) -> None:
     CHANGES[change](stage.values)
     if change == "no validation":
         stage.values["preprocess"]["validation_fraction"] = 0
     stage.write_params()
-    check_same("1x1 1x3 2x1 3x2 4x1 5x1")
+    check_same("1x1 1x3 2x1 3x2 5x1")
 
 
 # --- the launcher, with real processes

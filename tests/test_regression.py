@@ -494,7 +494,8 @@ def page(run: Results, against: Against | None = None) -> str:
 def test_the_page_of_a_regression() -> None:
     (old, old_found), (new, new_found) = two_runs()
     curves = pd.DataFrame({"epoch": [1.0, 2.0], "train_loss": [1.0, 0.5], "validation_r2": [0.1, 0.6]})
-    png = figures.scatter(new_found.table["label"].to_numpy(), new_found.table["prediction"].to_numpy(), "x")  # type: ignore[index]
+    assert new_found.table is not None
+    png = figures.scatter(new_found.table["label"].to_numpy(), new_found.table["prediction"].to_numpy(), "x")
     pictures = dict.fromkeys(results.PICTURES, png)
     runs = [
         Results(revision, found, curves, None, None, {}, pictures)

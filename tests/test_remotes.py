@@ -26,7 +26,7 @@ SHARED = (
     "install -d -g GROUP -m 2770 FOLDER FOLDER/files FOLDER/files/md5 FOLDER/files/md5/{{0..9},{a..f}}{{0..9},{a..f}}"
 )
 OUTS = ("data/params.valid", "data/raw", "data/processed", "data/model", "data/predictions.csv")
-OF_A_SEED = ("data/model/model.safetensors", "data/predictions.csv")
+OF_A_SEED = ("data/model/README.md", "data/model/model.safetensors", "data/predictions.csv")
 RESULTS = ("params.yaml", "dvc.lock", "metrics")  # what a commit of a run holds
 BIG = "data/raw/t10k-images-idx3-ubyte"  # 8 MB
 HALF = 4_000_000

@@ -85,7 +85,14 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workbench:
 
 
 ALL = (download, preprocess, train_stage, evaluate)
-OTHER_MACHINE = {"threads": 3, "num_workers": 2, "log_every_steps": 1, "checkpoint_every_seconds": 0}
+OTHER_MACHINE = {
+    "processes": 1,  # several have tests of their own (test_processes)
+    "threads": 3,
+    "num_workers": 2,
+    "log_every_steps": 1,
+    "checkpoint_every_seconds": 0,
+    "timeout_seconds": 30,
+}
 
 
 def test_from_a_mirror_to_the_metrics(bench: Workbench) -> None:

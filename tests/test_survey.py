@@ -200,7 +200,7 @@ def test_preprocess_uses_as_many_processes_as_the_machine_settings_say(
     asked: list[int] = []
 
     def note(*arguments: object) -> None:
-        asked.append(int(str(arguments[3])))
+        asked.append(int(str(arguments[4])))
         raise UserError("enough")
 
     monkeypatch.setattr("stages.preprocess.own.prepare", note)

@@ -73,7 +73,7 @@ def test_a_network_is_torchvisions_with_the_same_weights(architecture: str) -> N
 def test_a_model_file_gives_the_network_back(architecture: Architecture, tmp_path: Path) -> None:
     network, options = build(architecture, dropout=0.1).eval(), {"architecture": architecture, "dropout": 0.1}
     spec = Spec(
-        format=1,
+        format=model_file.FORMAT,
         model="torchvision",
         options=options,
         image_shape=[3, SIDE, SIDE],

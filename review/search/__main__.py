@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from integrity import dvc_lock, git, rebuild, revisions
 from review.search import FOLDER, LOCK, outcome, page, space
 from review.search import study as studies
-from review.search.experiments import EndedEarly, Place, Result, Rows
+from review.search.experiments import EndedEarlyError, Place, Result, Rows
 from review.search.outcome import Finals
 from review.search.space import PIPELINE, SEED, Plan
 from review.search.study import Study
@@ -176,13 +176,13 @@ class Search:
         def on_epochs(rows: Rows) -> None:
             with self.lock:
                 if self.study.report(number, rows, epochs):
-                    raise EndedEarly
+                    raise EndedEarlyError
 
         try:
             result = self.run(name, chosen, on_epochs, group)
         except children.Ended:
             return
-        except EndedEarly:
+        except EndedEarlyError:
             result = None
         if self.stopping:
             return

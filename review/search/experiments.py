@@ -35,7 +35,7 @@ POLL_SECONDS = 0.2
 SHOWN = 200  # characters of a reason
 
 
-class EndedEarly(Exception):  # noqa: N818 - not an error
+class EndedEarlyError(Exception):
     """To be raised by `on_epochs`: what is still to come of a run is not worth its time."""
 
 
@@ -62,7 +62,7 @@ class Place(NamedTuple):
         """Train, or read what an experiment of this name has recorded.
 
         on_epochs: called with all rows so far whenever there are new ones, at least once at the end; it may raise
-        EndedEarly, which ends the run. Raises UserError if no run can work here.
+        EndedEarlyError, which ends the run. Raises UserError if no run can work here.
         """
         if (result := self._recorded(name)) is None:
             clone = self._clone(name)

@@ -109,9 +109,7 @@ def _reliability(axes: Axes, table: pd.DataFrame, unscaled: pd.DataFrame | None)
     if unscaled is not None:
         error = calibration_error(unscaled)
         label = f"without temperature: calibration error {error:.4f}"
-        axes.plot(
-            unscaled["confidence"], unscaled["accuracy"], "s-", color=ORANGE, linewidth=1, markersize=3, label=label
-        )
+        axes.plot(unscaled["confidence"], unscaled["accuracy"], "s", color=ORANGE, markersize=3, label=label)
     # Most bins hold few images: the interval says how little an accuracy of theirs means.
     interval = [table["accuracy"] - table["accuracy_low"], table["accuracy_high"] - table["accuracy"]]
     axes.errorbar(
@@ -119,7 +117,7 @@ def _reliability(axes: Axes, table: pd.DataFrame, unscaled: pd.DataFrame | None)
         table["accuracy"],
         yerr=interval,
         color=BLUE,
-        fmt="o-",
+        fmt="o",
         markersize=4,
         linewidth=1,
         label="accuracy, 95 % interval",

@@ -26,7 +26,7 @@ from stages.common import errors, machine, machine_settings, paths
 from stages.common.errors import Interrupted, UserError
 from stages.common.machine_settings import Machine
 from stages.train.options import Chosen
-from stages.train.processes import STORE, LostProcess
+from stages.train.processes import STORE, LostProcessError
 
 if TYPE_CHECKING:  # a process that trains alone does not load torch.distributed
     from torch.distributed import TCPStore
@@ -225,7 +225,7 @@ def as_worker() -> Iterator[None]:
             sys.exit(LOST)
         _first(ended, stop.status)
         raise
-    except LostProcess:
+    except LostProcessError:
         time.sleep(REASON_SECONDS)  # the agent ends it, once it has noticed which one is gone
         sys.exit(LOST)
     except Exception:

@@ -32,7 +32,7 @@ def fit(
     validation: images and labels; they may be empty. stop: returns the signal's number once one has come.
     on_epoch: called with the trainer's history after each epoch.
     Raises UserError if the loss is not finite, and Interrupted, after writing a checkpoint, if told to stop, and
-    LostProcess if another process of the trainer's group is gone.
+    LostProcessError if another process of the trainer's group is gone.
     """
     task = tasks.of(trainer.recipe.output)
     epochs, steps, terminal = trainer.recipe.epochs, len(batches), trainer.group.head and sys.stderr.isatty()

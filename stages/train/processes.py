@@ -21,7 +21,7 @@ STORE, ROUND = "TRAIN_STORE", "TRAIN_ROUND"  # environment variables of a worker
 ALIGNED = 16  # numbers: the tensors of a flat buffer begin at multiples of 64 bytes
 
 
-class LostProcess(Exception):  # noqa: N818 - the launcher starts the workers again: no error of the user's
+class LostProcessError(Exception):
     """Another process of the group has ended, hangs, or cannot be reached."""
 
 
@@ -42,7 +42,7 @@ class Group:
         return tree.owned(count, self.rank, self.size)
 
     def broadcast(self, content: bytes | None) -> bytes | None:
-        """The head's content, in every process; None if the head has None. Raises LostProcess."""
+        """The head's content, in every process; None if the head has None. Raises LostProcessError."""
         if self.size == 1:
             return content
         import torch.distributed as dist
@@ -102,7 +102,7 @@ def local() -> tuple[int, int]:
 def joined(device: torch.device, timeout_seconds: float) -> Iterator[Group]:
     """The group of this program: itself alone, or all workers of the launcher, once all are there.
 
-    Within the block no wait for another process takes longer than timeout_seconds. Raises LostProcess.
+    Within the block no wait for another process takes longer than timeout_seconds. Raises LostProcessError.
     """
     if not is_worker():
         yield ALONE
@@ -129,11 +129,11 @@ def joined(device: torch.device, timeout_seconds: float) -> Iterator[Group]:
 
 @contextmanager
 def _talking() -> Iterator[None]:
-    """Raise LostProcess for what torch.distributed raises: a RuntimeError, whatever the reason."""
+    """Raise LostProcessError for what torch.distributed raises: a RuntimeError, whatever the reason."""
     try:
         yield
     except RuntimeError as error:
-        raise LostProcess(str(error)) from None
+        raise LostProcessError(str(error)) from None
 
 
 class TreeSum:
@@ -156,7 +156,7 @@ class TreeSum:
     def __call__(self, own: Mapping[Node, Sequence[Tensor]], count: int) -> list[Tensor]:
         """The sum over `count` parts, the same in every process: views of a buffer that the next call overwrites.
 
-        own: the sums of this process's roots (tree.roots). Raises LostProcess.
+        own: the sums of this process's roots (tree.roots). Raises LostProcessError.
         """
         group = self.group
         flat = {node: self._flatten(tensors) for node, tensors in own.items()}

@@ -50,7 +50,7 @@ class Trainer:
         """Learn from a batch: this process's images uint8 (N, C, H, W) of it, labels (N,).
 
         of: images of the whole batch; None: N. stop: the signal that told this process to stop, if any. Returns the
-        head's, after the step, so that all processes stop at the same step. Raises LostProcess.
+        head's, after the step, so that all processes stop at the same step. Raises LostProcessError.
         """
 
         def forward_backward(shard: Shard) -> None:
