@@ -88,7 +88,7 @@ def table(results: dict[str, Any]) -> str:
         own, alone = part["torchs_threads_by_shards"], part["one_thread_by_all_cores"]
         add(f"a step, torch's own {part['cores']} threads / shards on {part['cores']}", f"{own['median']:.2f}", own)
         add(f"a step, shards on one thread / on {part['cores']}", f"{alone['median']:.2f}", alone)
-    for network in ("default", "resnet18_28", "resnet18_64"):
+    for network in ("default", "resnet18_28"):
         if ratio := results.get("processes", {}).get(network, {}).get("two_processes_by_two_threads"):
             what = f"a step of the {network} network, two processes of one thread / one of two threads"
             add(what.replace("_", " on images of ", 1), f"{ratio['median']:.2f}", ratio)

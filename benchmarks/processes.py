@@ -2,7 +2,7 @@
 
     PYTHONPATH=. .venv/bin/python -m benchmarks.processes
 
-The same steps, in turn, for the default recipe and for larger networks. The two processes send each other gradients
+The same steps, in turn, for the default recipe and for a larger network. The two processes send each other gradients
 through the loopback interface, as in the train stage.
 """
 
@@ -19,8 +19,7 @@ from stages.network import device
 from stages.train import processes
 from stages.train.processes import ROUND, STORE
 
-REPEATS = 10
-NETWORKS = {"default": (None, None), "resnet18_28": ("resnet18", 28), "resnet18_64": ("resnet18", 64)}
+NETWORKS = {"default": (None, None, 10), "resnet18_28": ("resnet18", 28, 4)}  # architecture, pixels, repetitions
 TIMEOUT_SECONDS = 120
 
 
@@ -34,7 +33,7 @@ def work(pipe: Connection, rank: int, size: int, threads: int, store: str, netwo
         processes.joined(target, TIMEOUT_SECONDS) as group,
         device.in_parallel(target, threads) as parallel,
     ):
-        _, _, shards, train = training(group, *NETWORKS[network])
+        _, _, shards, train = training(group, *NETWORKS[network][:2])
         while pipe.recv():
             pipe.send(seconds(lambda: train(shards, parallel)))
 
@@ -53,7 +52,7 @@ def main() -> None:
                     arguments = (theirs, rank, size, threads, address, network)
                     context.Process(target=work, args=arguments, daemon=True).start()
             took: dict[str, list[float]] = {"threads": [], "processes": []}
-            for _ in range(REPEATS + 1):
+            for _ in range(NETWORKS[network][2] + 1):
                 for name in took:
                     group = [pipe for (each, _), pipe in pipes.items() if each == name]
                     for pipe in group:
