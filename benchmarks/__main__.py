@@ -88,10 +88,10 @@ def table(results: dict[str, Any]) -> str:
         own, alone = part["torchs_threads_by_shards"], part["one_thread_by_all_cores"]
         add(f"a step, torch's own {part['cores']} threads / shards on {part['cores']}", f"{own['median']:.2f}", own)
         add(f"a step, shards on one thread / on {part['cores']}", f"{alone['median']:.2f}", alone)
-    for network in ("default", "resnet18_28"):
+    for network, name in (("default", "the default network"), ("resnet18_28", "resnet18 on 28 x 28 pixels")):
         if ratio := results.get("processes", {}).get(network, {}).get("two_processes_by_two_threads"):
-            what = f"a step of the {network} network, two processes of one thread / one of two threads"
-            add(what.replace("_", " on images of ", 1), f"{ratio['median']:.2f}", ratio)
+            what = f"a step of {name}, two processes of one thread / one of two threads"
+            add(what, f"{ratio['median']:.2f}", ratio)
     if part := results.get("overhead"):
         add("`dvc repro` from preprocess to metrics, beside the loop", f"{part['seconds_beside_the_loop']:.1f} s")
     if part := results.get("no_op"):
