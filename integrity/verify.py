@@ -44,13 +44,14 @@ def main() -> int:
         wrong = {out.path: problem for out in outputs if (problem := out.problem() or uncommitted(clone, out))}
         stray = rebuild.undeclared(root, commit, made)
         wrong |= dict.fromkeys(stray, "no stage writes it")
-        print(f"\n{'stage':<12}{'artifact':<38}bytes")
+        width = max([38, *(len(out.path) + 2 for out in outputs)])
+        print(f"\n{'stage':<12}{'artifact':<{width}}bytes")
         for stage, name, problem in inputs:
-            print(f"{stage:<12}{f'{name} (input)':<38}{problem}")
+            print(f"{stage:<12}{f'{name} (input)':<{width}}{problem}")
         for out in outputs:
-            print(f"{out.stage:<12}{out.path:<38}{wrong.get(out.path, 'identical')}")
+            print(f"{out.stage:<12}{out.path:<{width}}{wrong.get(out.path, 'identical')}")
         for path in stray:
-            print(f"{'-':<12}{path:<38}{wrong[path]}")
+            print(f"{'-':<12}{path:<{width}}{wrong[path]}")
         print()
         for line in environments(root, clone, commit, committed):
             print(line)

@@ -837,4 +837,4 @@ def test_the_real_stages(pipeline: Clone, tmp_path: Path) -> None:
     assert re.findall(r"Running stage '(\w+)'", told) == ["check", "train", "evaluate"]
     assert "McNemar's exact test" in report(ci)
     assert "stale: dvc.lock of HEAD was made from other inputs than HEAD's (params.yaml: train.optimizer" in told
-    assert re.search(r"\nnote: taken on trust from the record, not run here: .*download, preprocess\n", told)
+    assert re.search(r"\nnote: taken on trust from the record, not run here: .*download, preprocess, weights\n", told)

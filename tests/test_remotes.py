@@ -25,7 +25,7 @@ from tests.remote_servers import RECIPES, SERVERS, Proxy, Remote, of_a_reader, p
 SHARED = (
     "install -d -g GROUP -m 2770 FOLDER FOLDER/files FOLDER/files/md5 FOLDER/files/md5/{{0..9},{a..f}}{{0..9},{a..f}}"
 )
-OUTS = ("data/params.valid", "data/raw", "data/processed", "data/model", "data/predictions.csv")
+OUTS = ("data/params.valid", "data/raw", "data/processed", "data/pretrained", "data/model", "data/predictions.csv")
 OF_A_SEED = ("data/model/README.md", "data/model/model.safetensors", "data/predictions.csv")
 RESULTS = ("params.yaml", "dvc.lock", "metrics")  # what a commit of a run holds
 BIG = "data/raw/t10k-images-idx3-ubyte"  # 8 MB
