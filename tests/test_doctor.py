@@ -90,7 +90,8 @@ def forged_predictions(clone: Clone) -> None:
 def forged_model(clone: Clone) -> None:
     """Another model in the work tree and, under the true one's name, in the cache."""
     for path in (clone.path / "data/model/model.safetensors", cached(clone, "data/model/model.safetensors")):
-        replace(path, path.read_bytes()[:-1] + b"?")
+        content = path.read_bytes()
+        replace(path, content[:-1] + bytes([content[-1] ^ 1]))
 
 
 def forged_lock(clone: Clone) -> None:
