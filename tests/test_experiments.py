@@ -106,7 +106,7 @@ def test_two_workers_end_in_the_bytes_of_a_run_alone(swept: Clone, tmp_path: Pat
     found = {name: outputs(swept.run("git", "show", f"{commit(swept, name)}:dvc.lock")) for name in ("lr-3", "lr-4")}
     assert found["lr-4"] == expected
     assert found["lr-3"][paths.MODEL.as_posix()] != expected[paths.MODEL.as_posix()]
-    assert len(expected) == 19
+    assert len(expected) == 22
 
 
 def test_workers_leave_nothing_and_download_nothing(swept: Clone) -> None:
@@ -118,7 +118,7 @@ def test_workers_leave_nothing_and_download_nothing(swept: Clone) -> None:
 
 
 def test_what_is_shown_fits_a_page(swept: Clone) -> None:
-    keep = r"(?!Exp|acc|loss|\w+\.)|macro|images"  # the one in docs/experiments.md
+    keep = r"(?!Exp|acc|loss|\w+\.)|macro|images|without"  # the one in docs/experiments.md
     shown = swept.dvc_as_program("exp", "show", "--only-changed", "--hide-workspace", "--drop", keep, "--md")
     header = [cell.strip() for cell in shown.splitlines()[0].strip("|").split("|")]
     assert header[:5] == ["Experiment", "accuracy", "accuracy_low", "accuracy_high", "loss"]
