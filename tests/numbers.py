@@ -49,7 +49,7 @@ def main(numerics: str, threads: int, architectures: list[str]) -> None:
     numbers: dict[str, Any] = {"instructions": torch.backends.cpu.get_cpu_capability()}
     for architecture in architectures:
         values["model"]["name"] = "torchvision"
-        values["models"]["torchvision"] = {"architecture": architecture, "dropout": 0.2}
+        values["models"]["torchvision"] |= {"architecture": architecture, "dropout": 0.2}
         values["train"]["augmentation"] = ["random_resized_crop", "trivial_augment"]
         numbers[architecture] = digest(train_params.read(values), target, threads, side=32)
     for network, loss, optimizer, augment, schedule in RUNS if not architectures else ():

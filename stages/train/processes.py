@@ -159,8 +159,9 @@ class TreeSum:
         own: the sums of this process's roots (tree.roots). Raises LostProcessError.
         """
         group = self.group
-        flat = {node: self._flatten(tensors) for node, tensors in own.items()}
         nodes = {rank: tree.roots(tree.owned(count, rank, group.size), count) for rank in range(group.size)}
+        # In the order in which the others expect them; `own` has the order in which its threads were done.
+        flat = {node: self._flatten(own[node]) for node in nodes[group.rank]}
         mine = {
             node: flat[node][self._slice(group.rank)] if rank == group.rank else self._buffer(self.segment)
             for rank, roots in nodes.items()
