@@ -23,7 +23,11 @@ NO_COLORAMA = {"DVC_TEST": "1"}  # with colorama, DVC prints JSON to the sys.std
 
 @contextmanager
 def place(path: Path, environment: Mapping[str, str]) -> Iterator[None]:
-    """A folder to work in, and an environment."""
+    """A folder to work in, an environment, and loggers as in a new process."""
+    logging.disable(logging.NOTSET)  # the launcher of several processes turns all off, import-linter those it finds
+    for logger in logging.Logger.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.disabled = False
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):  # DVC's own
         patch.chdir(path)
         for name, value in environment.items():
