@@ -1,19 +1,16 @@
 """A worker of `dvc queue` that is killed with -9: doctor names its task and its folder, and what frees them does."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.clones import Clone
-from tests.faults.lab import PROC, descendants
+from tests.faults.lab import PROC, kill_tree, wait_for
 
 pytestmark = [pytest.mark.soak, pytest.mark.skipif(not PROC, reason="who is at work stands in /proc")]
 PIPELINE = """
@@ -42,20 +39,7 @@ def clone(tmp_path: Path) -> Iterator[Clone]:
     clone.commit("run")
     yield clone
     for path in (clone.path / ".dvc/tmp/exps").glob("*/**/*.json"):
-        kill(json.loads(path.read_bytes())["pid"])
-
-
-def kill(process: int) -> None:
-    for number in [process, *descendants(process)]:
-        with suppress(ProcessLookupError):
-            os.kill(number, signal.SIGKILL)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+        kill_tree(json.loads(path.read_bytes())["pid"])
 
 
 def start_queue(clone: Clone) -> None:
@@ -86,12 +70,12 @@ def test_a_killed_worker(clone: Clone) -> None:
             return str((process / "cwd").readlink())
         return ""
 
-    wait_for(asleep)
+    wait_for(asleep, DEADLINE_SECONDS)
     assert "nothing to fix" in doctor(clone)  # while it is at work
 
     worker = json.loads((folder / "celery/dvc-exp-worker-1.json").read_bytes())["pid"]
-    kill(worker)
-    wait_for(lambda: not asleep())
+    kill_tree(worker)
+    wait_for(lambda: not asleep(), DEADLINE_SECONDS)
     told = doctor(clone)
     assert (
         "experiment long: Running in `dvc queue status`, but without a process\n    fix: dvc queue kill long\n" in told
@@ -114,6 +98,6 @@ def test_a_killed_worker(clone: Clone) -> None:
     assert "Running" not in clone.dvc_as_program("queue", "status")
 
     start_queue(clone)
-    wait_for(lambda: "Success" in clone.dvc_as_program("queue", "status"))
-    wait_for(lambda: "1 active" not in clone.dvc_as_program("queue", "status"))
+    wait_for(lambda: "Success" in clone.dvc_as_program("queue", "status"), DEADLINE_SECONDS)
+    wait_for(lambda: "1 active" not in clone.dvc_as_program("queue", "status"), DEADLINE_SECONDS)
     assert "nothing to fix" in doctor(clone)

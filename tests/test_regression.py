@@ -265,6 +265,13 @@ def test_folders_of_classes_are_no_numbers(tmp_path: Path) -> None:
         folder.scan(tmp_path / "x", "regression")
 
 
+def link_discs(trained: Path, count: int) -> None:
+    """The first pictures, without labels."""
+    Path(DISCS).mkdir()
+    for number in range(count):
+        Path(DISCS, f"{number:03}.png").symlink_to(trained / DISCS / f"{number:03}.png")
+
+
 @pytest.mark.parametrize(
     ("labels", "line"),
     [
@@ -276,9 +283,7 @@ def test_labels_that_cannot_be_learnt_are_one_line(
     labels: Any, line: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path(DISCS).mkdir()
-    for number in range(60):
-        Path(DISCS, f"{number:03}.png").symlink_to(trained / DISCS / f"{number:03}.png")
+    link_discs(trained, 60)
     text = "".join(f"{number:03}.png,{labels(number)}\n" for number in range(60))
     Path(DISCS, "labels.csv").write_text(f"file,label\n{text}", encoding="utf-8")
     write(parameters())
@@ -288,9 +293,7 @@ def test_labels_that_cannot_be_learnt_are_one_line(
 
 def test_the_same_picture_with_two_labels(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path(DISCS).mkdir()
-    for number in range(80):
-        Path(DISCS, f"{number:03}.png").symlink_to(trained / DISCS / f"{number:03}.png")
+    link_discs(trained, 80)
     for copy, of in (("same", "003"), ("other", "005")):
         Path(DISCS, f"{copy}.png").symlink_to(trained / DISCS / f"{of}.png")
     text = "".join(f"{number:03}.png,{number}\n" for number in range(80))

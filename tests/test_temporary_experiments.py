@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import yaml
 from stages.common import paths, resume
 from stages.train.checkpoint import LATEST
 from tests.clones import Clone
-from tests.faults.lab import PROC, descendants
+from tests.faults.lab import PROC, kill_tree, wait_for
 from tests.imports import ROOT
 from tests.test_resume import Stage
 
@@ -56,20 +56,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clone]:
     yield clone
     for path in (clone.path / ".dvc/tmp/exps").glob("**/*.json"):
         with suppress(OSError, ValueError, KeyError):
-            kill(yaml.safe_load(path.read_bytes())["pid"])
-
-
-def kill(process: int) -> None:
-    for number in [process, *descendants(process)]:
-        with suppress(ProcessLookupError):
-            os.kill(number, signal.SIGKILL)
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+            kill_tree(yaml.safe_load(path.read_bytes())["pid"])
 
 
 def start(clone: Clone, name: str) -> subprocess.Popen[bytes]:
@@ -98,16 +85,16 @@ def of_experiment(clone: Clone, name: str) -> tuple[str, list[str]]:
 def test_a_killed_experiment_is_resumed_by_the_next_one(way: str, clone: Clone) -> None:
     if way == "temp":
         process = start(clone, "first")
-        wait_for(lambda: checkpoints(clone))
-        kill(process.pid)
+        wait_for(lambda: checkpoints(clone), DEADLINE_SECONDS)
+        kill_tree(process.pid)
         process.wait()
     else:
         clone.dvc("exp", "run", "--queue", "-n", "first")
         command = [sys.executable, "-m", "dvc", "queue", "start"]
         subprocess.run(command, cwd=clone.path, env=clone.environment, stdout=subprocess.DEVNULL, check=True)
-        wait_for(lambda: checkpoints(clone))
+        wait_for(lambda: checkpoints(clone), DEADLINE_SECONDS)
         (info,) = (clone.path / ".dvc/tmp/exps/celery").glob("dvc-exp-worker-1.json")
-        kill(yaml.safe_load(info.read_bytes())["pid"])
+        kill_tree(yaml.safe_load(info.read_bytes())["pid"])
     for folder in (clone.path / ".dvc/tmp/exps").glob("**/tmp*"):  # as DVC does after a failure, and doctor's fix
         shutil.rmtree(folder, ignore_errors=True)
     clone.dvc("exp", "run", "--temp", "-n", "second")
@@ -130,7 +117,7 @@ def test_two_experiments_of_one_key_at_once(tmp_path: Path, monkeypatch: pytest.
         stage = Stage()
         if name == "one":
             stopped = stage.start()
-            wait_for(lambda: list((tmp_path / paths.RESUME).glob(f"*/{LATEST}")))
+            wait_for(lambda: list((tmp_path / paths.RESUME).glob(f"*/{LATEST}")), DEADLINE_SECONDS)
             stopped.send_signal(signal.SIGSTOP)  # it keeps its key, for longer than the other one waits
         else:
             output = stage.run()

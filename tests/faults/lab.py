@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -109,6 +110,21 @@ def descendants(process: int) -> list[int]:
     for child in found:  # grows as it goes
         found.extend(children.get(child, []))
     return found
+
+
+def kill_tree(process: int) -> None:
+    """SIGKILL for a process and all below it."""
+    for number in [process, *descendants(process)]:
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+
+
+def wait_for(condition: Callable[[], object], seconds: float) -> None:
+    """Wait until this is true. Fails after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 class Lab:
