@@ -119,7 +119,7 @@ def revisions(
         "a": {"name": a.name, "commit": a.commit},
         "b": {"name": b.name, "commit": b.commit},
         "level": level,
-        "measure": values.MEASURE if any("r2" in side.metrics.get(test_metrics, {}) for side in (a, b)) else "accuracy",
+        "measure": values.MEASURE if any(values.is_regression(side, test_metrics) for side in (a, b)) else "accuracy",
         "verdict": {**verdict, "basis": SEEDS if over_seeds else ONE_MODEL},
         "one_model": one_model,
         "seeds": over_seeds,
@@ -228,7 +228,7 @@ def paired(a: pd.DataFrame, b: pd.DataFrame, level: float) -> tuple[dict[str, An
 
 def unpaired(a: Revision, b: Revision, test_metrics: str, level: float) -> dict[str, Any]:
     """`verdict` of a document, from the counts in the metrics alone."""
-    if "r2" in a.metrics.get(test_metrics, {}):
+    if values.is_regression(a, test_metrics):
         return not_comparable("regressions are compared image by image, and not both sides have their predictions")
     counts = [_counts(side.metrics.get(test_metrics, {})) for side in (a, b)]
     for side, found in zip((a, b), counts, strict=True):
@@ -252,7 +252,7 @@ def other_test_set(a: Revision, b: Revision, test_metrics: str, test_set: str) -
     """Why the metrics of two revisions are not of the same test set, as far as Git knows; None if they seem to be."""
     if _md5(a, test_set) is not None and _md5(a, test_set) == _md5(b, test_set):
         return None
-    numeric = [side.name for side in (a, b) if "r2" in side.metrics.get(test_metrics, {})]
+    numeric = [side.name for side in (a, b) if values.is_regression(side, test_metrics)]
     if len(numeric) == 1:
         return other_task(numeric[0], b.name if numeric[0] == a.name else a.name)
     names = [(side.params or {}).get("data.name") for side in (a, b)]

@@ -130,7 +130,7 @@ def sections(run: Results, against: Against | None, own: Mapping[str, Any] | Non
 
 def is_regression(run: Results) -> bool:
     """Whether a run predicts numbers."""
-    return "r2" in run.revision.metrics.get(paths.TEST_METRICS.as_posix(), {})
+    return values.is_regression(run.revision)
 
 
 def images_title(against: Against) -> str:

@@ -9,14 +9,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from integrity.revisions import Revision
 from review import significance
 from review.sequential import Look
+from stages.common import paths
 from stages.evaluate import values
 from stages.evaluate.scores import Floats
 
 MEASURE = "R2"  # what two regressions are compared by
 METHOD = "paired t test and interval of the squared errors of each image"
 NEAR = 1e-5  # relative: metrics have six digits
+
+
+def is_regression(revision: Revision, test_metrics: str = paths.TEST_METRICS.as_posix()) -> bool:
+    """Whether a revision predicts numbers."""
+    return "r2" in revision.metrics.get(test_metrics, {})
 
 
 def not_paired(name_a: str, name_b: str, a: pd.DataFrame, b: pd.DataFrame) -> str | None:
