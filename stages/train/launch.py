@@ -243,12 +243,18 @@ def _first(ended: Path, status: int) -> None:
 
 
 def _end_with_the_agent() -> None:
-    """End at once when the program that started this worker is gone: only the head has a checkpoint to write."""
-    agent = os.getppid()
+    """End when the program that started this worker is gone, even while waiting in torch.
+
+    On the head's machine, the head first writes a checkpoint: it needs this worker for the step that it is in, and this
+    worker ends by itself once the head has ended.
+    """
+    agent, with_head = os.getppid(), bool(os.environ[errors.STARTED_BY])
 
     def watch() -> None:
         while os.getppid() == agent:
             time.sleep(errors.WATCH_SECONDS)
+        if with_head:
+            time.sleep(GRACE_SECONDS)
         os._exit(LOST)
 
     threading.Thread(target=watch, daemon=True).start()
