@@ -28,10 +28,11 @@ import yaml
 from torch.distributed import TCPStore
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import _NodeDesc, _RendezvousState
 
+from stages.common import head as heads
 from stages.common import params, paths
 from stages.common.errors import UserError
+from stages.common.head import Place
 from stages.train import hosts, options, rendezvous
-from stages.train.hosts import Place
 from tests.clones import Clone, copy_of_the_work_tree
 from tests.faults.ledger import faults
 from tests.network_of_hosts import Host, ip
@@ -63,17 +64,17 @@ stages:
 @pytest.fixture
 def head() -> Iterator[tuple[TCPStore, Place]]:
     """The store of a head that listens on a free port."""
-    with hosts.listening(Place(hosts.LOOPBACK, 0, hosts.LOOPBACK, 1, 3)) as listener:
+    with heads.listening(Place(heads.LOOPBACK, 0, heads.LOOPBACK, 1, 3)) as listener:
         port = listener.getsockname()[1]
         store = TCPStore(
-            hosts.LOOPBACK,
+            heads.LOOPBACK,
             port,
             is_master=True,
             wait_for_workers=False,
             master_listen_fd=os.dup(listener.fileno()),
             timeout=timedelta(seconds=10),
         )
-        yield store, Place(hosts.LOOPBACK, port, hosts.LOOPBACK, 1, 3)
+        yield store, Place(heads.LOOPBACK, port, heads.LOOPBACK, 1, 3)
 
 
 def test_a_machine_with_the_same_facts_is_admitted(head: tuple[TCPStore, Place]) -> None:
@@ -134,7 +135,7 @@ def test_facts_name_what_decides_on_the_bits(tmp_path: Path, monkeypatch: pytest
     [({}, None), ({"TRAIN_NODES": "1:4"}, (1, 4)), ({"TRAIN_NODES": "2", "TRAIN_PORT": "5000"}, (2, 2))],
 )
 def test_how_many_machines(environment: dict[str, str], counts: tuple[int, int] | None) -> None:
-    place = hosts.wanted(environment)
+    place = heads.wanted(environment)
     assert (place and (place.minimum, place.maximum)) == counts
     if place:
         assert str(place) == f"127.0.0.1:{environment.get('TRAIN_PORT', 29400)}"  # nobody else reaches it
@@ -153,20 +154,20 @@ def test_how_many_machines(environment: dict[str, str], counts: tuple[int, int] 
 )
 def test_what_the_environment_says_wrongly(environment: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        hosts.wanted(environment)
+        heads.wanted(environment)
 
 
 def test_two_heads_on_one_port(head: tuple[TCPStore, Place]) -> None:
     _, place = head
     with (
         pytest.raises(UserError, match=rf"cannot listen on {place}: Address already in use; is another head there?"),
-        hosts.listening(place),
+        heads.listening(place),
     ):
         pass
 
 
 def test_no_head_is_there() -> None:
-    with socket.create_server((hosts.LOOPBACK, 0)) as listener:
+    with socket.create_server((heads.LOOPBACK, 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(UserError, match=rf"127.0.0.1:{port}: Connection refused; no head listens there"):
         hosts.connected(f"127.0.0.1:{port}", 10)
@@ -181,7 +182,7 @@ def test_no_head_is_there() -> None:
 
 def test_something_else_listens_there() -> None:
     with (
-        socket.create_server((hosts.LOOPBACK, 0)) as silent,  # accepts, and never says a word
+        socket.create_server((heads.LOOPBACK, 0)) as silent,  # accepts, and never says a word
         pytest.raises(UserError, match="answers, but not as a head of training does; check the port"),
     ):
         hosts.connected(f"127.0.0.1:{silent.getsockname()[1]}", 1)

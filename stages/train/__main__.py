@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.common import errors, files, machine_settings, params, paths, record, resume
+from stages.common.head import NODES
 from stages.common.machine import cores
 from stages.common.machine_settings import Machine
 from stages.dataset import data_card, packed
@@ -42,7 +43,7 @@ def main() -> int | None:
             run(chosen, machine, values.get("evaluate"), claim)
         return None
     device.one_process(os.environ)
-    if machine.processes > 1 or os.environ.get(launch.NODES):
+    if machine.processes > 1 or os.environ.get(NODES):
         return launch.run(chosen, machine)
     with ExitStack() as claim:
         return run(chosen, machine, values.get("evaluate"), claim)

@@ -7,7 +7,6 @@ comes from another machine is unpickled. The store asks for no password, so its 
 import fcntl
 import hashlib
 import json
-import os
 import platform
 import socket
 import struct
@@ -15,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -24,97 +22,22 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore
 
-from stages.common import children, errors, paths
+from stages.common import errors, head, paths
 from stages.common.errors import UserError
+from stages.common.head import HOST, NODES, Place, parsed
 from stages.dataset import packed
 from stages.train import checkpoint
-from stages.train.launch import NODES
 from stages.train.options import Chosen
 
-HOST, PORT = "TRAIN_HOST", "TRAIN_PORT"  # environment variables of the head: where it listens
-LOOPBACK, DEFAULT_PORT, MOST_MACHINES = "127.0.0.1", 29400, 1000
 CONNECT_SECONDS = 10.0  # that a machine which is there needs to answer, at most
 POLL_SECONDS = 0.5
 MOST_SKEW_SECONDS = 10.0  # between clocks: torch's rendezvous counts a machine as gone by its time stamps
 PACKAGES = ("torch", "torchvision", "numpy", "safetensors")
-REMEDIES = {
-    "commit": "`git checkout` the head's commit",
-    "code": "undo or copy the changes to the code",
-    "parameters": f"use the head's {paths.PARAMS}",
-    "data": "`make pull`, or `dvc repro preprocess`, makes the same data/processed",
-    "packages": "`make repro` installs the pinned versions",
-    "processor": "train.numerics: portable gives the same bits on all x86-64 processors with AVX2",
-}
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the machines of a run meet. address: of this machine."""
-
-    host: str
-    port: int
-    address: str
-    minimum: int = 1
-    maximum: int = 1
-    head: bool = True
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
-
-
-ALONE = Place(LOOPBACK, 0, LOOPBACK)
-
-
-def wanted(environment: Mapping[str, str]) -> Place | None:
-    """Where the head listens, as TRAIN_NODES, TRAIN_HOST and TRAIN_PORT say; None without TRAIN_NODES.
-
-    Raises UserError.
-    """
-    if not (nodes := environment.get(NODES)):
-        return None
-    counts = [int(text) for text in nodes.split(":") if text.isascii() and text.isdigit()]
-    if len(counts) != nodes.count(":") + 1 or len(counts) > 2 or not 1 <= counts[0] <= counts[-1] <= MOST_MACHINES:
-        raise UserError(f"{NODES} is {nodes[:80]!r}; give the fewest and the most machines, such as 1:4, or one number")
-    host, port = environment.get(HOST) or LOOPBACK, environment.get(PORT) or str(DEFAULT_PORT)
-    address = resolved(host, HOST)
-    return Place(address, port_number(port, PORT), address, counts[0], counts[-1])
-
-
-def port_number(text: str, name: str) -> int:
-    """A port. name: of what gives it. Raises UserError."""
-    if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
-        raise UserError(f"{name} is {text[:80]!r}; give a port from 1 to 65535")
-    return int(text)
-
-
-def resolved(host: str, name: str) -> str:
-    """The IPv4 address of a host. Raises UserError."""
-    try:
-        return socket.gethostbyname(host)
-    except (OSError, UnicodeError):
-        raise UserError(f"{name} is {host[:80]!r}, which is no host that this machine knows; give an address") from None
-
-
-@contextmanager
-def listening(place: Place) -> Iterator[socket.socket]:
-    """A socket that listens at the place of the head. Raises UserError."""
-    try:
-        listener = socket.create_server((place.host, place.port))
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {place}: {os.strerror(error.errno or 0)}; is another head there? {PORT} is the port, "
-            f"and {HOST} an address of this machine"
-        ) from None
-    with listener:
-        yield listener
 
 
 def connected(head: str, timeout_seconds: float) -> tuple[TCPStore, Place]:
     """The store of a head, and the place. head: HOST:PORT. Raises UserError within the timeout."""
-    host, separator, port = head.rpartition(":")
-    if not (separator and host):
-        raise UserError(f"HEAD is {head[:80]!r}; give HOST:PORT, as the head prints them")
-    address, number = resolved(host, "HEAD"), port_number(port, "the port of HEAD")
+    address, number = parsed(head)
     seconds = min(CONNECT_SECONDS, timeout_seconds)
     try:
         with socket.create_connection((address, number), seconds) as probe:
@@ -172,38 +95,15 @@ def interface(address: str) -> str:
 def facts(chosen: Chosen, device: str) -> dict[str, str]:
     """All that decides on the bits of the result, by what it is. device: train.device as chosen here."""
     root = checkpoint.PACKAGE.parent
-    git = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    try:
-        commit = children.run(git, Path(), os.environ, capture=True).stdout.strip()
-    except OSError:  # no Git
-        commit = ""
     capability = "" if chosen.train.numerics == "portable" else f" {torch.backends.cpu.get_cpu_capability()}"
     return {
-        "commit": commit[:12] or "none",
-        "code": _digest(root, checkpoint.code("train", root)),
+        "commit": head.commit(),
+        "code": head.digest(root, checkpoint.code("train", root)),
         "parameters": hashlib.sha256(repr(chosen).encode()).hexdigest()[:12],
-        "data": _digest(Path(), [paths.TRAIN / packed.INDEX, paths.VALIDATION / packed.INDEX, paths.DATA_CARD]),
+        "data": head.digest(Path(), [paths.TRAIN / packed.INDEX, paths.VALIDATION / packed.INDEX, paths.DATA_CARD]),
         "packages": " ".join(f"{name} {version(name)}" for name in PACKAGES),
         "processor": f"{platform.machine()} {device}{capability}",
     }
-
-
-def _digest(root: Path, files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        if not path.is_file():
-            return f"no {path}"
-        digest.update(f"\0{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def difference(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str:
-    """What differs between the head's facts and this machine's, in one line; "" if nothing does."""
-    other = [name for name in ours if theirs.get(name) != ours[name]]
-    if "commit" in other and "code" in other:
-        other.remove("code")
-    texts = [f"{name} (the head: {theirs.get(name)}, here: {ours[name]})" for name in other]
-    return f"{', '.join(texts)}: {REMEDIES[other[0]]}" if other else ""
 
 
 # --- the head's door, and the joiner's knock
@@ -247,7 +147,7 @@ def admitted(store: TCPStore, place: Place, own: Mapping[str, str]) -> dict[str,
     """What the head has published, if this machine may join. Raises UserError, of which the head prints a line too."""
     published: dict[str, Any] = json.loads(store.get("facts"))
     skew = time.time() - float(store.get("clock"))
-    reason = difference(published["facts"], own)
+    reason = head.difference(published["facts"], own)
     if not reason and abs(skew) > MOST_SKEW_SECONDS:
         reason = f"clock ({abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the head's): set the clocks with NTP"
     if reason:

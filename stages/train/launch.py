@@ -22,8 +22,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.common import errors, machine, machine_settings, paths
+from stages.common import errors, head, machine, machine_settings, paths
 from stages.common.errors import Interrupted, UserError
+from stages.common.head import Place
 from stages.common.machine_settings import Machine
 from stages.train.options import Chosen
 from stages.train.processes import STORE, LostProcessError
@@ -31,13 +32,10 @@ from stages.train.processes import STORE, LostProcessError
 if TYPE_CHECKING:  # a process that trains alone does not load torch.distributed
     from torch.distributed import TCPStore
 
-    from stages.train.hosts import Place
-
 LAST_CALL_SECONDS = 2  # for which a round waits for further machines
 HEARTBEATS = 5  # that a machine misses until it counts as gone
 ENDED_FILE, RESTARTING = "ended", "restarting"
 ENDED = "TRAIN_ENDED"  # environment variable of a worker: the file that the first one to end by itself writes
-NODES = "TRAIN_NODES"  # environment variable: the fewest and the most machines, such as 1:4
 LOST = 75  # exit status of a worker that lost another one; sysexits.h calls it a temporary failure
 RESTARTS = 100
 GRACE_SECONDS = 10  # between SIGTERM and SIGKILL: the head writes a checkpoint meanwhile
@@ -53,14 +51,14 @@ def run(chosen: Chosen, settings: Machine) -> int:
 
     from stages.train import hosts
 
-    options, wanted = chosen.train, hosts.wanted(os.environ)
+    options, wanted = chosen.train, head.wanted(os.environ)
     warn(options.shards, settings.processes, machine.cores(), options.device)
     with (
-        hosts.listening(wanted or hosts.ALONE) as listener,
+        head.listening(wanted or head.ALONE) as listener,
         tempfile.TemporaryDirectory() as folder,
         ExitStack() as stack,
     ):
-        place = replace(wanted or hosts.ALONE, port=listener.getsockname()[1])
+        place = replace(wanted or head.ALONE, port=listener.getsockname()[1])
         store = dist.TCPStore(
             place.host,
             place.port,
@@ -128,7 +126,7 @@ def warn(shards: int, processes: int, cores: int, device: str) -> None:
         print(f"warning: machine.processes is {processes}, and this machine has {cores} cores", flush=True)
 
 
-def _run(settings: Machine, place: "Place", store: "TCPStore", run_id: str, folder: Path) -> int:
+def _run(settings: Machine, place: Place, store: "TCPStore", run_id: str, folder: Path) -> int:
     logging.disable(logging.CRITICAL)  # torchrun's own account of what follows
     from torch.distributed.elastic.agent.server.api import WorkerSpec
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std

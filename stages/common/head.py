@@ -1,0 +1,126 @@
+"""Several machines that work for one: where the head listens, and whether another machine would compute the same.
+
+The head asks for no password, so its network must be a trusted one.
+"""
+
+import hashlib
+import os
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.common import children, paths
+from stages.common.errors import UserError
+
+# Environment variables of the head: the fewest and the most machines, such as 1:4, and where it listens
+NODES, HOST, PORT = "TRAIN_NODES", "TRAIN_HOST", "TRAIN_PORT"
+LOOPBACK, DEFAULT_PORT, MOST_MACHINES = "127.0.0.1", 29400, 1000
+ROOT = Path(__file__).parents[2]  # of the repository
+REMEDIES = {
+    "commit": "`git checkout` the head's commit",
+    "code": "undo or copy the changes to the code",
+    "parameters": f"use the head's {paths.PARAMS}",
+    "data": "`make pull`, or `dvc repro preprocess`, makes the same data/processed",
+    "packages": "`make repro` installs the pinned versions",
+    "processor": "train.numerics: portable gives the same bits on all x86-64 processors with AVX2",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the machines of a run meet. address: of this machine."""
+
+    host: str
+    port: int
+    address: str
+    minimum: int = 1
+    maximum: int = 1
+    head: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+ALONE = Place(LOOPBACK, 0, LOOPBACK)
+
+
+def wanted(environment: Mapping[str, str]) -> Place | None:
+    """Where the head listens, as TRAIN_NODES, TRAIN_HOST and TRAIN_PORT say; None without TRAIN_NODES.
+
+    Raises UserError.
+    """
+    if not (nodes := environment.get(NODES)):
+        return None
+    counts = [int(text) for text in nodes.split(":") if text.isascii() and text.isdigit()]
+    if len(counts) != nodes.count(":") + 1 or len(counts) > 2 or not 1 <= counts[0] <= counts[-1] <= MOST_MACHINES:
+        raise UserError(f"{NODES} is {nodes[:80]!r}; give the fewest and the most machines, such as 1:4, or one number")
+    host, port = environment.get(HOST) or LOOPBACK, environment.get(PORT) or str(DEFAULT_PORT)
+    address = resolved(host, HOST)
+    return Place(address, port_number(port, PORT), address, counts[0], counts[-1])
+
+
+def port_number(text: str, name: str) -> int:
+    """A port. name: of what gives it. Raises UserError."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
+        raise UserError(f"{name} is {text[:80]!r}; give a port from 1 to 65535")
+    return int(text)
+
+
+def resolved(host: str, name: str) -> str:
+    """The IPv4 address of a host. Raises UserError."""
+    try:
+        return socket.gethostbyname(host)
+    except (OSError, UnicodeError):
+        raise UserError(f"{name} is {host[:80]!r}, which is no host that this machine knows; give an address") from None
+
+
+def parsed(head: str) -> tuple[str, int]:
+    """The address and the port of a head, HOST:PORT. Raises UserError."""
+    host, separator, port = head.rpartition(":")
+    if not (separator and host):
+        raise UserError(f"HEAD is {head[:80]!r}; give HOST:PORT, as the head prints them")
+    return resolved(host, "HEAD"), port_number(port, "the port of HEAD")
+
+
+@contextmanager
+def listening(place: Place) -> Iterator[socket.socket]:
+    """A socket that listens at the place of the head. Raises UserError."""
+    try:
+        listener = socket.create_server((place.host, place.port))
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {place}: {os.strerror(error.errno or 0)}; is another head there? {PORT} is the port, "
+            f"and {HOST} an address of this machine"
+        ) from None
+    with listener:
+        yield listener
+
+
+def commit() -> str:
+    """The commit of this clone; "none" without Git."""
+    try:
+        git = children.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], Path(), os.environ, capture=True)
+    except OSError:  # no Git
+        return "none"
+    return git.stdout.strip()[:12] or "none"
+
+
+def digest(root: Path, files: Iterable[Path]) -> str:
+    """A digest of files and their paths below `root`; a text that names the first that is missing."""
+    found = hashlib.sha256()
+    for path in files:
+        if not path.is_file():
+            return f"no {path}"
+        found.update(f"\0{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    return found.hexdigest()[:12]
+
+
+def difference(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str:
+    """What differs between the head's facts and this machine's, in one line; "" if nothing does."""
+    other = [name for name in ours if theirs.get(name) != ours[name]]
+    if "commit" in other and "code" in other:
+        other.remove("code")
+    texts = [f"{name} (the head: {theirs.get(name)}, here: {ours[name]})" for name in other]
+    return f"{', '.join(texts)}: {REMEDIES[other[0]]}" if other else ""
