@@ -156,7 +156,7 @@ def test_the_batch_of_a_machine_that_fails_goes_to_another_process(
         with head.machines.sharing(PREPARATION, 1, here):
             assert reasons.result(timeout=10) == ["done by the head"] * 4
     told = ""
-    while "its pictures" not in told:
+    while "other processes\n" not in told:
         told += capfd.readouterr().out
         time.sleep(0.05)
     assert told == f"127.0.0.1 joins with 1 process\n127.0.0.1 {message}: its pictures go to the other processes\n"
