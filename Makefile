@@ -9,7 +9,7 @@ PYTHON ?= python3
 ARGS ?=
 # The revision to compare with: a commit, branch, tag or experiment
 REV ?=
-# The head of a training on several machines, which `make join` joins: host:port
+# The head of several machines, which `make join` joins: host:port
 HEAD ?=
 # The number of seeds that `make seeds` trains
 N ?= 5
@@ -36,7 +36,7 @@ help: ## list the targets
 repro: ## run the stages that are out of date: download, preprocess, train, evaluate (ARGS go to dvc repro)
 	@$(RUNTIME) integrity.before_repro -- dvc repro $(ARGS)
 
-join: ## train with a head on another machine, which prints the command: make join HEAD=host:port
+join: ## work for a head on another machine, which prints the command: make join HEAD=host:port
 	@$(RUNTIME) -- integrity.join "$(HEAD)"
 
 seeds: ## train the recipe with several seeds, if they are missing or stale: make seeds N=5 (ARGS=--force)

@@ -16,6 +16,7 @@ from stages.common.errors import UserError
 
 # Environment variables of the head: the fewest and the most machines, such as 1:4, and where it listens
 NODES, HOST, PORT = "TRAIN_NODES", "TRAIN_HOST", "TRAIN_PORT"
+CONNECT_SECONDS = 10.0  # that a machine which is there needs to answer, at most
 LOOPBACK, DEFAULT_PORT, MOST_MACHINES = "127.0.0.1", 29400, 1000
 ROOT = Path(__file__).parents[2]  # of the repository
 REMEDIES = {
@@ -82,6 +83,22 @@ def parsed(head: str) -> tuple[str, int]:
     if not (separator and host):
         raise UserError(f"HEAD is {head[:80]!r}; give HOST:PORT, as the head prints them")
     return resolved(host, "HEAD"), port_number(port, "the port of HEAD")
+
+
+def connected(head: str, timeout_seconds: float) -> socket.socket:
+    """A connection to a head, HOST:PORT. Raises UserError, after CONNECT_SECONDS or timeout_seconds at most."""
+    place, seconds = parsed(head), min(CONNECT_SECONDS, timeout_seconds)
+    try:
+        return socket.create_connection(place, seconds)
+    except TimeoutError:
+        raise UserError(
+            f"{head} does not answer within {seconds:g} s; does a firewall block it, or is the machine off?"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{head}: {error.strerror or error}; no head listens there: start it with {NODES}, and {HOST} so that all "
+            "reach it"
+        ) from None
 
 
 @contextmanager

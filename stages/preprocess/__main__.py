@@ -3,6 +3,7 @@
 Needs neither torch nor torchvision.
 """
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from stages.dataset.options import DataName
 from stages.dataset.packed import Images, Labels
 from stages.dataset.registry import DATA_SETS, DataSet
 from stages.preprocess import own, values
+from stages.preprocess.machines import listening
 from stages.preprocess.normalization import NORMALIZATIONS, sums
 from stages.preprocess.options import Preprocess
 from stages.preprocess.split import stratified
@@ -34,10 +36,15 @@ def main() -> None:
 
     targets: dict[Part, Path] = {"train": paths.TRAIN, "validation": paths.VALIDATION, "test": paths.TEST}
     audit: dict[str, Any] = {}
-    with own.resume_folder(Path(data.images), options) as work:
+    settings = machine_settings.read(parameters)
+    with (
+        own.resume_folder(Path(data.images), options) as work,
+        listening(os.environ, data, options, settings) as machines,
+    ):
         if data.name == "images":
-            processes = machine_settings.read(parameters).threads or machine.cores()
-            card, audit["audit"] = own.prepare(Path(data.images), data.task, options, targets, processes, work)
+            processes = settings.threads or machine.cores()
+            root = Path(data.images)
+            card, audit["audit"] = own.prepare(root, data.task, options, targets, processes, work, machines)
         else:
             card = published(DATA_SETS[data.name], options, targets)
         data_card.write(paths.DATA_CARD, card)

@@ -19,6 +19,7 @@ from stages.dataset.data_card import DataCard
 from stages.dataset.folder import Part, Picture, Reader
 from stages.dataset.options import Task
 from stages.preprocess import audit, pack, selection, survey, values
+from stages.preprocess.machines import Machines
 from stages.preprocess.normalization import NORMALIZATIONS
 from stages.preprocess.options import Preprocess
 from stages.preprocess.selection import Selection
@@ -51,11 +52,12 @@ def prepare(
     targets: Mapping[Part, Path],
     processes: int,
     work: Path = paths.RUNS,
+    machines: Machines | None = None,
 ) -> tuple[DataCard, dict[str, Any]]:
     """Read the pictures below `root`, and write each part into its folder; what they are, and what was left out.
 
-    work: the folder of what a killed run goes on from. Raises UserError for pictures that cannot be used as the options
-    say, OSError (no permission, a full disk).
+    work: the folder of what a killed run goes on from. machines: others that decode as well.
+    Raises UserError for pictures that cannot be used as the options say, OSError (no permission, a full disk).
     """
     listing = folder.scan(root, task)
     print(f"{len(listing.pictures):,} pictures in {root}: {listing.layout}", flush=True)
@@ -80,7 +82,7 @@ def prepare(
     if selected.unusable and options.bad_images == "error":
         print(f"{len(selected.unusable):,} cannot be used; decoding the others, to name all that cannot", flush=True)
     try:
-        made = pack.pack(reader, preparation, contents, targets["train"], processes, work / pack.WORK.name)
+        made = pack.pack(reader, preparation, contents, targets["train"], processes, work / pack.WORK.name, machines)
     except survey.ChangedError:
         survey.forget(work / survey.STATE.name)
         raise

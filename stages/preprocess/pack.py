@@ -15,7 +15,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -28,13 +28,14 @@ from stages.common import files, paths
 from stages.common.preparation import Preparation
 from stages.dataset import folder, packed, pictures
 from stages.dataset.packed import Row
-from stages.dataset.pictures import UnusablePictureError
-from stages.preprocess import normalization, survey, workers
+from stages.preprocess import decoding, normalization, workers
+from stages.preprocess.decoding import Task
+from stages.preprocess.machines import Machines
 from stages.preprocess.normalization import Sums
 
 WORK = paths.RUNS / "pack"
 CHECKPOINT_SECONDS = 5.0  # of work that a kill loses, at most
-CODE = (Path(__file__), Path(pictures.__file__), Path(packed.__file__))
+CODE = (Path(__file__), Path(decoding.__file__), Path(packed.__file__), Path(pictures.__file__))
 FEW_PICTURES, FEW_SHARDS = 200, 4  # that this process does in less time than others take to start
 
 
@@ -67,7 +68,7 @@ class Shard:
             return
         start = packed.header(len(self.names), image_shape, self.labels.dtype) + packed.little_endian(self.labels)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with _named_errors(self.path), self.path.open("wb") as file:
+        with decoding.named_errors(self.path), self.path.open("wb") as file:
             file.write(start)
             file.truncate(len(start) + len(self.names) * int(np.prod(image_shape)))
 
@@ -76,16 +77,6 @@ class Shard:
         with self.path.open("rb+") as file:
             os.fsync(file.fileno())
         files.write_text(self.note, json.dumps({"done": self.done, "unusable": self.unusable}))
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A picture, and the place of its pixels."""
-
-    name: str
-    digest: bytes
-    path: Path
-    offset: int  # bytes
 
 
 @dataclass(frozen=True)
@@ -103,12 +94,13 @@ def pack(
     training: Path,
     processes: int,
     work: Path = WORK,
+    machines: Machines | None = None,
 ) -> Packed:
     """Decode and write all parts, into folders; a picture that cannot be decoded is left out.
 
     parts: the folder of each part, and the names, digests and labels of its pictures. training: the folder of the
-    training part. work: where the shards grow. Raises UserError if a picture has changed since it was surveyed, OSError
-    (no permission, a full disk).
+    training part. work: where the shards grow. machines: others that decode as well.
+    Raises UserError if a picture has changed since it was surveyed, OSError (no permission, a full disk).
     """
     identity, used = code_digest(preparation), Counter[str]()
     shards = {
@@ -118,7 +110,7 @@ def pack(
     tidy({shard.path.stem for shard in every}, work)
     for shard in every:
         shard.begin(preparation.shape)
-    decode(reader, preparation, every, processes)
+    decode(reader, preparation, every, processes, machines)
     tasks = [
         Finish(shard.path, shard.kept, shard.labels, sorted(shard.unusable), preparation.shape, target == training)
         for target in shards
@@ -181,7 +173,13 @@ def plan(
         start = end
 
 
-def decode(reader: folder.Reader, preparation: Preparation, shards: Sequence[Shard], processes: int) -> None:
+def decode(
+    reader: folder.Reader,
+    preparation: Preparation,
+    shards: Sequence[Shard],
+    processes: int,
+    machines: Machines | None = None,
+) -> None:
     """Bring every shard to its end."""
     size = int(np.prod(preparation.shape))
 
@@ -195,7 +193,10 @@ def decode(reader: folder.Reader, preparation: Preparation, shards: Sequence[Sha
     if before:
         print(f"going on after {before:,} of {total:,} pictures that were decoded before", flush=True)
     results = workers.in_order(
-        partial(_decode, reader, preparation), tasks(), processes if total - before > FEW_PICTURES else 1
+        partial(decoding.decode_into_shards, reader, preparation),
+        tasks(),
+        processes if total - before > FEW_PICTURES else 1,
+        share=partial(machines.sharing, preparation, processes) if machines else None,
     )
     results = workers.progress(results, "decoding", total, before)
     saved = time.monotonic()
@@ -208,25 +209,6 @@ def decode(reader: folder.Reader, preparation: Preparation, shards: Sequence[Sha
                 shard.save()
                 saved = time.monotonic()
         shard.save()
-
-
-def _decode(reader: folder.Reader, preparation: Preparation, tasks: list[Task]) -> list[str]:
-    """Write each picture to its place; why not, or an empty text, for each. Raises UserError if one has changed."""
-    results = []
-    for task in tasks:
-        try:
-            content = reader.read(task.name)
-            if hashlib.sha256(content).digest() != task.digest:
-                raise survey.changed(task.name)
-            pixels = pictures.decode(content, preparation)
-        except UnusablePictureError as error:
-            results.append(error.reason)
-            continue
-        with _named_errors(task.path), task.path.open("rb+") as file:
-            file.seek(task.offset)
-            file.write(pixels.data)
-        results.append("")
-    return results
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,15 +243,6 @@ def _finish(tasks: list[Finish]) -> list[tuple[Row | None, Sums]]:
         path = task.kept if task.unusable else task.path
         results.append((packed.row(path, len(usable)) if blocks else None, sums))
     return results
-
-
-@contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-    """Have a full disk name the file that it has no room for."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _link(source: Path, target: Path) -> None:

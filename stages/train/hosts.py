@@ -22,14 +22,14 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore
 
-from stages.common import errors, head, paths
+from stages.common import errors, paths
+from stages.common import head as heads
 from stages.common.errors import UserError
-from stages.common.head import HOST, NODES, Place, parsed
+from stages.common.head import CONNECT_SECONDS, HOST, Place, parsed
 from stages.dataset import packed
 from stages.train import checkpoint
 from stages.train.options import Chosen
 
-CONNECT_SECONDS = 10.0  # that a machine which is there needs to answer, at most
 POLL_SECONDS = 0.5
 MOST_SKEW_SECONDS = 10.0  # between clocks: torch's rendezvous counts a machine as gone by its time stamps
 PACKAGES = ("torch", "torchvision", "numpy", "safetensors")
@@ -39,19 +39,9 @@ def connected(head: str, timeout_seconds: float) -> tuple[TCPStore, Place]:
     """The store of a head, and the place. head: HOST:PORT. Raises UserError within the timeout."""
     address, number = parsed(head)
     seconds = min(CONNECT_SECONDS, timeout_seconds)
-    try:
-        with socket.create_connection((address, number), seconds) as probe:
-            own = probe.getsockname()[0]
-        store = _store_of_a_head(address, number, seconds)
-    except TimeoutError:
-        raise UserError(
-            f"{head} does not answer within {seconds:g} s; does a firewall block it, or is the machine off?"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"{head}: {error.strerror or error}; no head listens there: start it with {NODES}, and {HOST} so that all "
-            "reach it"
-        ) from None
+    with heads.connected(head, timeout_seconds) as probe:
+        own = probe.getsockname()[0]
+    store = _store_of_a_head(address, number, seconds)
     if store is None:
         raise UserError(f"{head} answers, but not as a head of training does; check the port")
     return store, Place(address, number, own, head=False)
@@ -97,10 +87,10 @@ def facts(chosen: Chosen, device: str) -> dict[str, str]:
     root = checkpoint.PACKAGE.parent
     capability = "" if chosen.train.numerics == "portable" else f" {torch.backends.cpu.get_cpu_capability()}"
     return {
-        "commit": head.commit(),
-        "code": head.digest(root, checkpoint.code("train", root)),
+        "commit": heads.commit(),
+        "code": heads.digest(root, checkpoint.code("train", root)),
         "parameters": hashlib.sha256(repr(chosen).encode()).hexdigest()[:12],
-        "data": head.digest(Path(), [paths.TRAIN / packed.INDEX, paths.VALIDATION / packed.INDEX, paths.DATA_CARD]),
+        "data": heads.digest(Path(), [paths.TRAIN / packed.INDEX, paths.VALIDATION / packed.INDEX, paths.DATA_CARD]),
         "packages": " ".join(f"{name} {version(name)}" for name in PACKAGES),
         "processor": f"{platform.machine()} {device}{capability}",
     }
@@ -147,7 +137,7 @@ def admitted(store: TCPStore, place: Place, own: Mapping[str, str]) -> dict[str,
     """What the head has published, if this machine may join. Raises UserError, of which the head prints a line too."""
     published: dict[str, Any] = json.loads(store.get("facts"))
     skew = time.time() - float(store.get("clock"))
-    reason = head.difference(published["facts"], own)
+    reason = heads.difference(published["facts"], own)
     if not reason and abs(skew) > MOST_SKEW_SECONDS:
         reason = f"clock ({abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the head's): set the clocks with NTP"
     if reason:
