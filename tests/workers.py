@@ -13,6 +13,7 @@ import socket
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import torch.distributed as dist
@@ -37,11 +38,15 @@ def fork(size: int, threads: int, store: str) -> list[int]:
             numbers = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
             os.environ |= {name: str(number) for name, number in numbers.items()}
             os.environ |= {STORE: store, ROUND: f"{size}x{threads}", ENDED: str(Path(tempfile.mkdtemp(), "ended"))}
+        status = 1
         try:
             stage.main()
+            status = 0
+        except BaseException:  # a worker that lost another one exits without a word
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
-            os._exit(int(sys.exc_info()[0] is not None))
+            os._exit(status)
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
@@ -51,10 +56,11 @@ def main() -> None:
     for each in sys.argv[1:]:
         size, threads = map(int, each.split("x"))
         statuses = fork(size, threads, f"127.0.0.1:{port}")
-        digest = hashlib.sha256(b"".join(path.read_bytes() for path in OUTPUTS)).hexdigest()
+        if any(statuses):
+            sys.exit(f"{each}: exit statuses {statuses}")
+        print("ended", each, hashlib.sha256(b"".join(path.read_bytes() for path in OUTPUTS)).hexdigest(), flush=True)
         for path in OUTPUTS:
             path.unlink()
-        print("ended", each, digest if not any(statuses) else statuses, flush=True)
 
 
 def listening() -> int:

@@ -246,7 +246,7 @@ def _end_with_the_agent() -> None:
     On the head's machine, the head first writes a checkpoint: it needs this worker for the step that it is in, and this
     worker ends by itself once the head has ended.
     """
-    agent, with_head = os.getppid(), bool(os.environ[errors.STARTED_BY])
+    agent, with_head = os.getppid(), bool(os.environ.get(errors.STARTED_BY))
 
     def watch() -> None:
         while os.getppid() == agent:
