@@ -26,12 +26,12 @@ from stages.dataset import idx
 from stages.network import device, models
 from stages.network.losses import cross_entropy
 from stages.train import schedules
-from stages.train.augmentation import in_order
+from stages.train.augmentation import compose
 from stages.train.batches import Batches, PackedImages
 from stages.train.checkpoint import Checkpoints
 from stages.train.loop import fit
 from stages.train.recipe import Recipe
-from stages.train.stopping import Stop
+from stages.train.stopping import StopSignal
 from stages.train.trainer import Trainer
 
 BATCH, LR = 64, 0.01
@@ -59,7 +59,7 @@ def ours(network: str, parallel: device.Map) -> Callable[[], float]:
     images, labels = torch.tensor(pixels), torch.tensor(targets)
     model = models.fast_layout(nn.Sequential(models.Normalize([0.5], [0.5]), NETWORKS[network]()))
     optimizer = sgd(model, fused=True)
-    stop = Stop()
+    stop = StopSignal()
     batches = Batches(
         PackedImages(images, labels),
         batch_size=BATCH,
@@ -73,7 +73,7 @@ def ours(network: str, parallel: device.Map) -> Callable[[], float]:
         objective=partial(cross_entropy, smoothing=0.0, reduction="mean"),
         output="softmax",
         lr_factor=schedules.constant(1),
-        augment=in_order({}, 10),
+        augment=compose({}, 10),
         clip_norm=0.0,
         epochs=1,
         select_by="accuracy",

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from stages.train import tree
-from stages.train.processes import ROUND, STORE, TreeSum, joined
+from stages.train.processes import ROUND, STORE, TreeSum, process_group
 from tests.imports import ROOT
 from tests.network_of_hosts import Host, hosts, ip
 
@@ -27,8 +27,8 @@ PARTS, CALLS, PORT = 4, 40, 29400
 def work(count: int) -> None:
     """One of the hosts: sum `count` numbers with the others, CALLS times."""
     torch.set_num_threads(1)  # as in training
-    with joined(torch.device("cpu"), 60) as group:
-        sums, own, seconds = TreeSum(group, [torch.zeros(count)]), group.owned(PARTS), []
+    with process_group(torch.device("cpu"), 60) as group:
+        sums, own, seconds = TreeSum(group, [torch.zeros(count)]), group.own_shards(PARTS), []
         roots = {node: [torch.ones(count)] for node in tree.roots(own, PARTS)}
         for _ in range(CALLS):
             began = time.perf_counter()

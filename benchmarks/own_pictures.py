@@ -40,7 +40,7 @@ from benchmarks.summary import spread
 from stages.common import machine, params, paths
 from stages.dataset import data_card, packed
 from stages.train.batches import Batches, PackedImages, ending_workers
-from stages.train.stopping import Stop
+from stages.train.stopping import StopSignal
 
 PICTURES = 1400
 NAMES = 6  # of each file, so that what the processes take to start weighs less
@@ -159,10 +159,10 @@ def cropped(split: packed.Split, num_workers: int) -> int:
             seed=0,
             num_workers=num_workers,
             pin_memory=False,
-            stop=Stop(),
+            stop=StopSignal(),
         )
         for epoch in range(EPOCHS):
-            for images, _ in loader.of_epoch(epoch, first=0):
+            for images, _ in loader.iterate(epoch, skip=0):
                 whole, parts = images.numpy(), np.empty((len(images), channels, CROP, CROP), dtype=np.uint8)
                 corners = random.integers(0, (height - CROP + 1, width - CROP + 1), (len(images), 2))
                 for place, (top, left) in enumerate(corners.tolist()):

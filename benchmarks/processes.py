@@ -30,7 +30,7 @@ def work(pipe: Connection, rank: int, size: int, threads: int, store: str, netwo
         os.environ |= {name: str(number) for name, number in numbers.items()} | {STORE: store, ROUND: network}
     target = device.set_up("cpu", threads, "portable", "benchmark", rank, size)
     with (
-        processes.joined(target, TIMEOUT_SECONDS) as group,
+        processes.process_group(target, TIMEOUT_SECONDS) as group,
         device.in_parallel(target, threads) as parallel,
     ):
         _, _, shards, train = training(group, *NETWORKS[network][:2])

@@ -15,9 +15,9 @@ from stages.train.batches import Batches, PackedImages
 from stages.train.checkpoint import Checkpoints
 from stages.train.loop import fit
 from stages.train.optimizers import OPTIMIZERS
-from stages.train.processes import ALONE, Group
+from stages.train.processes import SINGLE, Group
 from stages.train.recipe import Recipe
-from stages.train.stopping import Stop
+from stages.train.stopping import StopSignal
 from stages.train.trainer import Trainer
 
 STEPS = 10
@@ -40,7 +40,7 @@ def torchs_threads(count: int) -> Iterator[None]:
 
 
 def training(
-    group: Group = ALONE, architecture: str | None = None, side: int | None = None
+    group: Group = SINGLE, architecture: str | None = None, side: int | None = None
 ) -> tuple[nn.Module, Tensor, int, Callable[[int, device.Map], None]]:
     """The network, images uint8 (N, C, H, W) of STEPS batches, the shards of params.yaml, and what trains it on them.
 
@@ -58,7 +58,7 @@ def training(
     optimizer = OPTIMIZERS[options.optimizer](model.parameters(), **chosen.optimizer_options)
     images = torch.randint(0, 256, (STEPS * options.batch_size, *card.shape), dtype=torch.uint8)
     labels = torch.randint(0, len(card.classes), (len(images),))
-    stop = Stop()
+    stop = StopSignal()
     batches = Batches(
         PackedImages(images, labels),
         batch_size=options.batch_size,
@@ -67,7 +67,7 @@ def training(
         num_workers=0,
         pin_memory=False,
         stop=stop,
-        parts=options.shards,
+        shards=options.shards,
         group=group,
     )
     per_class = torch.bincount(labels, minlength=len(card.classes)).tolist()

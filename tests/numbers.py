@@ -24,7 +24,7 @@ from stages.train.checkpoint import Checkpoints
 from stages.train.loop import fit
 from stages.train.optimizers import OPTIMIZERS
 from stages.train.recipe import Recipe
-from stages.train.stopping import Stop
+from stages.train.stopping import StopSignal
 from stages.train.trainer import Trainer
 from tests.imports import ROOT
 
@@ -66,7 +66,7 @@ def main(numerics: str, threads: int, architectures: list[str]) -> None:
     print(json.dumps(numbers))
 
 
-def digest(chosen: train_params.Chosen, target: torch.device, threads: int, side: int = 28) -> str:
+def digest(chosen: train_params.Config, target: torch.device, threads: int, side: int = 28) -> str:
     """Of the weights after an epoch, and of the text that evaluate would write."""
     torch.manual_seed(0)
     images = torch.randint(0, 256, (IMAGES, 1, side, side), dtype=torch.uint8)
@@ -76,7 +76,7 @@ def digest(chosen: train_params.Chosen, target: torch.device, threads: int, side
         update={"label_smoothing": 0.1, "epochs": 1, "batch_size": BATCH, "shards": 4, "seed": 0}
     )
     chosen = chosen._replace(train=options)
-    output, stop = OUTPUTS[options.loss], Stop()
+    output, stop = OUTPUTS[options.loss], StopSignal()
     batches = Batches(
         PackedImages(images, labels),
         batch_size=BATCH,

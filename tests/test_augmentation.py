@@ -15,7 +15,7 @@ from stages.common.errors import Interrupted, UserError
 from stages.dataset.data_card import DataCard
 from stages.network import losses
 from stages.train import checks, class_weights, mixing, options, photographs
-from stages.train.augmentation import AUGMENTATIONS, MIXTURES, in_order
+from stages.train.augmentation import AUGMENTATIONS, MIXTURES, compose
 from stages.train.checkpoint import Checkpoints
 from stages.train.options import Train
 from tests.imports import ROOT
@@ -38,7 +38,7 @@ def pictures(count: int, *shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("name", [*AUGMENTATIONS, *MIXTURES])
 def test_an_augmentation_is_a_function_of_the_seed_and_of_nothing_else(name: str, channels: int) -> None:
     images, labels = pictures(6, channels, 12, 10), torch.arange(6)
-    augment = in_order({name: BLOCKS[name]}, classes=6)
+    augment = compose({name: BLOCKS[name]}, classes=6)
     first, targets = augment(images, labels, generator(1))
     torch.rand(1000)  # from the process's own generator, which it must not use
     again, same_targets = augment(images, labels, generator(1))
@@ -75,14 +75,14 @@ def test_every_name_has_a_function_a_block_and_a_schema() -> None:
 def test_one_name_and_a_list_of_it_are_the_same_and_the_order_of_a_list_counts() -> None:
     assert Train.model_validate(DEFAULTS["train"]).augmentation == ["affine"]
     images, labels = pictures(8, 1, 9, 9), torch.arange(8)
-    one = in_order({"flip": BLOCKS["flip"], "shift": BLOCKS["shift"]}, 8)(images, labels, generator())[0]
-    other = in_order({"shift": BLOCKS["shift"], "flip": BLOCKS["flip"]}, 8)(images, labels, generator())[0]
+    one = compose({"flip": BLOCKS["flip"], "shift": BLOCKS["shift"]}, 8)(images, labels, generator())[0]
+    other = compose({"shift": BLOCKS["shift"], "flip": BLOCKS["flip"]}, 8)(images, labels, generator())[0]
     assert not torch.equal(one, other)
 
 
 def test_what_follows_an_augmentation_takes_whole_numbers() -> None:
     images, labels = pictures(8, 3, 9, 9), torch.arange(8)
-    both = in_order({name: BLOCKS[name] for name in ("affine", "trivial_augment")}, 8)(images, labels, generator(3))[0]
+    both = compose({name: BLOCKS[name] for name in ("affine", "trivial_augment")}, 8)(images, labels, generator(3))[0]
     assert both.dtype == torch.uint8  # torchvision's kernels would take floats for shares of 1
 
 

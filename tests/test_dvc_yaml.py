@@ -349,12 +349,12 @@ def options_used(stage: str, name: str) -> set[str]:
 
 
 def test_train_uses_every_option_it_reads() -> None:
-    used = options_used("train", "train") | options_used("train", "chosen.train")
+    used = options_used("train", "train") | options_used("train", "config.train")
     assert used - {"model_dump"} == set(train_params.Train.model_fields)
 
 
 def test_train_uses_every_block_that_it_reads() -> None:
-    assert options_used("train", "chosen") - {"_asdict"} == set(train_params.Chosen._fields)
+    assert options_used("train", "config") - {"_asdict", "starts_pretrained"} == set(train_params.Config._fields)
 
 
 def test_the_machine_settings_are_those_of_the_schema_and_all_are_used() -> None:

@@ -14,14 +14,14 @@ from stages.network import device, models
 from stages.network.inference import predict
 from stages.network.losses import LOSSES, OUTPUTS, Output
 from stages.train import schedules
-from stages.train.augmentation import in_order
+from stages.train.augmentation import compose
 from stages.train.batches import Batches, PackedImages
 from stages.train.checkpoint import Checkpoints
 from stages.train.class_weights import objective_of
 from stages.train.loop import fit
 from stages.train.optimizers import OPTIMIZERS
 from stages.train.recipe import Recipe
-from stages.train.stopping import Stop
+from stages.train.stopping import StopSignal
 from stages.train.trainer import Trainer, best_epoch, epochs_without_gain
 from tests.imports import ROOT
 
@@ -95,7 +95,7 @@ def train(
         seed=seed,
         num_workers=num_workers,
         pin_memory=False,
-        stop=Stop(),
+        stop=StopSignal(),
     )
     recipe = Recipe(
         objective=objective_of(
@@ -107,7 +107,7 @@ def train(
         ),
         output=OUTPUTS[loss],
         lr_factor=schedules.SCHEDULES[schedule](epochs * len(batches), **DEFAULTS["schedules"][schedule]),
-        augment=in_order({name: DEFAULTS["augmentations"][name] for name in names}, classes=3),
+        augment=compose({name: DEFAULTS["augmentations"][name] for name in names}, classes=3),
         clip_norm=clip_norm,
         epochs=epochs,
         select_by=select_by,

@@ -42,7 +42,15 @@ from tests.test_resume import Stage
 FAULTS = int(os.environ.get("HOSTS_FAULTS", "4"))
 SEED = int(os.environ.get("HOSTS_SEED", "0"))
 DEADLINE_SECONDS = 300
-FACTS = {"commit": "abc", "code": "1", "parameters": "2", "data": "3", "packages": "torch 2", "processor": "x86_64 cpu"}
+FACTS = {
+    "commit": "abc",
+    "code": "1",
+    "parameters": "2",
+    "data": "3",
+    "weights": "4",
+    "packages": "torch 2",
+    "processor": "x86_64 cpu",
+}
 HOST_FOLDERS = ("head", "second", "third")
 PIPELINE = """
 stages:
@@ -80,8 +88,8 @@ def head() -> Iterator[tuple[TCPStore, Place]]:
 def test_a_machine_with_the_same_facts_is_admitted(head: tuple[TCPStore, Place]) -> None:
     _, place = head
     with hosts.door(place, FACTS, "run", 10):
-        store, seen = hosts.connected(str(place), 10)
-        assert hosts.admitted(store, seen, FACTS)["maximum"] == 3
+        store, seen = hosts.connect(str(place), 10)
+        assert hosts.admission(store, seen, FACTS)["maximum"] == 3
     assert (seen.port, seen.address, seen.head) == (place.port, "127.0.0.1", False)
 
 
@@ -92,9 +100,9 @@ def test_a_machine_that_differs_is_refused_on_both_sides(
     _, place = head
     own = {**FACTS, name: "other\x1b[2J"}
     with hosts.door(place, FACTS, "run", 10):
-        store, seen = hosts.connected(str(place), 10)
+        store, seen = hosts.connect(str(place), 10)
         with pytest.raises(UserError, match=rf"this machine cannot join {place}: other {name} \(the head: ") as error:
-            hosts.admitted(store, seen, own)
+            hosts.admission(store, seen, own)
         assert "\n" not in str(error.value)
         told = ""
         while not told:
@@ -111,7 +119,7 @@ def test_a_machine_whose_clock_differs_is_refused(
     store.set("facts", json.dumps({"facts": FACTS}))
     store.set("clock", str(time.time() + 100))
     with pytest.raises(UserError, match=r"other clock \((99|100) s behind the head's\): set the clocks with NTP"):
-        hosts.admitted(store, place, FACTS)
+        hosts.admission(store, place, FACTS)
 
 
 def test_facts_name_what_decides_on_the_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +136,24 @@ def test_facts_name_what_decides_on_the_bits(tmp_path: Path, monkeypatch: pytest
     assert hosts.facts(options.read(stage.values), "cpu") == other
     paths.DATA_CARD.unlink()
     assert hosts.facts(options.read(stage.values), "cpu")["data"] == f"no {paths.DATA_CARD}"
+
+
+def test_pretrained_weights_are_compared_if_training_starts_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stage = Stage()
+    paths.PRETRAINED.parent.mkdir(parents=True)
+    paths.PRETRAINED.write_bytes(b"one")
+    assert hosts.facts(options.read(stage.values), "cpu")["weights"] == "none"
+    stage.values["model"]["name"] = "torchvision"
+    stage.values["models"]["torchvision"]["weights"] = "birds.safetensors"
+    first = hosts.facts(options.read(stage.values), "cpu")
+    paths.PRETRAINED.write_bytes(b"two")
+    other = hosts.facts(options.read(stage.values), "cpu")
+    assert {name for name in first if first[name] != other[name]} == {"weights"}
+    refusal = heads.difference(first, other)
+    assert refusal.startswith(f"weights (the head: {first['weights']}, here: {other['weights']}): `make pull`, or ")
 
 
 @pytest.mark.parametrize(
@@ -170,14 +196,14 @@ def test_no_head_is_there() -> None:
     with socket.create_server((heads.LOOPBACK, 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(UserError, match=rf"127.0.0.1:{port}: Connection refused; no head listens there"):
-        hosts.connected(f"127.0.0.1:{port}", 10)
+        hosts.connect(f"127.0.0.1:{port}", 10)
     for text, message in (
         ("host", "give HOST:PORT"),
         ("127.0.0.1:x", "the port of HEAD is 'x'"),
         (":1", "HEAD is ':1'"),
     ):
         with pytest.raises(UserError, match=message):
-            hosts.connected(text, 10)
+            hosts.connect(text, 10)
 
 
 def test_something_else_listens_there() -> None:
@@ -185,7 +211,7 @@ def test_something_else_listens_there() -> None:
         socket.create_server((heads.LOOPBACK, 0)) as silent,  # accepts, and never says a word
         pytest.raises(UserError, match="answers, but not as a head of training does; check the port"),
     ):
-        hosts.connected(f"127.0.0.1:{silent.getsockname()[1]}", 1)
+        hosts.connect(f"127.0.0.1:{silent.getsockname()[1]}", 1)
 
 
 def test_the_interface_of_an_address() -> None:

@@ -12,7 +12,7 @@ from stages.common import files, paths
 from stages.common.errors import UserError
 from stages.common.preparation import Preparation
 from stages.evaluate import model_card, scores
-from stages.evaluate.model_card import Known
+from stages.evaluate.model_card import CardContent
 from stages.network.model_file import Spec
 from tests import inside
 from tests.clones import Clone
@@ -21,7 +21,7 @@ from tests.imports import ROOT
 EVIL = "a|b `x` <script>\n# [c](d) \x1b[2J: é"
 
 
-def known(classes: int = 3, **changes: Any) -> Known:
+def known(classes: int = 3, **changes: Any) -> CardContent:
     names = [EVIL, *(f"class {number}" for number in range(1, classes))]
     random = np.random.default_rng(0)
     labels = random.integers(0, classes, 500)
@@ -55,7 +55,7 @@ def known(classes: int = 3, **changes: Any) -> Known:
             },
         },
     }
-    return Known(**{**values, **changes})
+    return CardContent(**{**values, **changes})
 
 
 def parts(card: str) -> tuple[dict[str, Any], str]:

@@ -20,7 +20,7 @@ from stages.common.errors import UserError
 from stages.network import device
 from stages.network.inference import PART, part_of
 from stages.train import launch, tree
-from stages.train.agent import FRUITLESS, Attempts
+from stages.train.agent import MAX_FRUITLESS_ATTEMPTS, Attempts
 from stages.train.batches import EpochBatches
 from stages.train.checkpoint import LATEST
 from stages.train.processes import Group
@@ -65,7 +65,7 @@ def test_the_tree_is_a_function_of_the_number_of_parts(count: int, expected: str
 
 @given(count=st.integers(1, 70), size=st.integers(1, 9))
 def test_each_part_has_one_owner_and_the_sums_do_not_depend_on_the_owners(count: int, size: int) -> None:
-    owned = [tree.owned(count, rank, size) for rank in range(size)]
+    owned = [tree.shards_of(count, rank, size) for rank in range(size)]
     assert [number for parts in owned for number in parts] == list(range(count))
     assert owned[0]
     assert max(map(len, owned)) - min(map(len, owned)) <= 1
@@ -270,8 +270,8 @@ def test_what_is_odd_about_a_number_of_processes_is_told(capsys: pytest.CaptureF
     launch.warn(shards=4, processes=4, cores=2, device="cuda")
     launch.warn(shards=4, processes=2, cores=2, device="cpu")
     assert capsys.readouterr().out.splitlines() == [
-        "warning: machine.processes is 5, and a batch has 4 parts (train.shards): 4 processes work, the others wait",
-        "warning: machine.processes is 2, and a batch has 1 parts (train.shards): 1 process work, the others wait",
+        "warning: machine.processes is 5, and a batch has 4 parts (train.shards): only 4 processes can work",
+        "warning: machine.processes is 2, and a batch has 1 part (train.shards): only 1 process can work",
         "warning: machine.processes is 4, and this machine has 2 cores",
     ]
 
@@ -295,8 +295,8 @@ def test_attempts_that_write_no_checkpoint_come_to_an_end() -> None:
     latest = paths.RESUME / "a" / LATEST
     latest.parent.mkdir(parents=True)
     attempts = Attempts()
-    ends = [attempts.in_vain() for _ in range(FRUITLESS - 1)]
+    ends = [attempts.give_up() for _ in range(MAX_FRUITLESS_ATTEMPTS - 1)]
     latest.touch()
-    ends += [attempts.in_vain() for _ in range(FRUITLESS)]
+    ends += [attempts.give_up() for _ in range(MAX_FRUITLESS_ATTEMPTS)]
     assert not any(ends)
-    assert attempts.in_vain()
+    assert attempts.give_up()

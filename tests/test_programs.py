@@ -610,9 +610,9 @@ import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from stages.common import errors, files
-from stages.train.stopping import told_to_stop
+from stages.train.stopping import handle_stop_signals
 def main():
-    with told_to_stop() as stop:
+    with handle_stop_signals() as stop:
         files.write_text(Path('pid'), str(os.getpid()))
         while not (signum := stop()) and not Path('enough').exists():
             time.sleep(0.02)

@@ -147,8 +147,8 @@ def test_labels_that_have_nothing_to_do_with_the_pictures_are_not_learnt(
         stage.main()
     assert json.loads(paths.TEST_METRICS.read_bytes())["r2"] < 0.1
     history = [{"validation_r2": value} for value in (-0.2, -0.1)]
-    assert tasks.VALUES.warn(history, torch.zeros(3)).startswith("a validation R2 of -0.1000")
-    assert not tasks.VALUES.warn([*history, {"validation_r2": 0.2}], torch.zeros(3))
+    assert tasks.VALUES.explain_chance(history, torch.zeros(3)).startswith("a validation R2 of -0.1000")
+    assert not tasks.VALUES.explain_chance([*history, {"validation_r2": 0.2}], torch.zeros(3))
 
 
 OUTPUTS = (paths.MODEL, paths.TRAIN_METRICS, paths.TRAINING_CURVES)

@@ -28,7 +28,7 @@ from stages.train import __main__ as train_stage
 from stages.train import checkpoint
 from stages.train.checkpoint import LATEST, PREVIOUS, Checkpoints
 from stages.train.optimizers import OPTIMIZERS
-from stages.train.stopping import Stop
+from stages.train.stopping import StopSignal
 from tests.imports import ROOT
 from tests.test_fit import same, train
 
@@ -302,18 +302,18 @@ class InProcess:
             train_stage.main()
             return
 
-        class Told(Stop):
+        class Told(StopSignal):
             def __call__(self) -> int | None:
                 return count()
 
         count = after(steps)
 
         @contextmanager
-        def told_to_stop() -> Iterator[Stop]:
+        def handle_stop_signals() -> Iterator[StopSignal]:
             yield Told()
 
         with self.monkeypatch.context() as patch:
-            patch.setattr("stages.train.__main__.told_to_stop", told_to_stop)
+            patch.setattr("stages.train.__main__.handle_stop_signals", handle_stop_signals)
             with pytest.raises(Interrupted):
                 train_stage.main()
 

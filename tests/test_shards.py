@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stages.network.random_layers import Dropout, RandomLayer, StochasticDepth
 from stages.train import shards, tree
 from stages.train.optimizers import RmsProp
-from stages.train.processes import ALONE
+from stages.train.processes import SINGLE
 from stages.train.shards import Replicas
 from tests.imports import ROOT
 
@@ -65,7 +65,7 @@ def test_gradients_are_those_of_the_whole_batch() -> None:
     F.cross_entropy(plain(values), labels).backward()
     whole = [weight.grad for weight in plain.parameters() if weight.grad is not None]
     plain.zero_grad()
-    replicas = Replicas(plain, 3, batch_size=30, seed=0, group=ALONE)
+    replicas = Replicas(plain, 3, batch_size=30, seed=0, group=SINGLE)
     step(replicas, values, labels)
     assert len(whole) == 4
     for weight, before in zip(plain.parameters(), whole, strict=True):
@@ -76,7 +76,7 @@ def test_gradients_are_those_of_the_whole_batch() -> None:
 
 def test_replicas_share_weights_and_the_mean_of_their_statistics() -> None:
     model = Network()
-    replicas = Replicas(model, 2, batch_size=40, seed=0, group=ALONE)
+    replicas = Replicas(model, 2, batch_size=40, seed=0, group=SINGLE)
     values, labels = torch.randn(40, 6) * torch.arange(1, 41)[:, None], torch.randint(0, 3, (40,))
     for _ in range(3):
         step(replicas, values, labels)
@@ -93,7 +93,7 @@ def test_replicas_share_weights_and_the_mean_of_their_statistics() -> None:
 @pytest.mark.parametrize("kind", [Dropout, StochasticDepth])
 def test_dropout_is_torchs_with_a_generator_of_its_own(kind: type[RandomLayer]) -> None:
     model = nn.Sequential(kind(0.5), nn.Linear(4000, 1))
-    replicas = Replicas(model, 3, batch_size=3, seed=1, group=ALONE).replicas
+    replicas = Replicas(model, 3, batch_size=3, seed=1, group=SINGLE).replicas
     layers = [next(each for each in replica.model.modules() if isinstance(each, kind)) for replica in replicas]
     ones, drops = torch.ones(4000), []
     for _ in range(2):
@@ -156,7 +156,7 @@ from functools import partial
 from pathlib import Path
 import torch
 from stages.network import losses, models
-from stages.train.augmentation import in_order
+from stages.train.augmentation import compose
 from stages.train.optimizers import sgd
 from stages.train.recipe import Recipe
 from stages.train.trainer import Trainer
@@ -171,7 +171,7 @@ def step(shards, hidden, width, batch, side):
     model = models.build("cnn", options, (1, side, side), 10, [0.5], [0.5])
     recipe = Recipe(
         objective=partial(losses.cross_entropy, smoothing=0.0, reduction="mean"), output="softmax",
-        lr_factor=lambda step: 1.0, augment=in_order({}, 10), clip_norm=0.0, epochs=1, select_by="accuracy",
+        lr_factor=lambda step: 1.0, augment=compose({}, 10), clip_norm=0.0, epochs=1, select_by="accuracy",
         patience_epochs=0, batch_size=batch, seed=0, precision="float32", shards=shards,
     )
     optimizer = sgd(model.parameters(), lr=0.1, momentum=0.0, nesterov=False, weight_decay=0.0)

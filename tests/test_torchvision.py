@@ -20,7 +20,7 @@ from stages.network.options import Architecture
 from stages.network.random_layers import Dropout, StochasticDepth
 from stages.network.weights_file import Origin, Weights
 from stages.train import optimizers
-from stages.train.augmentation import in_order
+from stages.train.augmentation import compose
 from stages.train.checkpoint import Checkpoints
 from stages.train.optimizers import OPTIMIZERS
 from stages.train.recipe import Recipe
@@ -170,7 +170,7 @@ def after(
         objective=partial(LOSSES["cross_entropy"], smoothing=0.0, reduction="mean"),
         output=OUTPUTS["cross_entropy"],
         lr_factor=lambda step: 1.0,
-        augment=in_order({"shift": {"pixels": 2}}, CLASSES),
+        augment=compose({"shift": {"pixels": 2}}, CLASSES),
         clip_norm=0.0,
         epochs=1,
         select_by="accuracy",

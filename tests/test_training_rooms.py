@@ -32,7 +32,7 @@ from stages.network.model_file import Spec
 from stages.network.options import Name
 from stages.train import augmentation, schedules
 from stages.train.batches import Batches, EpochBatches, PackedImages, ending_workers
-from stages.train.stopping import Stop, told_to_stop
+from stages.train.stopping import StopSignal, handle_stop_signals
 from tests import forging
 from tests.imports import ROOT
 
@@ -400,7 +400,7 @@ def test_augmentation_is_a_function_of_the_seed(name: str) -> None:
 # --- batches
 
 
-def tens(dataset: PackedImages, num_workers: int, stop: Stop, shuffle: bool = False, seed: int = 0) -> Batches:
+def tens(dataset: PackedImages, num_workers: int, stop: StopSignal, shuffle: bool = False, seed: int = 0) -> Batches:
     """Batches of ten images."""
     return Batches(
         dataset, batch_size=10, shuffle=shuffle, seed=seed, num_workers=num_workers, pin_memory=False, stop=stop
@@ -410,10 +410,10 @@ def tens(dataset: PackedImages, num_workers: int, stop: Stop, shuffle: bool = Fa
 def epochs(num_workers: int, *which: int, shuffle: bool = True, count: int = 103) -> list[list[int]]:
     """The labels of each batch of some epochs; an image's label is its position."""
     images = torch.arange(count, dtype=torch.uint8).reshape(count, 1, 1, 1)
-    batches = tens(PackedImages(images, torch.arange(count)), num_workers, Stop(), shuffle, seed=5)
+    batches = tens(PackedImages(images, torch.arange(count)), num_workers, StopSignal(), shuffle, seed=5)
     rows = []
     for epoch in which:
-        for pixels, labels in batches.of_epoch(epoch, first=0):
+        for pixels, labels in batches.iterate(epoch, skip=0):
             assert torch.equal(pixels.flatten().long(), labels)
             rows.append(labels.tolist())
     return rows
@@ -457,7 +457,7 @@ def test_batches_of_workers_take_no_shared_memory_and_no_sockets() -> None:
     images = torch.arange(20, dtype=torch.uint8).reshape(20, 1, 1, 1)
     dataset = PackedImages(images, torch.arange(20))
     with ending_workers(1):
-        got = list(tens(dataset, 1, Stop()).of_epoch(1, first=0))
+        got = list(tens(dataset, 1, StopSignal()).iterate(1, skip=0))
     assert [labels.tolist() for _, labels in got] == [list(range(10)), list(range(10, 20))]
     assert not any(tensor.is_shared() for batch in got for tensor in batch)
     # A worker that is not forked, as from Python 3.14 on, gets the images in the same way.
@@ -499,9 +499,9 @@ class Hangs(PackedImages):
 @pytest.mark.parametrize("stopped", [False, True], ids=["hanging", "suspended"])
 def test_a_signal_ends_the_wait_for_a_worker_and_the_worker(stopped: bool) -> None:
     dataset = Hangs(40)
-    with told_to_stop() as stop, ending_workers(1):
+    with handle_stop_signals() as stop, ending_workers(1):
         batches = tens(dataset, 1, stop)
-        for count, _ in enumerate(batches.of_epoch(1, first=0), start=1):
+        for count, _ in enumerate(batches.iterate(1, skip=0), start=1):
             if count == 2:
                 dataset.two_are_there.set()
         assert count == 2
@@ -509,7 +509,7 @@ def test_a_signal_ends_the_wait_for_a_worker_and_the_worker(stopped: bool) -> No
         (worker,) = multiprocessing.active_children()
         if stopped:
             os.kill(worker.pid or 0, signal.SIGSTOP)
-        assert list(batches.of_epoch(2, first=0)) == []  # the next epoch's beginning would wait for the worker as well
+        assert list(batches.iterate(2, skip=0)) == []  # the next epoch's beginning would wait for the worker as well
     assert not worker.is_alive()
 
 
@@ -519,15 +519,15 @@ sys.path.insert(0, {str(ROOT)!r})
 import multiprocessing, torch
 from stages.common import errors
 from stages.train.batches import Batches, PackedImages
-from stages.train.stopping import Stop
+from stages.train.stopping import StopSignal
 def main():
     count = 4096  # more than a pipe holds, so that a worker waits with what it cannot send
     dataset = PackedImages(torch.zeros(count, 1, 28, 28, dtype=torch.uint8), torch.arange(count))
     workers = int(os.environ["WORKERS"])
     batches = Batches(
-        dataset, batch_size=1024, shuffle=False, seed=0, num_workers=workers, pin_memory=False, stop=Stop()
+        dataset, batch_size=1024, shuffle=False, seed=0, num_workers=workers, pin_memory=False, stop=StopSignal()
     )
-    next(batches.of_epoch(1, first=0))
+    next(batches.iterate(1, skip=0))
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)
     signal.pause()
 errors.run(main)
@@ -584,8 +584,8 @@ def test_a_worker_that_fails_is_one_line(kind: type[PackedImages], reason: str) 
     ending = (
         r"; params\.yaml: machine\.num_workers is 2: set 0, or fewer, or a smaller train\.batch_size \(.*ulimit -n is"
     )
-    with pytest.raises(UserError, match=reason + ending), told_to_stop() as stop, ending_workers(2):
-        list(tens(dataset, 2, stop).of_epoch(1, first=0))
+    with pytest.raises(UserError, match=reason + ending), handle_stop_signals() as stop, ending_workers(2):
+        list(tens(dataset, 2, stop).iterate(1, skip=0))
     assert not multiprocessing.active_children()
 
 
@@ -598,9 +598,9 @@ def test_workers_that_cannot_be_started_are_one_line(
 
     monkeypatch.setattr("torch.multiprocessing.Queue", fails)
     monkeypatch.setattr(torch.multiprocessing.get_context().__class__, "Queue", fails, raising=False)
-    batches = tens(PackedImages(torch.zeros(20, 1, 1, 1), torch.arange(20)), 2, Stop())
+    batches = tens(PackedImages(torch.zeros(20, 1, 1, 1), torch.arange(20)), 2, StopSignal())
     with pytest.raises(UserError, match=f"the loader's workers failed: .*{error.strerror}; params.yaml: machine.num_w"):
-        list(batches.of_epoch(1, first=0))
+        list(batches.iterate(1, skip=0))
     gc.collect()
     assert capsys.readouterr().err == ""
 
@@ -610,7 +610,7 @@ def test_a_signal_is_noted_while_at_work_and_the_second_does_what_it_does(number
     came: list[int] = []
     before = signal.signal(number, lambda signum, frame: came.append(signum))
     try:
-        with told_to_stop() as stop:
+        with handle_stop_signals() as stop:
             assert stop() is None
             assert stop.wait(lambda: 3) == 3
             signal.raise_signal(number)
@@ -626,7 +626,7 @@ def test_a_signal_is_noted_while_at_work_and_the_second_does_what_it_does(number
 
 
 def test_a_signal_ends_what_can_be_given_up() -> None:
-    with told_to_stop() as stop:
+    with handle_stop_signals() as stop:
         assert stop.wait(lambda: signal.raise_signal(signal.SIGTERM)) is None
         assert stop() == signal.SIGTERM
 
@@ -634,7 +634,7 @@ def test_a_signal_ends_what_can_be_given_up() -> None:
 def test_nohup_is_respected() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with told_to_stop() as stop:
+        with handle_stop_signals() as stop:
             signal.raise_signal(signal.SIGHUP)
             assert stop() is None
     finally:

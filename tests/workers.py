@@ -20,8 +20,7 @@ import torch.distributed as dist
 
 from stages.common import paths
 from stages.train import __main__ as stage
-from stages.train.launch import ENDED
-from stages.train.processes import ROUND, STORE
+from stages.train.processes import ENDED, ROUND, STORE
 
 OUTPUTS = (paths.MODEL, paths.TRAIN_METRICS, paths.TRAINING_CURVES)
 

@@ -24,6 +24,7 @@ REMEDIES = {
     "code": "undo or copy the changes to the code",
     "parameters": f"use the head's {paths.PARAMS}",
     "data": "`make pull`, or `dvc repro preprocess`, makes the same data/processed",
+    "weights": f"`make pull`, or `dvc repro weights`, makes the same {paths.PRETRAINED}",
     "packages": "`make repro` installs the pinned versions",
     "processor": "train.numerics: portable gives the same bits on all x86-64 processors with AVX2",
 }

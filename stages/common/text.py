@@ -15,6 +15,11 @@ def listed(items: Iterable[str], most: int, separator: str = ", ") -> str:
     return separator.join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A number and its noun, such as "1 thread" or "2 processes". plural: if it is not the noun with an s."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
 def nearest(name: str, known: list[str]) -> str:
     """A hint, " (did you mean …?)", at the known name most like `name`; or nothing."""
     close = difflib.get_close_matches(name, [str(item) for item in known], n=1)

@@ -51,7 +51,7 @@ def main() -> None:
     else:
         temperature = model_file.temperature(model)
         metrics, line = of_classes(outputs, images, card.classes, temperature, options)
-    known = model_card.Known(
+    known = model_card.CardContent(
         data_name=params.section(parameters, "data", DataName).name,
         license=options.license,
         spec=spec,

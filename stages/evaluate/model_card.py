@@ -30,7 +30,7 @@ LIMITS = {
 VALUES = {"r2": "R2", "rmse": "root mean squared error", "mae": "mean absolute error"}  # measures of regression
 
 
-class Known(NamedTuple):
+class CardContent(NamedTuple):
     """What a card is made of."""
 
     data_name: str  # data.name of params.yaml
@@ -57,53 +57,53 @@ def read_data(path: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def text(known: Known) -> str:
+def text(card: CardContent) -> str:
     """The card."""
-    head = yaml.safe_dump(header(known), sort_keys=False, allow_unicode=True)
-    return f"---\n{head}---\n\n" + "\n".join(body(known))
+    head = yaml.safe_dump(header(card), sort_keys=False, allow_unicode=True)
+    return f"---\n{head}---\n\n" + "\n".join(body(card))
 
 
-def header(known: Known) -> dict[str, Any]:
+def header(card: CardContent) -> dict[str, Any]:
     """What the hub reads; https://huggingface.co/docs/hub/model-cards."""
-    task = "image-classification" if known.spec.classes else "other"  # the hub has no name for regression
-    if known.spec.classes:
+    task = "image-classification" if card.spec.classes else "other"  # the hub has no name for regression
+    if card.spec.classes:
         measured = [
-            {"type": "accuracy", "name": "Accuracy", "value": round(known.metrics["accuracy"], 6)},
-            {"type": "f1", "name": "Macro F1", "value": round(known.metrics["macro"]["f1"], 6)},
+            {"type": "accuracy", "name": "Accuracy", "value": round(card.metrics["accuracy"], 6)},
+            {"type": "f1", "name": "Macro F1", "value": round(card.metrics["macro"]["f1"], 6)},
         ]
     else:
-        measured = [{"type": key, "name": name, "value": digits(known.metrics[key])} for key, name in VALUES.items()]
+        measured = [{"type": key, "name": name, "value": digits(card.metrics[key])} for key, name in VALUES.items()]
     result = {
         "task": {"type": task},
-        "dataset": {"type": known.data_name, "name": data_set(known), "split": "test"},
+        "dataset": {"type": card.data_name, "name": data_set(card), "split": "test"},
         "metrics": measured,
     }
     return {
-        **({"license": known.license} if known.license else {}),
+        **({"license": card.license} if card.license else {}),
         "library_name": "pytorch",
-        **({"pipeline_tag": task} if known.spec.classes else {}),
-        "model-index": [{"name": title(known), "results": [result]}],
+        **({"pipeline_tag": task} if card.spec.classes else {}),
+        "model-index": [{"name": title(card), "results": [result]}],
     }
 
 
-def title(known: Known) -> str:
+def title(card: CardContent) -> str:
     """What the model is called."""
-    architecture = known.spec.options.get("architecture", known.spec.model)
-    return f"{architecture} on {data_set(known)}"
+    architecture = card.spec.options.get("architecture", card.spec.model)
+    return f"{architecture} on {data_set(card)}"
 
 
-def data_set(known: Known) -> str:
+def data_set(card: CardContent) -> str:
     """The data set in words."""
-    return "own pictures" if known.data_name == "images" else known.data_name
+    return "own pictures" if card.data_name == "images" else card.data_name
 
 
-def body(known: Known) -> Iterator[str]:
+def body(card: CardContent) -> Iterator[str]:
     """The lines of the card."""
-    spec, metrics = known.spec, known.metrics
+    spec, metrics = card.spec, card.metrics
     channels, height, width = spec.image_shape
     colour = "grey" if channels == 1 else "colour"
     names = ", ".join(map(plain, spec.classes[:MOST_CLASSES])) + (", …" if len(spec.classes) > MOST_CLASSES else "")
-    yield f"# {plain(title(known))}"
+    yield f"# {plain(title(card))}"
     yield ""
     size = f"{width} x {height} pixels"
     if spec.classes:
@@ -115,18 +115,18 @@ def body(known: Known) -> Iterator[str]:
         ["", ""],
         [
             ("file", "model.safetensors"),
-            ("SHA-256", known.sha256),
-            ("weights", f"{known.parameters:,}"),
-            *temperature(known),
-            ("made with", f"PyTorch {known.torch}"),
-            ("license", known.license or "not stated"),
+            ("SHA-256", card.sha256),
+            ("weights", f"{card.parameters:,}"),
+            *temperature(card),
+            ("made with", f"PyTorch {card.torch}"),
+            ("license", card.license or "not stated"),
         ],
     )
     yield "## Results"
     yield ""
     yield f"On {metrics['images']:,} test images, which training does not read."
     yield ""
-    yield from table(["metric", "value", "95 % interval"], list(results(known)))
+    yield from table(["metric", "value", "95 % interval"], list(results(card)))
     if spec.classes and len(spec.classes) <= MOST_CLASSES:
         columns = ("precision", "recall", "f1")
         rows = [
@@ -136,24 +136,24 @@ def body(known: Known) -> Iterator[str]:
         yield from table(["class", "test images", *columns], rows)
     yield "## Data"
     yield ""
-    images = known.data["images"]
+    images = card.data["images"]
     prepared = spec.preparation
     how = "as published" if prepared is None else f"made {prepared.channels}, resized by `{prepared.resize}`"
     yield (
-        f"{plain(data_set(known))}, {how}: {images['train']:,} images to train on, {images['validation']:,} to choose "
+        f"{plain(data_set(card))}, {how}: {images['train']:,} images to train on, {images['validation']:,} to choose "
         f"the epoch{' and fit the temperature' if spec.classes else ''}, {images['test']:,} to test."
     )
     yield ""
     yield "## Limits"
     yield ""
-    yield from (f"- {limit}" for limit in limits(known))
+    yield from (f"- {limit}" for limit in limits(card))
     yield ""
 
 
-def results(known: Known) -> Iterator[tuple[str, str, str]]:
+def results(card: CardContent) -> Iterator[tuple[str, str, str]]:
     """Metric, value, interval."""
-    metrics = known.metrics
-    if not known.spec.classes:
+    metrics = card.metrics
+    if not card.spec.classes:
         for key, name in VALUES.items():
             yield name, f"{metrics[key]:.6g}", f"{metrics[f'{key}_low']:.6g} to {metrics[f'{key}_high']:.6g}"
         return
@@ -165,16 +165,16 @@ def results(known: Known) -> Iterator[tuple[str, str, str]]:
     for where, found in (("", metrics), (", without temperature", metrics.get("without_temperature"))):
         if found:
             low, high = found["calibration_error_low"], found["calibration_error_high"]
-            bins = f"{known.calibration_bins} bins"
+            bins = f"{card.calibration_bins} bins"
             yield f"negative log-likelihood{where}", f"{found['loss']:.4f}", ""
             interval = f"{low:.4f} to {high:.4f}"
             yield f"expected calibration error, {bins}{where}", f"{found['calibration_error']:.4f}", interval
 
 
-def temperature(known: Known) -> list[tuple[str, str]]:
+def temperature(card: CardContent) -> list[tuple[str, str]]:
     """The row about it; none of regression."""
-    shown = f"{known.temperature:g}" if known.temperature != 1 else "none"
-    return [("temperature, fitted on validation", shown)] if known.spec.classes else []
+    shown = f"{card.temperature:g}" if card.temperature != 1 else "none"
+    return [("temperature, fitted on validation", shown)] if card.spec.classes else []
 
 
 def digits(value: float) -> float:
@@ -182,19 +182,19 @@ def digits(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def limits(known: Known) -> Iterator[str]:
+def limits(card: CardContent) -> Iterator[str]:
     """What is known to limit the results."""
     yield (
-        f"Test images come from the same source as training images: {plain(data_set(known))}. Nothing was measured on "
+        f"Test images come from the same source as training images: {plain(data_set(card))}. Nothing was measured on "
         "other images."
     )
-    if known.spec.classes:
-        fewest = min(known.metrics["classes"], key=lambda row: row["images"])
+    if card.spec.classes:
+        fewest = min(card.metrics["classes"], key=lambda row: row["images"])
         yield f"The class with the fewest test images, {plain(fewest['class'])}, has {fewest['images']:,}."
-    if not known.data["images"]["validation"]:
-        uncalibrated = ", and its probabilities are not calibrated" if known.spec.classes else ""
+    if not card.data["images"]["validation"]:
+        uncalibrated = ", and its probabilities are not calibrated" if card.spec.classes else ""
         yield f"No validation images: the last epoch is the model{uncalibrated}."
-    audit = known.data.get("audit")
+    audit = card.data.get("audit")
     if not isinstance(audit, dict):
         yield "The images were not searched for copies and wrong labels: that is done for own pictures only."
         return

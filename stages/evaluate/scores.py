@@ -13,7 +13,7 @@ import pandas as pd
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.int64]
 
-RESAMPLES = 1000
+RESAMPLES = 1000  # of the images, for a bootstrap interval
 Z_95 = 1.959963984540054  # the 97.5 % point of the normal distribution: a two-sided interval of 95 %
 
 

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.evaluate.scores import Floats
+from stages.evaluate.scores import RESAMPLES, Floats
 
 COLUMNS = ["index", "label", "prediction"]  # of predictions.csv
-RESAMPLES = 1000
 
 
 def summary(predictions: Floats, labels: Floats) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import torch
 
 from stages.common import machine, paths
 from stages.common.errors import UserError
+from stages.common.text import counted
 
 Map = Callable[..., Iterable[Any]]  # as the built-in map, but it may run several calls at once
 
@@ -56,7 +57,7 @@ def why_hidden(visible: str | None, built_for_cuda: bool, usable: int, installed
     """
     if usable or not installed:
         return ""
-    gpus = f"the {installed} NVIDIA GPU{'s' * (installed > 1)} of this machine"
+    gpus = f"the {counted(installed, 'NVIDIA GPU')} of this machine"
     if not built_for_cuda:
         return f"torch is built without CUDA and cannot use {gpus}"
     if visible is not None:
@@ -110,7 +111,7 @@ def gpu_of(process: int, processes: int, gpus: int) -> int:
     """The GPU of one of several processes on this machine, each of which has one of its own."""
     if processes > gpus:
         raise UserError(
-            f"{paths.PARAMS}: machine.processes is {processes}, and this machine has {gpus} GPU{'s' * (gpus > 1)} for "
+            f"{paths.PARAMS}: machine.processes is {processes}, and this machine has {counted(gpus, 'GPU')} for "
             f"one process each; set {gpus}, or train.device: cpu"
         )
     return process
@@ -133,7 +134,7 @@ def describe(
         allowed = f" (a control group allows {quota:g} cores)" if quota else ""
         why = f"; {hidden}" if hidden else ""
         several = f"{processes} processes of " if processes > 1 else ""
-        return f"device: cpu, {several}{threads} thread{'s' * (threads > 1)}{allowed}{why}"
+        return f"device: cpu, {several}{counted(threads, 'thread')}{allowed}{why}"
     if kind == "mps":
         return "device: mps"
     idle = there["cuda"] - processes

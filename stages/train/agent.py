@@ -1,4 +1,4 @@
-"""torchrun's agent, but for two decisions: which name an attempt has, and which ends are not worth another attempt."""
+"""torchrun's agent, with two changes: it names each start of the workers, and decides when not to restart them."""
 
 import os
 import signal
@@ -13,48 +13,49 @@ from torch.distributed.elastic.multiprocessing import LogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
 from stages.common import resume
+from stages.common.text import counted
 from stages.train.checkpoint import LATEST
-from stages.train.processes import ROUND
+from stages.train.processes import RESTARTING, ROUND
 
-FRUITLESS = 10  # ends in a row without a new checkpoint, after which further attempts would end in the same way
+MAX_FRUITLESS_ATTEMPTS = 10  # in a row that end without a new checkpoint: the next one would end the same way
 
 
 class Agent(LocalElasticAgent):
-    """The workers of this machine. See torch.distributed.elastic, "Extending the Agent"."""
+    """Starts and watches the workers of this machine. See torch.distributed.elastic, "Extending the Agent"."""
 
     def __init__(
         self, spec: WorkerSpec, logs: LogsSpecs, ended: Path, grace_seconds: int, timeout_seconds: float, head: bool
     ) -> None:
-        """ended: the file that a worker writes that ends by itself. grace_seconds: between SIGTERM and SIGKILL.
+        """ended: file that a worker writes if it ends by itself. grace_seconds: between SIGTERM and SIGKILL.
 
-        head: whether this is the head's agent, which waits timeout_seconds at the end for those of other machines.
+        head: whether this is the head's agent, which at the end waits up to timeout_seconds for the other agents.
         """
         super().__init__(
             spec, logs, exit_barrier_timeout=timeout_seconds if head else 1, shutdown_timeout=grace_seconds
         )
         self._ended, self._head, self._machines = ended, head, 1
-        self._restarting = ended.with_name("restarting")
+        self._restarting = ended.with_name(RESTARTING)
         self._attempts = Attempts()
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         super()._rendezvous(worker_group)
-        if (worker_group.group_rank == 0) != self._head:  # the others met without the head, which alone has the results
-            raise RendezvousConnectionError("a round without the head")
+        if (worker_group.group_rank == 0) != self._head:  # without the head, nobody would write the results
+            raise RendezvousConnectionError("a rendezvous without the head")
         if self._head:
             self._restarting.unlink(missing_ok=True)
             machines: Any = worker_group.group_world_size  # set by super()
             processes = worker_group.workers[0].world_size
             if machines != self._machines:
-                print(f"{processes} processes on {machines} machine{'s' * (machines > 1)}", flush=True)
+                print(f"{processes} processes on {counted(machines, 'machine')}", flush=True)
                 self._machines = machines
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
-        # The head's workers get a SIGTERM, and stop with a checkpoint: not the end of the run.
+        # The file tells the head's workers, which now get a SIGTERM, that this is not the end of the run.
         self._restarting.touch()
         super()._restart_workers(worker_group)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        # The agents of all machines agree on it in the store of this rendezvous.
+        # All agents get the name that the first of them puts into the store of this rendezvous.
         store: Any = worker_group.store
         os.environ[ROUND] = store.compare_set("round", "", uuid.uuid4().hex).decode()
         processes: dict[int, Any] = super()._start_workers(worker_group)
@@ -63,33 +64,35 @@ class Agent(LocalElasticAgent):
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state is WorkerState.FAILED:
-            if self._ended.exists() or (self._head and self._attempts.in_vain()):
+            if self._ended.exists() or (self._head and self._attempts.give_up()):
                 self._remaining_restarts = 0
             elif self._remaining_restarts:
-                status = next(iter(result.failures.values())).exitcode  # the agent has then ended the others
-                how = f" ({signal.Signals(-status).name})" if status < 0 else ""
+                status = next(
+                    iter(result.failures.values())
+                ).exitcode  # first the lost worker's; the agent has ended the others
+                cause = f" ({signal.Signals(-status).name})" if status < 0 else ""
                 if self._head:
-                    print(f"a process of training has ended{how}: going on from the last checkpoint", flush=True)
+                    print(f"a process of training has ended{cause}: going on from the last checkpoint", flush=True)
         return result
 
 
 class Attempts:
-    """The attempts of the workers to get any further."""
+    """Counts the attempts in a row that wrote no checkpoint."""
 
     def __init__(self) -> None:
         self._checkpoint, self._fruitless = newest_checkpoint(), 0
 
-    def in_vain(self) -> bool:
-        """One more has ended: whether too many in a row have written no checkpoint."""
-        before, self._checkpoint = self._checkpoint, newest_checkpoint()
-        self._fruitless = 0 if self._checkpoint > before else self._fruitless + 1
-        return self._fruitless >= FRUITLESS
+    def give_up(self) -> bool:
+        """Count an attempt that has failed. Returns whether there were too many."""
+        previous, self._checkpoint = self._checkpoint, newest_checkpoint()
+        self._fruitless = 0 if self._checkpoint > previous else self._fruitless + 1
+        return self._fruitless >= MAX_FRUITLESS_ATTEMPTS
 
 
 def newest_checkpoint() -> int:
-    """When the last checkpoint of any run was written, in nanoseconds; 0 if there is none."""
+    """The time of the newest checkpoint of any run, in nanoseconds; 0 if there is none."""
     newest = 0
     for path in resume.root().glob(f"*/{LATEST}"):
-        with suppress(FileNotFoundError):  # replaced at this moment
+        with suppress(FileNotFoundError):  # replaced at the same moment
             newest = max(newest, path.stat().st_mtime_ns)
     return newest

@@ -99,7 +99,7 @@ AUGMENTATIONS: dict[str, Callable[..., Tensor]] = {
 MIXTURES: dict[str, Callable[..., mixing.Mixed]] = {"mixup": mixing.mixup, "cutmix": mixing.cutmix}
 
 
-def in_order(options: Mapping[str, Mapping[str, Any]], classes: int) -> Augment:
+def compose(options: Mapping[str, Mapping[str, Any]], classes: int) -> Augment:
     """The named augmentations with their options, one after the other.
 
     The function takes images uint8 (N, C, H, W) and labels int64 (N,), and returns images of the same shape, uint8 or

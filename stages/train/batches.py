@@ -1,7 +1,7 @@
-"""Batches, taken whole out of memory or out of memory maps, through torch.utils.data.
+"""Batches of packed images, from memory or from memory-mapped files, through torch.utils.data.
 
-A plain DataLoader fetches image by image and stacks them, which costs more time than a small network takes to learn
-from them. Here the sampler draws the positions of a whole batch, and the Dataset takes them at once.
+A plain DataLoader fetches one image at a time and stacks them, which takes longer than training a small network on
+them. Here the sampler yields the indices of a whole batch, and the Dataset reads them at once.
 """
 
 import multiprocessing
@@ -23,22 +23,22 @@ from stages.common import children, machine, paths
 from stages.common.errors import UserError
 from stages.dataset.packed import Split
 from stages.train import shards
-from stages.train.processes import ALONE, Group
+from stages.train.processes import SINGLE, Group
 from stages.train.seeds import ORDER, seed_for
-from stages.train.stopping import Stop
+from stages.train.stopping import StopSignal
 
 Batch = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W), labels int64 (N,)
 
-COPIED = 256  # images at once, of a split that is brought into memory
-WAIT_SECONDS = 120  # for a batch of a worker, which takes milliseconds
-SHARED_MEMORY = Path("/dev", "shm")  # where the locks of Python's queues are
+COPY_IMAGES = 256  # copied into memory at once
+WAIT_SECONDS = 120  # for a batch from a worker, which takes milliseconds
+SHARED_MEMORY = Path("/dev", "shm")  # has the locks of Python's queues
 
 
 class PackedImages(Dataset[Batch]):
-    """Images uint8 (N, C, H, W), in memory or on the disk, and labels int64 (N,)."""
+    """Images uint8 (N, C, H, W), in memory or on disk, and labels int64 (N,)."""
 
     def __init__(self, images: Tensor | Split, labels: Tensor) -> None:
-        """images: a tensor, on any device, as the labels are; or a split, whose files each worker opens by itself."""
+        """images: a tensor on the device of the labels, or a split, whose files each worker opens itself."""
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images and {len(labels)} labels")
         self.images, self.labels = images, labels
@@ -51,53 +51,53 @@ class PackedImages(Dataset[Batch]):
         return images[0], labels[0]
 
     def __getitems__(self, positions: list[int]) -> Batch:
-        """A whole batch; torch's fetcher calls this instead of __getitem__ where it is there."""
-        where = torch.tensor(positions, dtype=torch.int64, device=self.labels.device)
+        """A whole batch. torch's fetcher prefers this method to __getitem__."""
+        indices = torch.tensor(positions, dtype=torch.int64, device=self.labels.device)
         if isinstance(self.images, Split):
-            return torch.from_numpy(self.images.gather(positions)), self.labels[where]
-        return self.images[where], self.labels[where]
+            return torch.from_numpy(self.images.gather(positions)), self.labels[indices]
+        return self.images[indices], self.labels[indices]
 
     def __reduce__(self) -> tuple[Any, ...]:
         images = self.images if isinstance(self.images, Split) else self.images.numpy()
-        return _unpickled_images, (images, self.labels.numpy())  # as _ThroughAPipe, for the same reason
+        return _unpickle_images, (images, self.labels.numpy())  # not as tensors: see _PickledBatch
 
 
-def in_memory(split: Split, device: torch.device) -> Tensor:
-    """All images of a split, on a device: uint8 (N, C, H, W)."""
+def load_into_memory(split: Split, device: torch.device) -> Tensor:
+    """Copy all images of a split to a device: uint8 (N, C, H, W)."""
     images = torch.empty((len(split), *split.image_shape), dtype=torch.uint8, device=device)
-    for start in range(0, len(split), COPIED):
-        images[start : start + COPIED] = torch.from_numpy(split[start : start + COPIED])
+    for start in range(0, len(split), COPY_IMAGES):
+        images[start : start + COPY_IMAGES] = torch.from_numpy(split[start : start + COPY_IMAGES])
     return images
 
 
 class EpochBatches(Sampler[list[int]]):
-    """The positions of each batch of an epoch: a function of (seed, epoch), whatever was drawn before.
+    """The image indices of each batch of an epoch, as a function of (seed, epoch).
 
-    Set `epoch` before each pass, and `first` to leave out the batches that a resumed run has had. Every image comes
-    once an epoch, in the last batch too, which may be smaller; a single image left over is left out, since batch norm
-    cannot learn from one.
+    Set `epoch` before each pass, and `skip` to the number of first batches to leave out, for a resumed run. Each epoch
+    has every image once. The last batch may be smaller, but a last batch of one image is dropped, since batch norm
+    cannot train on it.
     """
 
     def __init__(
-        self, count: int, batch_size: int, shuffle: bool, seed: int, parts: int = 1, group: Group = ALONE
+        self, count: int, batch_size: int, shuffle: bool, seed: int, shards: int = 1, group: Group = SINGLE
     ) -> None:
-        """parts: of a whole batch (train.shards), of which each process of the group gets its own."""
+        """count: images. shards: of a batch (train.shards); each process of the group gets the images of its own."""
         self.count, self.batch_size, self.shuffle, self.seed = count, batch_size, shuffle, seed
-        self.parts, self.group = parts, group
+        self.shards, self.group = shards, group
         self.epoch = 0
-        self.first = 0
+        self.skip = 0
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
-        whole, rest = divmod(self.count, self.batch_size)
-        return max(whole + (rest > 1), 1)
+        """Batches of an epoch."""
+        full, rest = divmod(self.count, self.batch_size)
+        return max(full + (rest > 1), 1)
 
     def batch_sizes(self) -> set[int]:
-        """Images of the first batch of an epoch and of the last."""
+        """The sizes of the first and the last batch of an epoch."""
         return {self.images_in(batch) for batch in (1, len(self))}
 
     def images_in(self, batch: int) -> int:
-        """Images of a whole batch, by its number from 1, in all processes together."""
+        """Images of a batch, in all processes. batch: its number, counted from 1."""
         return min(self.batch_size, self.count - (batch - 1) * self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -105,49 +105,45 @@ class EpochBatches(Sampler[list[int]]):
         if self.shuffle:
             generator = torch.Generator().manual_seed(seed_for(self.seed, ORDER, self.epoch))
             order = torch.randperm(self.count, generator=generator)
-        for positions in torch.split(order, self.batch_size)[self.first : len(self)]:
-            sizes = shards.sizes(len(positions), self.parts, self.batch_size)
-            own = self.group.owned(len(sizes))
+        for positions in torch.split(order, self.batch_size)[self.skip : len(self)]:
+            sizes = shards.sizes(len(positions), self.shards, self.batch_size)
+            own = self.group.own_shards(len(sizes))
             yield positions[sum(sizes[: own.start]) : sum(sizes[: own.stop])].tolist()
 
 
-class _ThroughAPipe:
-    """A batch on its way from a worker, which unpickles as the pair of tensors that it holds.
+class _PickledBatch:
+    """A batch that a worker sends through a pipe, as bytes; it unpickles as a pair of tensors.
 
-    torch would put tensors into shared memory and send file descriptors through a socket: that waits for ever below a
-    TMPDIR with a long name, needs room in /dev/shm (64 MB in a container of Docker), and two open files a batch.
+    torch would put tensors into shared memory and send file descriptors through a socket. That hangs if TMPDIR has a
+    long name, needs space in /dev/shm (64 MB in a Docker container), and needs two open files per batch.
     """
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled_batch, tuple(tensor.numpy() for tensor in self.batch)
+        return _unpickle_batch, tuple(tensor.numpy() for tensor in self.batch)
 
 
-def _unpickled_batch(images: Any, labels: Any) -> Batch:
+def _unpickle_batch(images: Any, labels: Any) -> Batch:
     return torch.from_numpy(images), torch.from_numpy(labels)
 
 
-def _unpickled_images(images: Any, labels: Any) -> PackedImages:
+def _unpickle_images(images: Any, labels: Any) -> PackedImages:
     return PackedImages(images if isinstance(images, Split) else torch.from_numpy(images), torch.from_numpy(labels))
 
 
-def _through_a_pipe(batch: Any) -> Any:
-    return _ThroughAPipe(batch)
+def _identity(batch: Any) -> Any:
+    return batch  # it is a batch already: nothing to stack
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch  # whole already: nothing to stack
-
-
-def _begin_worker(worker: int) -> None:
-    # torch asks every five seconds whether the parent is there, and never while the pipe to it is full.
+def _start_worker(worker: int) -> None:
+    # torch's workers look for their parent every five seconds, but never while the pipe to it is full.
     children.end_with_the_parent()
 
 
 class Batches:
-    """The batches of each epoch: a function of (seed, epoch), whatever was drawn before, with any number of workers."""
+    """The batches of each epoch, as a function of (seed, epoch), for any number of workers."""
 
     def __init__(
         self,
@@ -158,62 +154,64 @@ class Batches:
         seed: int,
         num_workers: int,
         pin_memory: bool,
-        stop: Stop,
-        parts: int = 1,
-        group: Group = ALONE,
+        stop: StopSignal,
+        shards: int = 1,
+        group: Group = SINGLE,
     ) -> None:
-        """parts, group: as for EpochBatches.
+        """num_workers: processes that load batches, for all epochs; 0: none. stop: ends waits for a worker.
 
-        num_workers: processes that fetch whole batches and live as long as this does; 0: none."""
-        self._positions = EpochBatches(len(dataset), batch_size, shuffle, seed, parts, group)
+        shards, group: as in EpochBatches.
+        """
+        self._sampler = EpochBatches(len(dataset), batch_size, shuffle, seed, shards, group)
+        collate: Callable[[Any], Any] = _PickledBatch if num_workers else _identity
         self._loader = DataLoader(
             dataset,
-            batch_sampler=self._positions,
-            collate_fn=_through_a_pipe if num_workers else _as_it_is,
+            batch_sampler=self._sampler,
+            collate_fn=collate,
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             timeout=WAIT_SECONDS if num_workers else 0,
-            worker_init_fn=_begin_worker,
+            worker_init_fn=_start_worker,
         )
         self._stop, self._started = stop, False
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
-        return len(self._positions)
+        """Batches of an epoch."""
+        return len(self._sampler)
 
     def images_in(self, batch: int) -> int:
-        """Images of a whole batch, by its number from 1, in all processes together."""
-        return self._positions.images_in(batch)
+        """Images of a batch, in all processes. batch: its number, counted from 1."""
+        return self._sampler.images_in(batch)
 
-    def of_epoch(self, epoch: int, first: int) -> Iterator[Batch]:
-        """The batches of an epoch but for its `first` ones, without a wait that nothing ends.
+    def iterate(self, epoch: int, skip: int) -> Iterator[Batch]:
+        """The batches of an epoch, without the first `skip`. They end early if a stop signal comes, also during a wait.
 
-        They end early once `stop` was told to stop, also while this waits for one. Raises UserError if the workers
-        cannot be started, if one of them ends, and if none gives a batch within WAIT_SECONDS.
+        Raises UserError if the workers cannot be started, if one of them ends, and if none sends a batch within
+        WAIT_SECONDS.
         """
-        self._positions.epoch, self._positions.first = epoch, first
-        # The first time it starts the workers, which should not be given up half-way; later it waits for them.
-        begin = partial(self._of_workers, lambda: iter(self._loader))
+        self._sampler.epoch, self._sampler.skip = epoch, skip
+        # The first call starts the workers, which a signal must not interrupt; later calls wait for them.
+        begin = partial(self._call_workers, lambda: iter(self._loader))
         iterator = self._stop.wait(begin) if self._started else begin()
         self._started = True
-        while iterator and (batch := self._stop.wait(lambda: self._of_workers(lambda: next(iterator, None)))):
+        while iterator and (batch := self._stop.wait(lambda: self._call_workers(lambda: next(iterator, None)))):
             yield batch
 
-    def _of_workers(self, call: Callable[[], Any]) -> Any:
+    def _call_workers(self, call: Callable[[], Any]) -> Any:
         try:
             return call()
         except (RuntimeError, OSError, MemoryError, EOFError) as error:
             if not self._loader.num_workers:
                 raise
-            _discard(error)
+            _clear_frames(error)
             raise UserError(workers_failed(error, self._loader.num_workers)) from None
 
 
-def _discard(error: BaseException) -> None:
-    """Delete what the frames of an error hold.
+def _clear_frames(error: BaseException) -> None:
+    """Delete the local variables in the frames of an error, silently.
 
-    An iterator of torch's whose workers could not be started prints a traceback as it is deleted.
+    A torch iterator whose workers could not be started prints a traceback when it is deleted.
     """
     hook = sys.unraisablehook
     sys.unraisablehook = lambda _: None
@@ -224,25 +222,24 @@ def _discard(error: BaseException) -> None:
 
 
 def workers_failed(error: BaseException, num_workers: int) -> str:
-    """What to say of workers that failed with this error: what decides on it, and what there is of it here."""
+    """The message for workers that failed with this error, with the limits of this machine that may be the cause."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].rstrip(".")
-    there = [f"ulimit -n is {machine.open_files() or 'unlimited'}"]
+    limits = [f"ulimit -n is {machine.open_files() or 'unlimited'}"]
     if (free := machine.memory_bytes()) is not None:
-        there.insert(0, f"{machine.gigabytes(free)} of memory are free")
+        limits.insert(0, f"{machine.gigabytes(free)} of memory are free")
     if SHARED_MEMORY.is_dir():
-        there.append(f"{machine.gigabytes(shutil.disk_usage(SHARED_MEMORY).free)} in {SHARED_MEMORY}")
+        limits.append(f"{machine.gigabytes(shutil.disk_usage(SHARED_MEMORY).free)} in {SHARED_MEMORY}")
     return (
         f"the loader's workers failed: {reason}; {paths.PARAMS}: machine.num_workers is {num_workers}: set 0, or "
-        f"fewer, or a smaller train.batch_size ({', '.join(there)})"
+        f"fewer, or a smaller train.batch_size ({', '.join(limits)})"
     )
 
 
 @contextmanager
 def ending_workers(num_workers: int) -> Iterator[None]:
-    """End the workers that were started within the block with it, one that hangs or is stopped as well.
+    """Kill all workers that the block started, at its end. Python itself would wait for a worker that hangs.
 
-    Python would wait for such a one at its own end. Raises UserError if one of them was killed: torch tells the main
-    thread by an exception, whatever that is doing.
+    Raises UserError if a worker was killed during the block: torch then raises a RuntimeError in the main thread.
     """
     before = set(multiprocessing.active_children())
     try:
@@ -252,7 +249,7 @@ def ending_workers(num_workers: int) -> Iterator[None]:
             raise UserError(workers_failed(error, num_workers)) from None
         raise
     finally:
-        # torch answers the end of a worker with an exception.
+        # torch's handler of SIGCHLD would raise an exception.
         handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if hasattr(signal, "SIGCHLD") else None
         for child in set(multiprocessing.active_children()) - before:
             child.kill()

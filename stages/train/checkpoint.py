@@ -1,8 +1,8 @@
-"""What a killed run resumes from: its whole state, whatever that is, in a file that no pickle can poison.
+"""Checkpoints, from which a killed run resumes: safetensors files, without pickles.
 
-It lives in runs/resume/KEY (stages/common/resume.py), where neither Git nor DVC looks. KEY is a digest of the code, the
-parameters, the data and what computes, so that nothing of another run is ever resumed; the folder is deleted when the
-stage succeeds.
+They are in runs/resume/KEY (stages/common/resume.py), which Git and DVC ignore. KEY is a digest of the code, the
+parameters, the data and the hardware, so a run never resumes from another run's checkpoint. The folder is deleted when
+the stage succeeds.
 """
 
 import hashlib
@@ -22,25 +22,25 @@ from torch import Tensor
 
 from stages.common import files, paths, resume
 from stages.common.errors import UserError
-from stages.train.processes import ALONE, Group
+from stages.train.processes import SINGLE, Group
 
-PACKAGE = Path(__file__).parents[1]  # of the stages
+PACKAGE = Path(__file__).parents[1]  # the folder stages
 LATEST, PREVIOUS = "latest.safetensors", "previous.safetensors"
 META = "state"  # safetensors writes its metadata in no fixed order: one key, one JSON document
 
 
 def key(stage: str, parameters: object, inputs: Iterable[Path], place: str) -> str:
-    """What a run is: a digest of all that can change a bit of its results.
+    """The key of a run: a digest of everything that can change a bit of its results.
 
-    parameters: those that can, of a type whose repr tells them apart. inputs: the data files that it reads. place: the
-    device and its instruction set. The code is what dvc.yaml says of the stage: not what is loaded, since the running
-    stage is called __main__ and some of it may not be loaded yet.
+    parameters: those that can, of a type whose repr shows all values. inputs: the data files that it reads. place: the
+    device and its instruction set. The code consists of the stage's dependencies in dvc.yaml, not of the modules that
+    are loaded: some may not be loaded yet, and the stage itself is called __main__.
     """
     versions = f"torch {torch.__version__} numpy {version('numpy')}"
     digest = hashlib.sha256(f"{stage} {parameters!r} {place} {versions}".encode())
     root = PACKAGE.parent
-    named = [(path.relative_to(root).as_posix(), path) for path in code(stage, root)]
-    for name, path in [*named, *((path.as_posix(), path) for path in inputs)]:
+    code_files = [(path.relative_to(root).as_posix(), path) for path in code(stage, root)]
+    for name, path in [*code_files, *((path.as_posix(), path) for path in inputs)]:
         digest.update(f"\0{name}\0".encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -48,20 +48,22 @@ def key(stage: str, parameters: object, inputs: Iterable[Path], place: str) -> s
 
 
 def code(stage: str, root: Path) -> list[Path]:
-    """The files of a stage's code below `root`: what dvc.yaml there names as its inputs, and no other stage makes.
+    """The files of a stage's code below `root`: its dependencies in dvc.yaml that are no outputs of other stages.
 
-    All of the package where dvc.yaml is not there or does not have the stage. Raises UserError where it is no YAML.
+    Without a dvc.yaml that has the stage, they are all files of the package. Raises UserError if it is not valid YAML.
     """
     try:
         stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
         inputs = [root / _path(entry) for entry in stages[stage]["deps"]]
-        made = {root / path for each in stages.values() for path in _outputs(each)}
+        outputs = {root / path for definition in stages.values() for path in _outputs(definition)}
     except (FileNotFoundError, KeyError, TypeError):
         return _files(PACKAGE)
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"dvc.yaml: not valid YAML: {str(error).splitlines()[0]}") from None
-    kept = [path for path in inputs if not any(path.is_relative_to(out) or out.is_relative_to(path) for out in made)]
-    return sorted({file for path in kept for file in _files(path)})
+    sources = [
+        path for path in inputs if not any(path.is_relative_to(out) or out.is_relative_to(path) for out in outputs)
+    ]
+    return sorted({file for path in sources for file in _files(path)})
 
 
 def _outputs(stage: dict[str, Any]) -> Iterator[str]:
@@ -70,38 +72,38 @@ def _outputs(stage: dict[str, Any]) -> Iterator[str]:
 
 
 def _path(entry: Any) -> str:
-    """Of an entry of dvc.yaml, which is a path or {path: options}."""
+    """The path of an entry of dvc.yaml, which is the path itself or {path: options}."""
     return str(next(iter(entry)) if isinstance(entry, dict) else entry)
 
 
 def _files(path: Path) -> list[Path]:
-    """A file, or all files of a folder but for Python's caches; nothing if it is not there."""
+    """A file itself, or all files of a folder except for Python's caches; nothing if the path is missing."""
     if path.is_file():
         return [path]
     return sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
 
 
 class Checkpoints:
-    """The two last checkpoints of one run: the one before is there for the case that the last cannot be read.
+    """The last two checkpoints of a run. The older one is used if the newer one cannot be read.
 
     Only the head of a group of processes reads and writes them.
     """
 
-    def __init__(self, run: str, every_seconds: float, group: Group = ALONE, folder: Path | None = None) -> None:
-        """run: its key. folder: of `resume.claimed`."""
+    def __init__(self, run: str, every_seconds: float, group: Group = SINGLE, folder: Path | None = None) -> None:
+        """run: the key. folder: as `resume.claimed` gives it."""
         self.run, self.folder, self.group = run, folder or paths.RESUME / run, group
         self.every_seconds, self.last = every_seconds, time.monotonic()
 
     def due(self) -> bool:
-        """Whether the time for another one has come."""
-        return self.group.head and time.monotonic() - self.last >= self.every_seconds
+        """Whether it is time for the next checkpoint."""
+        return self.group.is_head and time.monotonic() - self.last >= self.every_seconds
 
     def save(self, state: dict[str, Any]) -> None:
         """Write a checkpoint, atomically. Waits for a GPU.
 
-        state: dicts, lists and tuples, nested, of tensors and values of JSON. Raises TypeError for anything else.
+        state: nested dicts, lists and tuples of tensors and JSON values. Raises TypeError for anything else.
         """
-        if not self.group.head:
+        if not self.group.is_head:
             return
         content = self._encoded(state)
         latest = self.folder / LATEST
@@ -111,10 +113,10 @@ class Checkpoints:
         self.last = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """The run's last state, with all tensors on the CPU, in every process; None if there is none that can be read.
+        """The last state of the run, in every process, with all tensors on the CPU; None if there is none.
 
-        A checkpoint that cannot be read, or is not of this run, is set aside with one line. Raises UserError in a
-        process whose run is not the head's.
+        A checkpoint that cannot be read, or belongs to another run, is set aside with one line. Raises UserError in a
+        process whose key differs from the head's.
         """
         if self.group.size == 1:
             return self._stored()
@@ -123,9 +125,9 @@ class Checkpoints:
                 f"process {self.group.rank} would not train what the first one trains: its code, {paths.PARAMS}, data, "
                 "package versions or kind of processor differ; use the same commit and the same machine type"
             )
-        state = self._stored() if self.group.head else None
+        state = self._stored() if self.group.is_head else None
         content = self.group.broadcast(None if state is None else self._encoded(state))
-        return state if self.group.head or content is None else self._decoded(content)
+        return state if self.group.is_head or content is None else self._decoded(content)
 
     def _stored(self) -> dict[str, Any] | None:
         for name in (LATEST, PREVIOUS):
@@ -142,8 +144,8 @@ class Checkpoints:
         return None
 
     def _read(self, path: Path) -> dict[str, Any]:
-        """The state in a checkpoint of this run, every byte of it as it was written."""
-        path.stat()  # FileNotFoundError, where safe_open has an error of its own
+        """The state in a checkpoint, if the file is complete, unchanged, and of this run. Raises ValueError, …"""
+        path.stat()  # raises FileNotFoundError, instead of safe_open's own error
         with safe_open(path, framework="pt") as file:
             document = json.loads((file.metadata() or {})[META])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it cannot be iterated over
@@ -156,7 +158,7 @@ class Checkpoints:
         return save(tensors, metadata={META: json.dumps(document)})
 
     def _decoded(self, content: bytes) -> dict[str, Any]:
-        """The state that `_encoded` gave: of a file of safetensors, whose header the library does not give away."""
+        """The inverse of `_encoded`. safetensors has no function that reads the metadata from bytes."""
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         return self._checked(json.loads(header["__metadata__"][META]), load(content))
 
@@ -169,15 +171,15 @@ class Checkpoints:
         return state
 
     def delete(self) -> None:
-        """Forget the run's checkpoints, and what other runs left too long ago."""
+        """Delete the checkpoints of this run, and old ones of other runs."""
         shutil.rmtree(self.folder, ignore_errors=True)
         resume.prune()
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """A value as JSON from which `_decode` makes it again, its tensors apart, in `tensors`.
+    """A JSON document that `_decode` turns back into the value. Tensors are added to `tensors`.
 
-    Each container is a JSON object of one key, its type: JSON itself knows no tuples and no keys but strings.
+    Each container becomes a JSON object whose one key is its type: JSON has no tuples, and only strings as keys.
     """
     if isinstance(value, Tensor):
         name, copy = str(len(tensors)), value.detach().cpu().clone()  # safetensors refuses tensors that share memory
@@ -197,7 +199,7 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
         return value
     ((kind, content),) = value.items()
     if kind == "tensor":
-        # In the memory layout it had, which decides on the kernels that compute with it, and so on last bits.
+        # In its original memory layout, which decides which kernels run, and so the last bits of results.
         name, stride = content
         return torch.empty_strided(tensors[name].shape, stride, dtype=tensors[name].dtype).copy_(tensors[name])
     if kind == "dict":
@@ -207,7 +209,7 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _digest(document: dict[str, Any], tensors: dict[str, Tensor]) -> str:
-    """Of all that a checkpoint holds: a disk that flips a bit must not change what a run ends in."""
+    """A digest of the whole content: a bit flipped on disk must not change the results."""
     digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]

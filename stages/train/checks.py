@@ -8,13 +8,13 @@ from torch import nn
 
 from stages.common import machine, paths
 from stages.common.errors import UserError, one_line
-from stages.common.text import listed
+from stages.common.text import counted, listed
 from stages.dataset.data_card import DataCard
 from stages.network import device, models
 from stages.train import shards
 from stages.train.batches import EpochBatches
-from stages.train.optimizers import numbers_a_weight
-from stages.train.options import Chosen, Train, misfits
+from stages.train.optimizers import state_per_weight
+from stages.train.options import Config, Train, misfits
 
 
 def check_machine(train: Train, evaluate: object, target: torch.device) -> None:
@@ -68,30 +68,30 @@ def check_augmentation(options: Mapping[str, Mapping[str, Any]], channels: int) 
 
 
 def check_network(
-    build: Callable[[], nn.Module], chosen: Chosen, card: DataCard, images: int, free: int | None, processes: int = 1
+    build: Callable[[], nn.Module], config: Config, card: DataCard, images: int, free: int | None, processes: int = 1
 ) -> None:
     """Raise UserError if the network does not fit the images, the batches or the memory.
 
     images: of the training part. free: bytes on the GPU; None where tensors are in the machine's own memory.
     processes: that train on this machine, each of which has at least one part of a batch.
     """
-    train = chosen.train
+    train = config.train
     try:
         with torch.device("meta"):  # takes no memory
             outline = build()
     except ValueError as error:
-        raise UserError(f"{paths.PARAMS}: models.{chosen.model}: {error}") from None
-    if chosen.model == "torchvision":  # the others have found it while they were built
-        check_image_size(outline, card.shape, chosen.model_options["architecture"])
+        raise UserError(f"{paths.PARAMS}: models.{config.model}: {error}") from None
+    if config.model == "torchvision":  # the others have found it while they were built
+        check_image_size(outline, card.shape, config.model_options["architecture"])
     batch_sizes = EpochBatches(images, train.batch_size, train.shuffle, train.seed).batch_sizes()
     sizes = [shards.sizes(size, train.shards, train.batch_size) for size in batch_sizes]
-    check_smallest_shard(outline, card.shape, min(map(min, sizes)), train.batch_size, chosen.model)
+    check_smallest_shard(outline, card.shape, min(map(min, sizes)), train.batch_size, config.model)
     own = max(map(len, sizes)) if processes == 1 else 1  # at least
     gradients = (own - 1).bit_length() + 1  # at least, while the last shard is computed: see tree.Sums
-    copies = 1 + gradients + numbers_a_weight(train.optimizer, chosen.optimizer_options)
+    copies = 1 + gradients + state_per_weight(train.optimizer, config.optimizer_options)
     copies *= processes if free is None else 1
     where, room = ("the GPU", free) if free is not None else ("this machine", machine.memory_bytes())
-    check_memory(models.parameter_count(outline), copies, room, where, chosen.model)
+    check_memory(models.parameter_count(outline), copies, room, where, config.model)
 
 
 def check_image_size(outline: nn.Module, shape: models.Shape, architecture: str) -> None:
@@ -116,7 +116,7 @@ def check_smallest_shard(outline: nn.Module, shape: models.Shape, images: int, b
         if "more than 1 value per channel" not in str(error):
             raise
         raise UserError(
-            f"{paths.PARAMS}: train.batch_size is {batch}, and in a step of {images} image{'s' * (images > 1)} batch "
+            f"{paths.PARAMS}: train.batch_size is {batch}, and in a step of {counted(images, 'image')} batch "
             f"norm gets one value per channel, where it needs two: set a larger train.batch_size, or a models.{name} "
             "with less pooling"
         ) from None

@@ -8,15 +8,14 @@ from stages.common import paths
 from stages.common.errors import UserError
 from stages.dataset.data_card import DataCard
 from stages.network import pretrained, weights_file
-from stages.network.options import NO_WEIGHTS
 from stages.network.weights_file import Weights
 from stages.train import optimizers
-from stages.train.options import Chosen
+from stages.train.options import Config
 
 
-def read_weights(chosen: Chosen) -> Weights | None:
+def read_weights(config: Config) -> Weights | None:
     """The pretrained weights that params.yaml asks for; None: new ones. Raises UserError if the stage made others."""
-    if chosen.fine_tuning is None or chosen.fine_tuning.weights == NO_WEIGHTS:
+    if not config.starts_pretrained:
         return None
     weights = weights_file.read(paths.PRETRAINED)
     if weights is None:  # the stage was run by hand
@@ -37,16 +36,16 @@ def normalization(card: DataCard, weights: Weights | None) -> tuple[list[float],
 
 
 def fine_tune(
-    model: nn.Sequential, weights: Weights | None, chosen: Chosen, classes: list[str]
+    model: nn.Sequential, weights: Weights | None, config: Config, classes: list[str]
 ) -> list[dict[str, Any]]:
     """Put the pretrained weights into a model and freeze what is to stay; returns the parameter groups to train.
 
     weights: of `read_weights`. Raises UserError if they do not fit.
     """
-    lr, tuning = chosen.optimizer_options["lr"], chosen.fine_tuning
+    lr, tuning = config.optimizer_options["lr"], config.fine_tuning
     if tuning is None or weights is None:
         return optimizers.groups(model, (), lr, 1)
-    names = pretrained.load(model, weights, chosen.model_options["architecture"], classes)
+    names = pretrained.load(model, weights, config.model_options["architecture"], classes)
     pretrained.freeze(model, tuning.freeze)
     print(f"{len(names)} of {len(model[1].state_dict())} tensors are of {weights.origin.source}", flush=True)
     return optimizers.groups(model, names, lr, tuning.lr_factor)

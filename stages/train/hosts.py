@@ -1,7 +1,7 @@
-"""Training on several machines: who takes part, where they meet, and whether another machine would compute the same.
+"""Training on several machines: which machines may join, and how they find the head.
 
-They meet in the store of torch.distributed, which the head opens. Whatever is in it is plain text or JSON: nothing that
-comes from another machine is unpickled. The store asks for no password, so its network must be a trusted one.
+They meet in a store of torch.distributed, which the head opens. It contains text and JSON, and nothing that comes from
+another machine is unpickled. The store asks for no password, so use it in a trusted network only.
 """
 
 import fcntl
@@ -28,48 +28,49 @@ from stages.common.errors import UserError
 from stages.common.head import CONNECT_SECONDS, HOST, Place, parsed
 from stages.dataset import packed
 from stages.train import checkpoint
-from stages.train.options import Chosen
+from stages.train.options import Config
 
 POLL_SECONDS = 0.5
-MOST_SKEW_SECONDS = 10.0  # between clocks: torch's rendezvous counts a machine as gone by its time stamps
+MAX_SKEW_SECONDS = 10.0  # between clocks: torch's rendezvous tells by time stamps whether a machine is gone
 PACKAGES = ("torch", "torchvision", "numpy", "safetensors")
 
 
-def connected(head: str, timeout_seconds: float) -> tuple[TCPStore, Place]:
-    """The store of a head, and the place. head: HOST:PORT. Raises UserError within the timeout."""
-    address, number = parsed(head)
+def connect(head: str, timeout_seconds: float) -> tuple[TCPStore, Place]:
+    """Connect to the store of a head, HOST:PORT. Raises UserError within the timeout."""
+    address, port = parsed(head)
     seconds = min(CONNECT_SECONDS, timeout_seconds)
     with heads.connected(head, timeout_seconds) as probe:
-        own = probe.getsockname()[0]
-    store = _store_of_a_head(address, number, seconds)
+        own_address = probe.getsockname()[0]
+    store = _open_head_store(address, port, seconds)
     if store is None:
         raise UserError(f"{head} answers, but not as a head of training does; check the port")
-    return store, Place(address, number, own, head=False)
+    return store, Place(address, port, own_address, head=False)
 
 
-def _store_of_a_head(host: str, port: int, seconds: float) -> TCPStore | None:
-    """The store that a head has opened; None if something else listens there."""
-    found: list[TCPStore] = []
+def _open_head_store(host: str, port: int, seconds: float) -> TCPStore | None:
+    """A connection to the store of a head; None if something else listens there."""
+    stores: list[TCPStore] = []
 
-    def connect() -> None:
+    def open_and_wait() -> None:
         with suppress(RuntimeError):
-            store = opened(host, port, seconds)
+            store = open_store(host, port, seconds)
             store.wait(["facts"], timedelta(seconds=seconds))
-            found.append(store)
+            stores.append(store)
 
-    thread = threading.Thread(target=connect, daemon=True)  # torch would wait forever for a program that says nothing
+    # In a thread, since torch would wait forever for a program that accepts connections and sends nothing.
+    thread = threading.Thread(target=open_and_wait, daemon=True)
     thread.start()
     thread.join(2 * seconds)
-    return found[0] if found else None
+    return stores[0] if stores else None
 
 
-def opened(host: str, port: int, seconds: float) -> TCPStore:
-    """A connection to the store of a head. Raises RuntimeError."""
+def open_store(host: str, port: int, seconds: float) -> TCPStore:
+    """A connection to a store. Raises RuntimeError."""
     return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=seconds))
 
 
 def interface(address: str) -> str:
-    """The name of the network interface that has an address. Raises UserError."""
+    """The name of the network interface that has this IPv4 address. Raises UserError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         for _, name in socket.if_nameindex():
             with suppress(OSError):  # it has no IPv4 address
@@ -79,46 +80,47 @@ def interface(address: str) -> str:
     raise UserError(f"no network interface of this machine has the address {address}; set {HOST} to one that it has")
 
 
-# --- what must be the same
+# --- what must be equal on all machines
 
 
-def facts(chosen: Chosen, device: str) -> dict[str, str]:
-    """All that decides on the bits of the result, by what it is. device: train.device as chosen here."""
+def facts(config: Config, device: str) -> dict[str, str]:
+    """Everything that decides the bits of the result, by name. device: train.device."""
     root = checkpoint.PACKAGE.parent
-    capability = "" if chosen.train.numerics == "portable" else f" {torch.backends.cpu.get_cpu_capability()}"
+    capability = "" if config.train.numerics == "portable" else f" {torch.backends.cpu.get_cpu_capability()}"
     return {
         "commit": heads.commit(),
         "code": heads.digest(root, checkpoint.code("train", root)),
-        "parameters": hashlib.sha256(repr(chosen).encode()).hexdigest()[:12],
+        "parameters": hashlib.sha256(repr(config).encode()).hexdigest()[:12],
         "data": heads.digest(Path(), [paths.TRAIN / packed.INDEX, paths.VALIDATION / packed.INDEX, paths.DATA_CARD]),
+        "weights": heads.digest(Path(), [paths.PRETRAINED]) if config.starts_pretrained else "none",
         "packages": " ".join(f"{name} {version(name)}" for name in PACKAGES),
         "processor": f"{platform.machine()} {device}{capability}",
     }
 
 
-# --- the head's door, and the joiner's knock
+# --- joining
 
 
 @contextmanager
-def door(place: Place, own: Mapping[str, str], run: str, timeout_seconds: float) -> Iterator[None]:
-    """Publish what a machine must have to join, and print what those that come say."""
-    store = opened(place.host, place.port, timeout_seconds)
-    published = {"facts": dict(own), "run": run, "timeout_seconds": timeout_seconds, "maximum": place.maximum}
+def door(place: Place, facts: Mapping[str, str], run_id: str, timeout_seconds: float) -> Iterator[None]:
+    """On the head: publish the facts that another machine needs to join, and print the messages of other machines."""
+    store = open_store(place.host, place.port, timeout_seconds)
+    published = {"facts": dict(facts), "run": run_id, "timeout_seconds": timeout_seconds, "maximum": place.maximum}
     store.set("clock", str(time.time()))
     store.set("facts", json.dumps(published))
     ended = threading.Event()
 
-    def answer() -> None:
-        told = 0
-        with suppress(RuntimeError):  # the store is gone, as at the end of the run
+    def print_messages() -> None:
+        printed = 0
+        with suppress(RuntimeError):  # the store is closed at the end of the run
             while not ended.wait(POLL_SECONDS):
                 store.set("clock", str(time.time()))
-                while told < store.add("messages", 0):
-                    told += 1
-                    message = store.get(f"message {told}").decode(errors="replace")
+                while printed < store.add("messages", 0):
+                    printed += 1
+                    message = store.get(f"message {printed}").decode(errors="replace")
                     print(errors.printable(errors.one_line(message)), flush=True)
 
-    thread = threading.Thread(target=answer, daemon=True)
+    thread = threading.Thread(target=print_messages, daemon=True)
     thread.start()
     try:
         yield
@@ -127,46 +129,49 @@ def door(place: Place, own: Mapping[str, str], run: str, timeout_seconds: float)
         thread.join(timeout_seconds)
 
 
-def tell(store: TCPStore, message: str) -> None:
-    """Have the head print a line."""
+def notify_head(store: TCPStore, message: str) -> None:
+    """Let the head print a line."""
     number = store.add("messages", 1)
     store.set(f"message {number}", message)
 
 
-def admitted(store: TCPStore, place: Place, own: Mapping[str, str]) -> dict[str, Any]:
-    """What the head has published, if this machine may join. Raises UserError, of which the head prints a line too."""
+def admission(store: TCPStore, place: Place, facts: Mapping[str, str]) -> dict[str, Any]:
+    """What the head has published. Raises UserError, and the head prints a line, if this machine may not join.
+
+    facts: of this machine.
+    """
     published: dict[str, Any] = json.loads(store.get("facts"))
     skew = time.time() - float(store.get("clock"))
-    reason = heads.difference(published["facts"], own)
-    if not reason and abs(skew) > MOST_SKEW_SECONDS:
+    reason = heads.difference(published["facts"], facts)
+    if not reason and abs(skew) > MAX_SKEW_SECONDS:
         reason = f"clock ({abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the head's): set the clocks with NTP"
     if reason:
-        tell(store, f"{place.address} may not join: other {reason}")
+        notify_head(store, f"{place.address} may not join: other {reason}")
         raise UserError(f"this machine cannot join {place}: other {reason}")
     return published
 
 
 @contextmanager
-def watched(place: Place, timeout_seconds: float, lost: Callable[[], None]) -> Iterator[None]:
-    """Call `lost` once the head has not answered for timeout_seconds, from another thread.
+def watching_head(place: Place, timeout_seconds: float, on_loss: Callable[[], None]) -> Iterator[None]:
+    """Call `on_loss`, from another thread, if the head does not answer for timeout_seconds.
 
-    torch's own calls notice that the head has ended, but not that the network is cut: they would wait forever.
+    torch notices that the head has ended, but not that the network is cut: its calls would wait forever.
     """
-    ended, last = threading.Event(), [time.monotonic()]
+    ended, last_answer = threading.Event(), [time.monotonic()]
 
-    def ask() -> None:
+    def poll() -> None:
         with suppress(RuntimeError):
-            store = opened(place.host, place.port, timeout_seconds)
+            store = open_store(place.host, place.port, timeout_seconds)
             while not ended.wait(POLL_SECONDS):
                 store.add("messages", 0)
-                last[0] = time.monotonic()
+                last_answer[0] = time.monotonic()
 
-    def judge() -> None:
+    def check() -> None:
         while not ended.wait(POLL_SECONDS):
-            if time.monotonic() - last[0] > timeout_seconds:
-                lost()
+            if time.monotonic() - last_answer[0] > timeout_seconds:
+                on_loss()
 
-    for target in (ask, judge):
+    for target in (poll, check):
         threading.Thread(target=target, daemon=True).start()
     try:
         yield

@@ -1,8 +1,8 @@
-"""Start the processes of a run, as torchrun does: its elastic agent starts them, watches them and starts them again.
+"""Start the processes of a run with torchrun's elastic agent, which watches them and restarts them.
 
-A worker that is killed or hangs ends an attempt; the next one goes on from the last checkpoint. A worker that ends by
-itself, for an error that the user can fix or a signal, has said why, and ends the run. With several machines, one agent
-runs on each; they meet in the store that the head opens (stages/train/hosts.py).
+If a worker is killed or hangs, the agent restarts all workers, which resume from the last checkpoint. A worker that
+ends by itself, because of an error or a signal, has printed the reason, and ends the run. With several machines, one
+agent runs on each; they meet in the store that the head opens (stages/train/hosts.py).
 """
 
 import logging
@@ -26,33 +26,35 @@ from stages.common import errors, head, machine, machine_settings, paths
 from stages.common.errors import Interrupted, UserError
 from stages.common.head import Place
 from stages.common.machine_settings import Machine
-from stages.train.options import Chosen
-from stages.train.processes import STORE, LostProcessError
+from stages.common.text import counted
+from stages.train.options import Config
+from stages.train.processes import ENDED, ENDED_FILE, RESTARTING, STORE, LostProcessError
 
-if TYPE_CHECKING:  # a process that trains alone does not load torch.distributed
+if TYPE_CHECKING:  # a process that trains alone does not import torch.distributed
     from torch.distributed import TCPStore
+    from torch.distributed.elastic.agent.server.api import WorkerSpec
+    from torch.distributed.elastic.multiprocessing import LogsSpecs
+    from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
-LAST_CALL_SECONDS = 2  # for which a round waits for further machines
-HEARTBEATS = 5  # that a machine misses until it counts as gone
-ENDED_FILE, RESTARTING = "ended", "restarting"
-ENDED = "TRAIN_ENDED"  # environment variable of a worker: the file that the first one to end by itself writes
-LOST = 75  # exit status of a worker that lost another one; sysexits.h calls it a temporary failure
-RESTARTS = 100
-GRACE_SECONDS = 10  # between SIGTERM and SIGKILL: the head writes a checkpoint meanwhile
-REASON_SECONDS = 2  # a worker that lost another one lets that one, which may know why, end first
+LAST_CALL_SECONDS = 2  # that a rendezvous waits for more machines
+HEARTBEATS = 5  # that a machine may miss before it counts as gone
+LOST = 75  # exit status of a worker that lost another worker; in sysexits.h, a temporary failure
+MAX_RESTARTS = 100
+GRACE_SECONDS = 10  # between SIGTERM and SIGKILL; in that time the head writes a checkpoint
+REASON_SECONDS = 2  # after losing another worker, a worker waits for that one to print its reason
 
 
-def run(chosen: Chosen, settings: Machine) -> int:
-    """Train in machine.processes processes on this machine, and on those that join; return the exit status.
+def run(config: Config, settings: Machine) -> int:
+    """Train in machine.processes processes on this machine, and on machines that join. Returns the exit status.
 
-    The head, which is the first process of this machine, prints and writes.
+    The head, the first process of this machine, prints and writes the results. Raises UserError.
     """
     import torch.distributed as dist
 
     from stages.train import hosts
 
-    options, wanted = chosen.train, head.wanted(os.environ)
-    warn(options.shards, settings.processes, machine.cores(), options.device)
+    train, wanted = config.train, head.wanted(os.environ)
+    warn(train.shards, settings.processes, machine.cores(), train.device)
     with (
         head.listening(wanted or head.ALONE) as listener,
         tempfile.TemporaryDirectory() as folder,
@@ -69,115 +71,80 @@ def run(chosen: Chosen, settings: Machine) -> int:
         )
         run_id = uuid.uuid4().hex
         if wanted:
-            own = hosts.facts(chosen, options.device)
-            stack.enter_context(hosts.door(place, own, run_id, settings.timeout_seconds))
+            facts = hosts.facts(config, train.device)
+            stack.enter_context(hosts.door(place, facts, run_id, settings.timeout_seconds))
             print(f"this machine is the head; on each other one: make join HEAD={place}", flush=True)
-        return _run(settings, place, store, run_id, Path(folder))
+        return _run_agent(settings, place, store, run_id, Path(folder))
 
 
-def join(head: str, chosen: Chosen, settings: Machine) -> int:
-    """Train with a head on another machine, HOST:PORT, until it has finished; return the exit status.
+def join(address: str, config: Config, settings: Machine) -> int:
+    """Train with a head on another machine until it has finished. Returns the exit status.
 
-    Raises UserError.
+    address: of the head, HOST:PORT. Raises UserError.
     """
     from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousTimeoutError
 
     from stages.train import hosts
 
-    store, place = hosts.connected(head, settings.timeout_seconds)
-    published = hosts.admitted(store, place, hosts.facts(chosen, chosen.train.device))
+    store, place = hosts.connect(address, settings.timeout_seconds)
+    published = hosts.admission(store, place, hosts.facts(config, config.train.device))
     timeout = float(published["timeout_seconds"])
-    os.environ[machine_settings.variable("timeout_seconds")] = str(timeout)  # the head's, for the workers here
-    settings, place = (
-        settings.model_copy(update={"timeout_seconds": timeout}),
-        replace(place, maximum=published["maximum"]),
-    )
-    plural = "es" * (settings.processes > 1)
-    hosts.tell(store, f"{place.address} joins with {settings.processes} process{plural}")
-    print(f"joining {place} with {settings.processes} process{plural}; the head prints and writes", flush=True)
-    gone = UserError(f"the head {place} has ended or cannot be reached; nothing runs here any more")
+    os.environ[machine_settings.variable("timeout_seconds")] = str(timeout)  # for the workers on this machine
+    settings = settings.model_copy(update={"timeout_seconds": timeout})
+    place = replace(place, maximum=published["maximum"])
+    processes = counted(settings.processes, "process", "processes")
+    hosts.notify_head(store, f"{place.address} joins with {processes}")
+    print(f"joining {place} with {processes}; the head prints and writes", flush=True)
+    head_gone = UserError(f"the head {place} has ended or cannot be reached; nothing runs here any more")
 
-    def lost() -> None:
-        errors.print_line(f"error: {gone}")
-        os._exit(2)  # the workers end with this program, which may wait in torch for an answer
+    def end_program() -> None:
+        errors.print_line(f"error: {head_gone}")
+        os._exit(2)  # torch may be waiting for an answer; the workers end with this program
 
-    with tempfile.TemporaryDirectory() as folder, hosts.watched(place, timeout, lost):
+    with tempfile.TemporaryDirectory() as folder, hosts.watching_head(place, timeout, end_program):
         Path(folder, RESTARTING).touch()
         try:
-            status = _run(settings, place, store, published["run"], Path(folder))
+            status = _run_agent(settings, place, store, published["run"], Path(folder))
         except RendezvousTimeoutError:
             raise UserError(f"{place} had no place for this machine for {timeout:g} s (TRAIN_NODES)") from None
         except RendezvousError:
-            raise gone from None
+            raise head_gone from None
     if not status:
         print("training has ended; the head has the results", flush=True)
     return status
 
 
 def warn(shards: int, processes: int, cores: int, device: str) -> None:
-    """Print what is odd about a number of processes."""
+    """Print a warning if some of the processes cannot speed up training."""
     if processes > shards:
         print(
-            f"warning: machine.processes is {processes}, and a batch has {shards} parts (train.shards): {shards} "
-            f"process{'es' * (shards > 1)} work, the others wait",
+            f"warning: machine.processes is {processes}, and a batch has {counted(shards, 'part')} (train.shards): "
+            f"only {counted(shards, 'process', 'processes')} can work",
             flush=True,
         )
     elif processes > cores and device == "cpu":
-        print(f"warning: machine.processes is {processes}, and this machine has {cores} cores", flush=True)
+        print(
+            f"warning: machine.processes is {processes}, and this machine has {counted(cores, 'core')}",
+            flush=True,
+        )
 
 
-def _run(settings: Machine, place: Place, store: "TCPStore", run_id: str, folder: Path) -> int:
-    logging.disable(logging.CRITICAL)  # torchrun's own account of what follows
-    from torch.distributed.elastic.agent.server.api import WorkerSpec
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
-    from torch.distributed.elastic.rendezvous import RendezvousParameters, RendezvousTimeoutError
-    from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
+def _run_agent(settings: Machine, place: Place, store: "TCPStore", run_id: str, folder: Path) -> int:
+    """Run this machine's agent until training ends. folder: temporary. Returns the exit status. Raises UserError."""
+    logging.disable(logging.CRITICAL)  # of torchrun, which would also log what is printed here
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.rendezvous import RendezvousTimeoutError
 
-    from stages.train import hosts
     from stages.train.agent import Agent
-    from stages.train.rendezvous import PlainBackend
 
     ended, seconds = folder / ENDED_FILE, settings.timeout_seconds
-    interface = loopback_name() if place.address.startswith("127.") else hosts.interface(place.address)
-    os.environ |= {
-        STORE: str(place),
-        ENDED: str(ended),
-        errors.STARTED_BY: str(os.getpid()) if place.head else "",  # the head's workers end with this program
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # a second store, which would listen on all of the network
-        "GLOO_SOCKET_IFNAME": interface,
-        "NCCL_SOCKET_IFNAME": interface,
-        "TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(
-            each.name for each in errors.SIGNALS if signal.getsignal(each) is not signal.SIG_IGN
-        ),
-    }
-    parameters = RendezvousParameters(
-        "c10d",
-        str(place),
-        run_id,
-        min_nodes=place.minimum,
-        max_nodes=place.maximum,
-        # Ranks go by the order of these names: the head is the first one.
-        local_addr=f"{'head' if place.head else 'joined'}-{place.address}",
-        join_timeout=math.ceil(seconds),
-        last_call_timeout=LAST_CALL_SECONDS if place.maximum > 1 else 1,
-        keep_alive_interval=max(int(seconds / 2 / HEARTBEATS), 1),
-        keep_alive_max_attempt=HEARTBEATS,  # a machine without one for half of the timeout is gone
-    )
-    handler = create_handler(store, PlainBackend(store, run_id), parameters)
-    spec = WorkerSpec(
-        role="train",
-        local_world_size=settings.processes,
-        rdzv_handler=handler,
-        entrypoint=sys.executable,
-        args=("-m", "stages.train"),
-        max_restarts=RESTARTS,
-    )
-    others = dict.fromkeys(range(1 if place.head else 0, settings.processes), Std.OUT)
-    logs = DefaultLogsSpecs(log_dir=str(folder), redirects=others) if others else DefaultLogsSpecs(log_dir=str(folder))
+    _set_environment(place, ended)
+    handler = _rendezvous_handler(place, store, run_id, seconds)
+    spec, logs = _workers(settings.processes, place, handler, folder)
     try:
         result = Agent(spec, logs, ended, GRACE_SECONDS, seconds, place.head).run()
     except SignalException as stop:
-        if ended.exists():  # the head has said what it resumes from
+        if ended.exists():  # the head has printed where training resumes
             return 128 + int(stop.sigval)
         raise Interrupted(int(stop.sigval), "`dvc repro` goes on from the last checkpoint, if there is one") from None
     except RendezvousTimeoutError:
@@ -187,7 +154,7 @@ def _run(settings: Machine, place: Place, store: "TCPStore", run_id: str, folder
             f"fewer than {place.minimum} machines (TRAIN_NODES) are there after {seconds:g} s (machine.timeout_seconds)"
         ) from None
     finally:
-        handler._stop_heartbeats()  # at the end of the program its thread may try to join itself
+        handler._stop_heartbeats()  # when the program exits, its thread could try to join itself
     if not result.is_failed():
         return 0
     with suppress(FileNotFoundError):
@@ -198,41 +165,103 @@ def _run(settings: Machine, place: Place, store: "TCPStore", run_id: str, folder
     )
 
 
+def _set_environment(place: Place, ended: Path) -> None:
+    """Set the environment variables of this program and its workers. ended: file, see `as_worker`."""
+    from stages.train import hosts
+
+    interface = loopback_name() if place.address.startswith("127.") else hosts.interface(place.address)
+    os.environ |= {
+        STORE: str(place),
+        ENDED: str(ended),
+        errors.STARTED_BY: str(os.getpid()) if place.head else "",  # the head's workers end with this program
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # no second store, which would listen on all interfaces
+        "GLOO_SOCKET_IFNAME": interface,
+        "NCCL_SOCKET_IFNAME": interface,
+        "TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(
+            signum.name for signum in errors.SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN
+        ),
+    }
+
+
+def _rendezvous_handler(place: Place, store: "TCPStore", run_id: str, seconds: float) -> "DynamicRendezvousHandler":
+    """The rendezvous of the machines of a run. seconds: machine.timeout_seconds."""
+    from torch.distributed.elastic.rendezvous import RendezvousParameters
+    from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
+
+    from stages.train.rendezvous import PlainBackend
+
+    parameters = RendezvousParameters(
+        "c10d",
+        str(place),
+        run_id,
+        min_nodes=place.minimum,
+        max_nodes=place.maximum,
+        # torch orders the ranks by these names, so that the head has rank 0.
+        local_addr=f"{'head' if place.head else 'joined'}-{place.address}",
+        join_timeout=math.ceil(seconds),
+        last_call_timeout=LAST_CALL_SECONDS if place.maximum > 1 else 1,
+        keep_alive_interval=max(int(seconds / 2 / HEARTBEATS), 1),  # a machine counts as gone after half of `seconds`
+        keep_alive_max_attempt=HEARTBEATS,
+    )
+    return create_handler(store, PlainBackend(store, run_id), parameters)
+
+
+def _workers(
+    processes: int, place: Place, handler: "DynamicRendezvousHandler", folder: Path
+) -> "tuple[WorkerSpec, LogsSpecs]":
+    """The workers of this machine, and where their output goes: only the head's is shown."""
+    from torch.distributed.elastic.agent.server.api import WorkerSpec
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+
+    spec = WorkerSpec(
+        role="train",
+        local_world_size=processes,
+        rdzv_handler=handler,
+        entrypoint=sys.executable,
+        args=("-m", "stages.train"),
+        max_restarts=MAX_RESTARTS,
+    )
+    hidden = dict.fromkeys(range(1 if place.head else 0, processes), Std.OUT)
+    logs = DefaultLogsSpecs(log_dir=str(folder), redirects=hidden) if hidden else DefaultLogsSpecs(log_dir=str(folder))
+    return spec, logs
+
+
 def loopback_name() -> str:
-    """Of the interface: lo, or lo0 on macOS and BSD."""
+    """The name of the loopback interface: lo, or lo0 on macOS and BSD."""
     names = [name for _, name in socket.if_nameindex()]
     return next((name for name in ("lo", "lo0") if name in names), "lo")
 
 
 @contextmanager
 def as_worker() -> Iterator[None]:
-    """Within the block, which is all of a worker's work: end as the agent expects it.
+    """Run the block, which is all that a worker does, and end the worker as the agent expects.
 
-    The first worker that ends by itself says why; the others, which end for the same reason, say nothing.
+    The first worker that ends by itself writes its exit status to the file ENDED and prints the reason. The others,
+    which end for the same reason, print nothing.
     """
     ended = Path(os.environ[ENDED])
-    for number in errors.SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)  # outside of the loop there is nothing to save, nor to be said
+    for signum in errors.SIGNALS:
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, signal.SIG_DFL)  # outside of the training loop there is nothing to save or print
     if os.environ["RANK"] != "0":
         _end_with_the_agent()
     try:
         yield
     except Interrupted as stop:
-        if ended.with_name(RESTARTING).exists():  # for machines that join or have gone: the agent starts all again
+        if ended.with_name(RESTARTING).exists():  # machines have joined or left: the agent restarts the workers
             sys.exit(LOST)
-        _first(ended, stop.status)
+        _record_end(ended, stop.status)
         raise
     except LostProcessError:
-        time.sleep(REASON_SECONDS)  # the agent ends it, once it has noticed which one is gone
+        time.sleep(REASON_SECONDS)  # the agent ends this worker once it notices the lost one
         sys.exit(LOST)
     except Exception:
-        _first(ended, 2)
+        _record_end(ended, 2)
         raise
 
 
-def _first(ended: Path, status: int) -> None:
-    """Write down that this worker has ended by itself; end without a word if another one has done so."""
+def _record_end(ended: Path, status: int) -> None:
+    """Write the exit status of this worker to a file; exit silently if another worker has done so."""
     try:
         with ended.open("x") as file:
             file.write(str(status))
@@ -241,17 +270,17 @@ def _first(ended: Path, status: int) -> None:
 
 
 def _end_with_the_agent() -> None:
-    """End when the program that started this worker is gone, even while waiting in torch.
+    """End this worker once the program that started it is gone, even during a wait in torch.
 
-    On the head's machine, the head first writes a checkpoint: it needs this worker for the step that it is in, and this
-    worker ends by itself once the head has ended.
+    On the head's machine, it ends later: to write a checkpoint, the head needs this worker for the current step. This
+    worker loses the head, and ends by itself, when the head has ended.
     """
-    agent, with_head = os.getppid(), bool(os.environ.get(errors.STARTED_BY))
+    agent, on_head_machine = os.getppid(), bool(os.environ.get(errors.STARTED_BY))
 
     def watch() -> None:
         while os.getppid() == agent:
             time.sleep(errors.WATCH_SECONDS)
-        if with_head:
+        if on_head_machine:
             time.sleep(GRACE_SECONDS)
         os._exit(LOST)
 

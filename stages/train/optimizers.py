@@ -71,7 +71,7 @@ def rmsprop(parameters: Parameters, lr: float, alpha: float, momentum: float, we
     return RmsProp(parameters, lr, alpha, momentum, weight_decay)
 
 
-def numbers_a_weight(name: str, options: Mapping[str, Any]) -> int:
+def state_per_weight(name: str, options: Mapping[str, Any]) -> int:
     """How many numbers of its own an optimizer keeps for each weight."""
     return int(options["momentum"] > 0) if name == "sgd" else 2
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from stages.common.params import Empty, Section, section
-from stages.network.options import BLOCKS, MODELS, FineTuning, Model, Name
+from stages.network.options import BLOCKS, MODELS, NO_WEIGHTS, FineTuning, Model, Name
 
 Augmentation = Literal[
     "none",
@@ -199,7 +199,7 @@ CLASS_WEIGHTS: dict[str, type[Empty] | type[Effective]] = {
 
 
 CLASS_LOSSES, VALUE_LOSSES = ("cross_entropy", "nll", "mse", "bce"), ("mse", "mae", "huber")
-MIXTURES = ("mixup", "cutmix")  # of images and of the shares of their classes
+MIXTURES = [name for name, block in AUGMENTATIONS.items() if block is Mixture]  # these mix images and their labels
 
 
 def misfits(train: Train, regression: bool) -> list[str]:
@@ -222,7 +222,7 @@ def misfits(train: Train, regression: bool) -> list[str]:
     ]
 
 
-class Chosen(NamedTuple):
+class Config(NamedTuple):
     """Section `train`, and the options of each choice in it and of `model`."""
 
     train: Train
@@ -234,13 +234,18 @@ class Chosen(NamedTuple):
     schedule_options: dict[str, Any]
     augmentation_options: dict[str, dict[str, Any]]  # by name, in order
 
+    @property
+    def starts_pretrained(self) -> bool:
+        """Whether training starts with pretrained weights."""
+        return self.fine_tuning is not None and self.fine_tuning.weights != NO_WEIGHTS
 
-def read(values: dict[str, Any]) -> Chosen:
+
+def read(values: dict[str, Any]) -> Config:
     """Read what the train stage needs of params.yaml, and of the blocks only the chosen ones. Raises UserError."""
     train = section(values, "train", Train)
     model = section(values, "model", Model).name
     block = section(values, f"models.{model}", BLOCKS[model])
-    return Chosen(
+    return Config(
         train,
         model,
         block.model_dump(include=set(MODELS[model].model_fields)),

@@ -6,9 +6,9 @@ from typing import Self
 
 from stages.network import regression
 from stages.network.losses import LOSSES, OUTPUTS, Objective, Output
-from stages.train.augmentation import Augment, in_order
+from stages.train.augmentation import Augment, compose
 from stages.train.class_weights import objective_of
-from stages.train.options import Chosen
+from stages.train.options import Config
 from stages.train.schedules import SCHEDULES, Factor
 
 
@@ -30,21 +30,21 @@ class Recipe:
     shards: int  # parts of a batch (stages/train/shards.py)
 
     @classmethod
-    def of(cls, chosen: Chosen, steps: int, images: Sequence[int]) -> Self:
-        """The recipe that params.yaml has chosen. steps: of the whole run.
+    def of(cls, config: Config, steps: int, images: Sequence[int]) -> Self:
+        """The recipe that params.yaml has config. steps: of the whole run.
 
         images: of each class, for training; none for regression.
         """
-        train = chosen.train
+        train = config.train
         return cls(
             objective=objective_of(
-                LOSSES[train.loss], train.label_smoothing, train.class_weights, chosen.class_weight_options, images
+                LOSSES[train.loss], train.label_smoothing, train.class_weights, config.class_weight_options, images
             )
             if images
             else regression.objective(train.loss),
             output=OUTPUTS[train.loss] if images else "value",
-            lr_factor=SCHEDULES[train.schedule](steps, **chosen.schedule_options),
-            augment=in_order(chosen.augmentation_options, len(images)),
+            lr_factor=SCHEDULES[train.schedule](steps, **config.schedule_options),
+            augment=compose(config.augmentation_options, len(images)),
             clip_norm=train.clip_norm,
             epochs=train.epochs,
             select_by=train.select_by,

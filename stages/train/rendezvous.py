@@ -1,4 +1,4 @@
-"""torch's rendezvous, but for its pickles: nothing that comes over the network is unpickled."""
+"""torch's rendezvous without pickles from the network."""
 
 import json
 import pickle
@@ -10,51 +10,51 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import Token, _Node
 
 
 class PlainBackend(C10dRendezvousBackend):
-    """Keeps the state of the rendezvous in the store as JSON: torch's own backend sends pickles over the network."""
+    """Keeps the state of the rendezvous in the store as JSON. torch's own backend sends pickles over the network."""
 
     def get_state(self) -> tuple[bytes, Token] | None:
         """See RendezvousBackend."""
-        found = super().get_state()
-        return found and (_from_plain(found[0]), found[1])
+        stored = super().get_state()
+        return stored and (_to_pickle(stored[0]), stored[1])
 
     def set_state(self, state: bytes, token: Token | None = None) -> tuple[bytes, Token, bool] | None:
-        """See RendezvousBackend. state: a pickle that torch has made in this process."""
-        stored = super().set_state(_to_plain(state), token)
-        return stored and (_from_plain(stored[0]), stored[1], stored[2])
+        """See RendezvousBackend. state: a pickle that torch made in this process."""
+        stored = super().set_state(_to_json(state), token)
+        return stored and (_to_pickle(stored[0]), stored[1], stored[2])
 
 
-def _to_plain(pickled: bytes) -> bytes:
+def _to_json(pickled: bytes) -> bytes:
     state = pickle.loads(pickled)
 
-    def node(each: _NodeDesc) -> list[Any]:
-        return [each.addr, each.pid, each.local_id]
+    def fields(node: _NodeDesc) -> list[Any]:
+        return [node.addr, node.pid, node.local_id]
 
-    plain = {
+    document = {
         "round": state.round,
         "complete": state.complete,
         "deadline": state.deadline and state.deadline.timestamp(),
         "closed": state.closed,
-        "participants": [[node(each), rank] for each, rank in state.participants.items()],
-        "wait_list": [node(each) for each in state.wait_list],
-        "redundancy_list": [node(each) for each in state.redundancy_list],
-        "last_heartbeats": [[node(each), when.timestamp()] for each, when in state.last_heartbeats.items()],
+        "participants": [[fields(node), rank] for node, rank in state.participants.items()],
+        "wait_list": [fields(node) for node in state.wait_list],
+        "redundancy_list": [fields(node) for node in state.redundancy_list],
+        "last_heartbeats": [[fields(node), time.timestamp()] for node, time in state.last_heartbeats.items()],
     }
-    return json.dumps(plain).encode()
+    return json.dumps(document).encode()
 
 
-def _from_plain(content: bytes) -> bytes:
-    plain, state = json.loads(content), _RendezvousState()
+def _to_pickle(content: bytes) -> bytes:
+    document, state = json.loads(content), _RendezvousState()
 
-    def node(each: list[Any]) -> _NodeDesc:
-        return _NodeDesc(str(each[0]), int(each[1]), int(each[2]))
+    def node(fields: list[Any]) -> _NodeDesc:
+        return _NodeDesc(str(fields[0]), int(fields[1]), int(fields[2]))
 
-    def moment(seconds: float) -> datetime:
+    def time(seconds: float) -> datetime:
         return datetime.fromtimestamp(seconds, UTC)
 
-    state.round, state.complete, state.closed = plain["round"], plain["complete"], plain["closed"]
-    state.deadline = None if plain["deadline"] is None else moment(plain["deadline"])
-    state.participants = {node(each): int(rank) for each, rank in plain["participants"]}
-    state.wait_list = {node(each) for each in plain["wait_list"]}
-    state.redundancy_list = {node(each) for each in plain["redundancy_list"]}
-    state.last_heartbeats = {node(each): moment(seconds) for each, seconds in plain["last_heartbeats"]}
+    state.round, state.complete, state.closed = document["round"], document["complete"], document["closed"]
+    state.deadline = None if document["deadline"] is None else time(document["deadline"])
+    state.participants = {node(fields): int(rank) for fields, rank in document["participants"]}
+    state.wait_list = {node(fields) for fields in document["wait_list"]}
+    state.redundancy_list = {node(fields) for fields in document["redundancy_list"]}
+    state.last_heartbeats = {node(fields): time(seconds) for fields, seconds in document["last_heartbeats"]}
     return pickle.dumps(state)

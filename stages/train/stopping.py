@@ -11,7 +11,7 @@ from stages.common.errors import SIGNALS, Stopped
 T = TypeVar("T")
 
 
-class Stop:
+class StopSignal:
     """The signal that told this program to stop, once one has come."""
 
     def __init__(self) -> None:
@@ -41,12 +41,12 @@ class Stop:
 
 
 @contextmanager
-def told_to_stop() -> Iterator[Stop]:
+def handle_stop_signals() -> Iterator[StopSignal]:
     """Within the block SIGTERM, Ctrl-C and a closed terminal (SIGHUP) do not end the program, but are noted.
 
     Only the first: the next one does what it always does, for a person who does not want to wait.
     """
-    stop = Stop()
+    stop = StopSignal()
     before: dict[int, Any] = {}
 
     def restore() -> None:

@@ -1,4 +1,4 @@
-"""What depends on the task while a network is trained: what is measured on validation, and what is said of it."""
+"""What classification and regression do differently during training: validation metrics, log lines and warnings."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,23 +10,23 @@ from torch import Tensor
 
 from stages.network.losses import Objective, Output
 
-Row = dict[str, float]  # what was measured of an epoch
+Row = dict[str, float]  # the metrics of an epoch
 
 
 class Task(NamedTuple):
-    """The parts of a task. outputs: as inference.predict gives them, (N, K). targets: what the network learns, (N,).
+    """The functions of a task. outputs: of inference.predict, (N, K). targets: what the network learns, (N,).
 
-    rows: what `measure` needs of each image, (N, …): each process computes some of the images.
+    rows: what `measure` needs of each image, (N, …). Each process computes the rows of some images.
     """
 
     rows: Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) -> rows
     measure: Callable[[Tensor, Tensor, Objective, str], Row]  # (rows, targets, objective, select_by) -> columns
-    describe: Callable[[Row], str]  # of an epoch, for the log
-    warn: Callable[[Sequence[Row], Tensor], str]  # (history, targets) -> why nothing is learnt; empty if something is
+    describe: Callable[[Row], str]  # an epoch, for the log
+    explain_chance: Callable[[Sequence[Row], Tensor], str]  # (history, targets) -> reason; "" if better than chance
 
 
 def rows_of_classes(log_p: Tensor, labels: Tensor) -> Tensor:
-    """The negative log-likelihood of each image, and 1 for a correct prediction: (N, 2)."""
+    """Negative log-likelihood, and 1 for a correct or 0 for a wrong prediction: (N, 2)."""
     losses = F.nll_loss(log_p, labels, reduction="none")
     return torch.stack([losses, (log_p.argmax(dim=1) == labels).float()], dim=1)
 
@@ -46,8 +46,8 @@ def describe_classes(row: Row) -> str:
     return f"validation loss {row['validation_loss']:.4f} accuracy {row['validation_accuracy']:.2%}"
 
 
-def warn_at_chance(history: Sequence[Row], labels: Tensor) -> str:
-    """Whether the best accuracy is no better than predicting the most frequent class."""
+def explain_class_chance(history: Sequence[Row], labels: Tensor) -> str:
+    """A reason if the best accuracy is no better than predicting the most frequent class; else ""."""
     accuracy = max(row["validation_accuracy"] for row in history)
     chance = torch.bincount(labels).max().item() / len(labels)
     if accuracy > chance + 3 * math.sqrt(chance * (1 - chance) / len(labels)):  # three standard errors
@@ -56,12 +56,12 @@ def warn_at_chance(history: Sequence[Row], labels: Tensor) -> str:
 
 
 def rows_of_values(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The outputs as they are: (N, 1)."""
+    """The outputs, unchanged: (N, 1)."""
     return outputs
 
 
 def measure_values(outputs: Tensor, targets: Tensor, objective: Objective, select_by: str) -> Row:
-    """The objective, and R2: the share of the labels' variance that is predicted. Both are of scaled labels."""
+    """The objective, and R2, the share of the labels' variance that is predicted. Both use scaled labels."""
     targets = targets.double()
     squares = ((outputs[:, 0] - targets) ** 2).mean()
     r2 = 1 - squares / targets.var(correction=0)
@@ -73,16 +73,16 @@ def describe_values(row: Row) -> str:
     return f"validation loss {row['validation_loss']:.4f} R2 {row['validation_r2']:.4f}"
 
 
-def warn_at_mean(history: Sequence[Row], targets: Tensor) -> str:
-    """Whether the best R2 is no better than predicting the mean of the labels."""
+def explain_value_chance(history: Sequence[Row], targets: Tensor) -> str:
+    """A reason if the best R2 is no better than predicting the mean of the labels; else ""."""
     r2 = max(row["validation_r2"] for row in history)
     return "" if r2 > 0 else f"a validation R2 of {r2:.4f}, and always naming the mean label gives 0"
 
 
-CLASSES = Task(rows_of_classes, measure_classes, describe_classes, warn_at_chance)
-VALUES = Task(rows_of_values, measure_values, describe_values, warn_at_mean)
+CLASSES = Task(rows_of_classes, measure_classes, describe_classes, explain_class_chance)
+VALUES = Task(rows_of_values, measure_values, describe_values, explain_value_chance)
 
 
-def of(output: Output) -> Task:
-    """The task of a network with this output."""
+def for_output(output: Output) -> Task:
+    """The task of a network with this kind of output."""
     return VALUES if output == "value" else CLASSES
