@@ -20,7 +20,7 @@ from stages.preprocess.survey import Surveyed
 
 LISTED = 1000  # files that were left out, of each kind; all are counted
 EXAMPLES = 50  # of what was not
-BLOCK_BYTES = 2**23  # of pictures in memory at a time, which are eight times as large as float64
+BLOCK_BYTES = 2**19  # of pictures at a time: few enough to stay in the processor's cache as float64
 FREQUENCIES = 8  # a side: 64 bits, of which the first is of the mean brightness and always 0
 SCALE = 128  # of the cosines, as whole numbers
 BANDS = (
@@ -134,7 +134,7 @@ def perceptual_hash(images: Images) -> Hashes:
 
     Computed in whole numbers below 2^53, which float64 holds exactly: no order of summation can change a bit.
     """
-    grey = images.sum(axis=1, dtype=np.float64)  # (N, H, W)
+    grey = images.sum(axis=1, dtype=np.uint16).astype(np.float64)  # (N, H, W)
     down, across = _cosines(grey.shape[1]), _cosines(grey.shape[2])
     spectrum = (down @ grey @ across.T).reshape(len(images), -1)[:, 1:]  # (N, 63)
     bits = spectrum > np.median(spectrum, axis=1, keepdims=True)

@@ -20,9 +20,9 @@ def sums(images: npt.NDArray[np.uint8]) -> Sums:
     step = max(PIXELS // (height * width), 1)  # images
     for start in range(0, count, step):
         for first in range(0, height * width, PIXELS):
-            part = flat[start : start + step, :, first : first + PIXELS].astype(np.uint32)
-            found[1] += part.sum(axis=(0, 2)).astype(np.int64)
-            found[2] += np.einsum("ncp,ncp->c", part, part).astype(np.int64)
+            part = flat[start : start + step, :, first : first + PIXELS]
+            found[1] += part.sum(axis=(0, 2), dtype=np.uint32)
+            found[2] += np.square(part, dtype=np.uint16).sum(axis=(0, 2), dtype=np.uint32)
     return found
 
 
