@@ -44,7 +44,7 @@ def jpeg(image: Image.Image, quality: int) -> bytes:
 def audited(root: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> dict[str, Any]:
     monkeypatch.chdir(root.parent)
     targets: dict[Part, Path] = {"train": paths.TRAIN, "validation": paths.VALIDATION, "test": paths.TEST}
-    return own.prepare(root, "classification", OPTIONS.model_copy(update=options), targets, 1)[1]
+    return own.prepare(root, "classification", OPTIONS.model_copy(update=options), targets, 1)[2]
 
 
 @pytest.fixture

@@ -169,12 +169,12 @@ def table(content: str | bytes) -> Callable[[Path], object]:
     ("make", "expected"),
     [
         (lambda root: root.rmdir(), "no such folder; set data.images"),
-        (lambda root: None, "holds no pictures; set data.images"),
-        (lambda root: fill(root, (".gitkeep",)), "holds no pictures"),
-        (lambda root: fill(root, ("a/1.png", "a/2.png")), "has one class, a; two or more are needed"),
-        (lambda root: fill(root, ("1.png", "a/1.png", "b/2.png")), "1.png lies in no class folder; move it"),
-        (lambda root: fill(root, ("Cat/1.png", "cat/2.png")), "the classes 'Cat' and 'cat' differ in case"),
-        (lambda root: fill(root, ("\u00e9/1.png", "e\u0301/2.png")), "differ in case, blanks or encoding alone"),
+        (lambda root: None, "contains no pictures; set data.images"),
+        (lambda root: fill(root, (".gitkeep",)), "contains no pictures"),
+        (lambda root: fill(root, ("a/1.png", "a/2.png")), "has one class, a; at least two are needed"),
+        (lambda root: fill(root, ("1.png", "a/1.png", "b/2.png")), "1.png is not in a class folder; move it"),
+        (lambda root: fill(root, ("Cat/1.png", "cat/2.png")), "the classes 'Cat' and 'cat' differ only in case"),
+        (lambda root: fill(root, ("\u00e9/1.png", "e\u0301/2.png")), "differ only in case, blanks or encoding"),
         (
             lambda root: fill(root, ("train/a/1.png", "train/b/1.png", "test/c/1.png")),
             "test has the class c, which train lacks",
@@ -182,7 +182,7 @@ def table(content: str | bytes) -> Callable[[Path], object]:
         (lambda root: fill(root, ("train/a/1", "val/a/1", "validation/a/1")), "val and validation are the same part"),
         (lambda root: fill(root, ("train/a/1", "test/a/1", "extra/1")), "has the folders test, train beside extra"),
         (lambda root: fill(root, ("val/a/1", "test/a/1")), "has the folders test, val beside no train"),
-        (circle, "a link to a folder that it is in: a circle"),
+        (circle, "a link to a folder that contains it"),
         (not_utf8, r"the name b'\\xff.png' is not UTF-8; rename it"),
         (table("file;label\na.png;x\n"), "its columns are file;label; expected file, label"),
         (table("file,label,lable\n"), "its columns are file, label, lable; expected"),
@@ -191,8 +191,8 @@ def table(content: str | bytes) -> Callable[[Path], object]:
         (table("file,label\n../a.png,x\n"), "labels.csv:2: ../a.png: no such file beside it"),
         (table("file,label\na.png,x\na.png,y\n"), "labels.csv:3: a.png: is listed twice"),
         (table("file,label\na.png,x\nb.png,\n"), "labels.csv:3: b.png: has no label"),
-        (table("file,label\na.png\n"), "labels.csv:2: not as many columns"),
-        (table("file,label\na.png,x,y\n"), "labels.csv:2: not as many columns"),
+        (table("file,label\na.png\n"), "labels.csv:2: the number of columns differs"),
+        (table("file,label\na.png,x,y\n"), "labels.csv:2: the number of columns differs"),
         (table('file,label\n"a.png,x\n'), "not valid CSV"),
         (table("file,label,split\na.png,x,dev\n"), "split is dev; allowed: train, validation, val, test"),
         (table("file,label\na.png,x\nb.png,x\n"), "has one class, x"),
@@ -335,8 +335,8 @@ def encrypted(path: Path) -> None:
         ("set.zip", lambda path: zipped(path, {"/x.png": b""}), "a path that leads out of it"),
         ("set.zip", lambda path: zipped(path, {"a\\..\\x.png": b""}), "a path that leads out of it"),
         ("set.tar", lambda path: tarred(path, {"../x.png": b""}), "a path that leads out of it"),
-        ("set.zip", bomb_zip, "taken for a bomb"),
-        ("set.tar.gz", bomb_tar, "taken for a bomb"),
+        ("set.zip", bomb_zip, "refused as a bomb"),
+        ("set.tar.gz", bomb_tar, "refused as a bomb"),
         ("set.zip", encrypted, "is encrypted"),
         ("set.zip", lambda path: path.write_bytes(b"no zip"), "cannot be read as an archive"),
         ("set.tar", lambda path: path.write_bytes(b"no tar" * 500), "cannot be read as an archive"),
@@ -349,7 +349,11 @@ def encrypted(path: Path) -> None:
             "cannot be read as an archive",
         ),
         ("set.tar", lambda path: cut(tarred(path, {}, {"a/1": "x"}), 0), "cannot be read as an archive"),
-        ("set.rar", lambda path: path.write_bytes(b"Rar!"), "is no folder and no archive (.zip, .tar, .tar.gz, .tgz)"),
+        (
+            "set.rar",
+            lambda path: path.write_bytes(b"Rar!"),
+            "is neither a folder nor an archive (.zip, .tar, .tar.gz, .tgz)",
+        ),
     ],
 )
 def test_a_hostile_or_damaged_archive_is_one_line(
@@ -368,7 +372,7 @@ def test_a_name_twice_in_an_archive(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
         archive.writestr("a/1", b"1")
         archive.writestr("a/1", b"2")
-    with pytest.raises(UserError, match="holds a/1 twice"):
+    with pytest.raises(UserError, match="contains a/1 twice"):
         scan(tmp_path)
 
 

@@ -236,7 +236,7 @@ def test_a_real_folder_is_audited_and_kills_do_not_change_a_byte(clipart: Path) 
         if process.returncode == 0:
             break
     output = preprocess()
-    assert "going on after" in output or not kills
+    assert "resuming after" in output or not kills
     assert {path: path.read_bytes() for path in sorted(clipart.glob("data/processed/*/*"))} == before
 
 

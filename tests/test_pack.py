@@ -299,8 +299,8 @@ def test_what_is_left_out_or_refused(
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"group_by": "column"}, r"a/0000\.png: has no group in labels\.csv, and preprocess\.group_by is column"),
-        ({"group_by": "path:camera"}, r"a/0000\.png: preprocess\.group_by finds nothing in this path: path:camera"),
+        ({"group_by": "column"}, r"a/0000\.png: has no group in labels\.csv; preprocess\.group_by: column needs one"),
+        ({"group_by": "path:camera"}, r"a/0000\.png: no match for preprocess\.group_by in this path: path:camera"),
         (
             {"test_fraction": 0.0},
             "no picture is in the test part; set a larger preprocess.test_fraction, or another preprocess.seed",
@@ -359,7 +359,7 @@ def test_killed_five_times_it_ends_in_the_same_bytes(own: Own) -> None:
         done.append(decoded())
     assert 0 < done[1] < done[5] < 372
     output = own.start().communicate(timeout=600)[0]
-    assert f"going on after {done[5]} of 372 pictures that were decoded before" in output
+    assert f"resuming after {done[5]} of 372 pictures that were decoded before" in output
     assert content(Path("data"), Path("metrics")) == undisturbed
 
 

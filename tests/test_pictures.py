@@ -150,7 +150,7 @@ def smooth(width: int, height: int) -> Image.Image:
 def test_averaging_first_is_near_to_resizing_at_once(form: str, resize: str, monkeypatch: pytest.MonkeyPatch) -> None:
     content = saved(smooth(1000, 700), form)
     fast = decode(content, preparation(size=(64, 64), resize=resize))
-    monkeypatch.setattr(pictures, "ENLARGED", 10**6)  # that is, never
+    monkeypatch.setattr(pictures, "MIN_SCALE", 10**6)  # that is, never
     exact = decode(content, preparation(size=(64, 64), resize=resize))
     difference = np.abs(fast.astype(int) - exact)
     assert 0 < difference.mean() < 1.5
@@ -200,7 +200,7 @@ JPEG = saved(Image.fromarray(PHOTO), "JPEG")
         (claims(10_000, 10_000), "100,000,000 pixels; at most 89,478,485 are decoded"),
         (claims(30_000, 20_000), "600,000,000 pixels; at most 89,478,485 are decoded"),
         (saved(Image.new("F", (9, 7), 0.5), "TIFF"), "floating-point pixels"),
-        (saved(Image.fromarray(np.full((7, 9), 70_000, np.int32)), "TIFF"), "values from 70000 to 70000; 16 bits"),
+        (saved(Image.fromarray(np.full((7, 9), 70_000, np.int32)), "TIFF"), "values from 70000 to 70000; at most 16 bits"),
     ],
 )
 def test_what_cannot_be_used(content: bytes, reason: str) -> None:

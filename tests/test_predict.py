@@ -21,7 +21,7 @@ from PIL import Image
 from stages.common import paths
 from stages.common.errors import UserError
 from stages.common.preparation import Preparation
-from stages.dataset import idx, pictures
+from stages.dataset import folder, idx, pictures
 from stages.network import inference, model_file, models
 from stages.network.model_file import Spec
 from tests import servers
@@ -263,7 +263,7 @@ def test_folders_patterns_and_names_are_expanded_in_one_order(tmp_path: Path, mo
 
 def test_suffixes_are_those_of_formats_that_can_be_decoded() -> None:
     registered = Image.registered_extensions()
-    assert {registered[suffix] for suffix in sources.SUFFIXES} == set(pictures.FORMATS)
+    assert {registered[suffix] for suffix in folder.SUFFIXES} == set(pictures.FORMATS)
 
 
 def test_what_is_no_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,15 +153,15 @@ def test_a_shard_never_exceeds_its_size_whatever_the_digests_say(monkeypatch: py
         (b"", "not a safetensors file"),
         (b"\x80\x05cos\nsystem\n(S'touch x'\ntR.", "not a safetensors file"),  # a pickle
         (b"\xff" * 100, "not a safetensors file"),
-        (save({"images": IMAGES}), "holds images; expected images and labels"),
-        (save({"images": IMAGES, "labels": LABELS, "more": LABELS}), "holds images, labels, more; expected"),
+        (save({"images": IMAGES}), "contains images; expected images and labels"),
+        (save({"images": IMAGES, "labels": LABELS, "more": LABELS}), "contains images, labels, more; expected"),
         (save({"images": IMAGES.astype(np.float32), "labels": LABELS}), "images are F32"),
         (save({"images": IMAGES[:1], "labels": LABELS}), r"images are U8 \(1, 1, 3, 4\); expected U8 \(2, 1, 3, 4\)"),
         (save({"images": IMAGES[:, :, :2], "labels": LABELS}), "images are U8"),
         (save({"images": IMAGES, "labels": LABELS.astype(np.int32)}), "labels are I32"),
         (save({"images": IMAGES[:1], "labels": LABELS[:1]}), r"labels are I64 \(1,\); expected I64 \(2,\)"),
-        (save({"images": IMAGES, "labels": LABELS + 1}), "labels run from 1 to 2; expected 0 to 1"),
-        (save({"images": IMAGES, "labels": LABELS - 1}), "labels run from -1 to 0; expected 0 to 1"),
+        (save({"images": IMAGES, "labels": LABELS + 1}), "labels range from 1 to 2; expected 0 to 1"),
+        (save({"images": IMAGES, "labels": LABELS - 1}), "labels range from -1 to 0; expected 0 to 1"),
         (save({"images": IMAGES, "labels": LABELS})[:-3], "not a safetensors file"),
     ],
 )
@@ -238,7 +238,7 @@ def test_a_card_comes_back_with_every_digit(tmp_path: Path) -> None:
         ("[]", "the file"),
         (CARD.model_dump_json().replace("0.25", "0.0"), r"std.0: .* greater than 0"),
         (CARD.model_dump_json().replace("0.25", "NaN"), "std.0"),
-        (CARD.model_dump_json().replace("[0.25]", "[0.25, 1.0]"), "a number for each channel"),
+        (CARD.model_dump_json().replace("[0.25]", "[0.25, 1.0]"), "one number per channel"),
         (CARD.model_dump_json().replace('"b"', "1"), "classes.1"),
     ],
 )

@@ -367,7 +367,7 @@ def test_raw_files_that_are_not_what_the_data_set_says(bench: Workbench) -> None
     good = labels.read_bytes()
     for content, expected in (
         (good[:-1], r"train-labels-idx1-ubyte: an IDX file of shape \(400,\) has 408 bytes; this one has 407"),
-        (idx.encode(np.zeros(399, dtype=np.uint8)), r"train labels are \(399,\); expected \(400,\), one an image"),
+        (idx.encode(np.zeros(399, dtype=np.uint8)), r"train labels are \(399,\); expected \(400,\), one per image"),
         (good[:-1] + b"\x03", "train label 399 is 3; expected 0 to 2"),
         (b"<html>", "not an IDX file"),
     ):
@@ -386,7 +386,7 @@ def test_raw_files_that_are_not_what_the_data_set_says(bench: Workbench) -> None
 def test_a_fraction_that_leaves_nothing_to_train_on(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.values["preprocess"]["validation_fraction"] = 0.9
     monkeypatch.setattr(preprocess, "stratified", lambda labels, *_: (np.arange(0), np.arange(len(labels))))
-    with pytest.raises(UserError, match=r"validation_fraction is 0\.9, which leaves no image to train on"):
+    with pytest.raises(UserError, match=r"validation_fraction is 0\.9, which leaves no image for training"):
         bench.run(download, preprocess)
 
 

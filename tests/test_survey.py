@@ -72,7 +72,7 @@ def test_a_survey_goes_on_where_it_was_killed(
 
     monkeypatch.setattr(Reader, "read", noted)
     again = surveyed(root)
-    assert "going on after 2 of 8 pictures" in capsys.readouterr().out
+    assert "resuming after 2 of 8 pictures" in capsys.readouterr().out
     assert read == ["a/2", "a/3", "b/0", "b/1", "b/2", "b/3"]
     assert [*again[:2], *again[3:]] == [*whole[:2], *whole[3:]]
     assert again[2].digest == hashlib.sha256(JPEG).digest()

@@ -10,8 +10,8 @@ from typing import Any
 
 from stages.common.errors import UserError
 from stages.dataset import mirrors
+from stages.dataset.folder import SUFFIXES
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # of pictures.FORMATS
 MAX_BYTES = 256_000_000  # of one picture file
 SCHEMES = ("http", "https", "s3")
 

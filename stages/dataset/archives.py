@@ -1,7 +1,7 @@
-"""Files inside .zip, .tar and .tar.gz archives, read one at a time, without unpacking anything to disk.
+"""Read single files of .zip, .tar and .tar.gz archives, without unpacking anything to disk.
 
-A gzipped archive has no index: the first use decompresses all of it once in each process, and remembers a state of the
-decompressor every so often to come back to. A .zip or .tar needs no such pass.
+A gzipped archive has no index. So the first use in each process decompresses all of it once, and saves the state of the
+decompressor at intervals, from where it can continue later. A .zip or .tar needs no such pass.
 """
 
 import io
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
-MAX_BYTES = 2**30  # of one file: far more than any picture that is small enough to decode
+MAX_BYTES = 2**30  # of one file: much more than any picture that is small enough to decode
 MAX_FILES = 20_000_000
-# An archive that expands to more than this and to more than MAX_RATIO times its own size is taken for a bomb.
+# An archive that expands to more than this, and to more than MAX_RATIO times its own size, is refused as a bomb.
 FREE_BYTES, MAX_RATIO = 2**27, 200
-STATE_BYTES = 2**20  # compressed bytes between two remembered states of the decompressor, …
-MAX_STATES = 2048  # … or more, so that there are at most so many, of 40 kB each
+STATE_BYTES = 2**20  # compressed bytes between two saved states of the decompressor, or more in a large archive
+MAX_STATES = 2048  # of 40 kB each
 CHUNK = 2**16
-MAX_LINKS = 8  # from one link to the next
+MAX_LINKS = 8  # links to links
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError)
 
 
@@ -45,7 +45,7 @@ def is_archive(name: str) -> bool:
 
 
 class Archive:
-    """An archive of files; `names` are their paths in it, as they stand there."""
+    """An archive of files. names: their paths in it."""
 
     names: list[str]
 
@@ -55,21 +55,21 @@ class Archive:
 
 
 def opened(path: Path) -> Archive:
-    """An archive, kept open in this process. Raises UserError if it cannot be read, or holds what it should not."""
+    """Open an archive, once per process. Raises UserError if it is damaged, or contains anything hostile."""
     status = path.stat()
     return _opened(path, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=256)
 def _opened(path: Path, size: int, changed_ns: int) -> Archive:
-    """size, changed_ns: so that a changed archive is opened anew."""
+    """size, changed_ns: a changed archive is opened again."""
     with _readable(path):
         archive = Zip(path, size) if path.name.lower().endswith(".zip") else Tar(path, size)
     if len(archive.names) > MAX_FILES:
-        raise UserError(f"{path}: holds {len(archive.names):,} files; at most {MAX_FILES:,} are read")
+        raise UserError(f"{path}: contains {len(archive.names):,} files; at most {MAX_FILES:,} are allowed")
     if len(set(archive.names)) < len(archive.names):
         (twice, _), *_ = Counter(archive.names).most_common(1)
-        raise UserError(f"{path}: holds {shown(twice)} twice; make the archive again")
+        raise UserError(f"{path}: contains {shown(twice)} twice; create the archive again")
     return archive
 
 
@@ -79,25 +79,25 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except DAMAGED as error:
         raise UserError(
-            f"{path}: cannot be read as an archive ({one_line(error)}); cut off? Make or fetch it again"
+            f"{path}: cannot be read as an archive ({one_line(error)}); truncated? Create or fetch it again"
         ) from None
 
 
 def _checked(path: Path, name: str) -> str:
-    """The name of a file in an archive. Raises UserError for one that could lead out of it."""
+    """The normalized name of a file in an archive. Raises UserError if it could lead out of the archive."""
     steps = name.split("/")
     if name.startswith("/") or ".." in steps or "\\" in name or "\0" in name:
-        raise UserError(f"{path}: holds {shown(name)}, a path that leads out of it; make it with relative paths")
+        raise UserError(f"{path}: contains {shown(name)}, a path that leads out of it; create it with relative paths")
     if not name.isascii() and any("\ud800" <= character <= "\udfff" for character in name):
         raise UserError(
-            f"{path}: the name {name.encode(errors='surrogateescape')!r} is not UTF-8; make the archive again"
+            f"{path}: the name {name.encode(errors='surrogateescape')!r} is not UTF-8; create the archive again"
         )
     return posixpath.normpath(name)
 
 
 def _check_expansion(path: Path, size: int, expanded: int) -> None:
     if expanded > FREE_BYTES and expanded > MAX_RATIO * size:
-        raise UserError(f"{path}: {size:,} bytes that expand to {expanded:,} or more: taken for a bomb, and not read")
+        raise UserError(f"{path}: {size:,} bytes that expand to {expanded:,} or more: refused as a bomb")
 
 
 class Zip(Archive):
@@ -111,7 +111,7 @@ class Zip(Archive):
             if member.is_dir():
                 continue
             if member.flag_bits & 1:
-                raise UserError(f"{path}: is encrypted; unpack it, or make one without a password")
+                raise UserError(f"{path}: is encrypted; unpack it, or create it without a password")
             name = _checked(path, member.filename)
             self._members[name] = member
             self.names.append(name)
@@ -129,7 +129,7 @@ class Zip(Archive):
 
 
 class Tar(Archive):
-    """A .tar archive, gzipped or not. Links are followed inside the archive, and never out of it."""
+    """A .tar archive, gzipped or not. Links are followed inside the archive, but never out of it."""
 
     def __init__(self, path: Path, size: int) -> None:
         self._path = path
@@ -140,7 +140,7 @@ class Tar(Archive):
         self.names = []
         with self._content() as content, tarfile.open(fileobj=content, mode="r:") as archive:
             for member in archive:
-                vars(archive)["members"].clear()  # it would keep an object of a kilobyte for each
+                vars(archive)["members"].clear()  # of a kilobyte each
                 if member.isdir():
                     continue
                 name = _checked(path, member.name)
@@ -173,20 +173,20 @@ class Tar(Archive):
         return content
 
     def _content(self) -> AbstractContextManager[IO[bytes]]:
-        """Opened anew for each use, but for the decompressor's, which remembers where it was."""
+        """The uncompressed archive: a file that is opened for each use, or the decompressor, which keeps its states."""
         return nullcontext(self._gunzipped) if self._gunzipped else self._path.open("rb")
 
 
 def _bounded(content: bytes) -> bytes:
     if len(content) > MAX_BYTES:
-        raise UnusablePictureError(f"more than {MAX_BYTES:,} bytes, which is what is read at most")
+        raise UnusablePictureError(f"more than {MAX_BYTES:,} bytes; at most so many are read")
     return content
 
 
 class Gunzipped(io.RawIOBase):
-    """The content of a gzip file, from any place: decompression begins at the last state before it that was kept.
+    """The content of a gzip file, with seek: decompression starts at the last saved state before the position.
 
-    Raises zlib.error and EOFError for a file that is damaged or cut off.
+    Raises zlib.error and EOFError for a damaged or truncated file.
     """
 
     def __init__(self, path: Path, size: int) -> None:
@@ -194,8 +194,8 @@ class Gunzipped(io.RawIOBase):
         self._spacing = max(STATE_BYTES, size // MAX_STATES)
         self._gunzip = zlib.decompressobj(wbits=31)  # 31: with gzip's header and check sum
         self._rest = b""  # read from the source, not decompressed yet
-        self._at = self._source = 0  # positions in the content and in the file
-        self._states = [(0, 0, b"", self._gunzip.copy())]  # at, position in the source, rest, decompressor
+        self._position = self._source = 0  # positions in the content and in the file
+        self._states = [(0, 0, b"", self._gunzip.copy())]  # the two positions, rest, decompressor
 
     def readable(self) -> bool:
         return True
@@ -204,18 +204,18 @@ class Gunzipped(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        target = offset + self._at if whence == os.SEEK_CUR else offset
+        target = offset + self._position if whence == os.SEEK_CUR else offset
         if whence == os.SEEK_END:
-            raise io.UnsupportedOperation("the length is not known before the end")
-        at, source, rest, gunzip = self._states[bisect_right(self._states, target, key=itemgetter(0)) - 1]
-        if target < self._at or at > self._at:
-            self._at, self._source, self._rest, self._gunzip = at, source, rest, gunzip.copy()
-        while self._at < target and self._next(min(CHUNK, target - self._at)):
+            raise io.UnsupportedOperation("the length is unknown before the end")
+        position, source, rest, gunzip = self._states[bisect_right(self._states, target, key=itemgetter(0)) - 1]
+        if target < self._position or position > self._position:
+            self._position, self._source, self._rest, self._gunzip = position, source, rest, gunzip.copy()
+        while self._position < target and self._next(min(CHUNK, target - self._position)):
             pass
-        return self._at
+        return self._position
 
     def tell(self) -> int:
-        return self._at
+        return self._position
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
         with memoryview(buffer).cast("B") as view:
@@ -227,28 +227,28 @@ class Gunzipped(io.RawIOBase):
         """The next bytes, at most `count`; none at the end."""
         content = b""
         while not content:
-            if self._gunzip.eof:  # of one of several that were written one behind the other
+            if self._gunzip.eof:  # several gzip files may follow each other
                 self._rest = (self._gunzip.unused_data or self._chunk()).lstrip(b"\0")
                 if not self._rest:
                     return b""
                 self._gunzip = zlib.decompressobj(wbits=31)
-            self._remember()
+            self._save_state()
             self._rest = self._rest or self._chunk()
             ended = not self._rest
             content = self._gunzip.decompress(self._rest, count)
             self._rest = self._gunzip.unconsumed_tail
             if ended and not content and not self._gunzip.eof:
                 raise EOFError("ends before its end mark")
-        self._at += len(content)
-        _check_expansion(self._path, self._size, self._at)
+        self._position += len(content)
+        _check_expansion(self._path, self._size, self._position)
         return content
 
-    def _remember(self) -> None:
+    def _save_state(self) -> None:
         if self._source - self._states[-1][1] >= self._spacing:
-            self._states.append((self._at, self._source, self._rest, self._gunzip.copy()))
+            self._states.append((self._position, self._source, self._rest, self._gunzip.copy()))
 
     def _chunk(self) -> bytes:
-        with self._path.open("rb") as file:  # not kept open: nobody could say when to close it
+        with self._path.open("rb") as file:  # not kept open: nothing would close it
             file.seek(self._source)
             chunk = file.read(CHUNK)
         self._source += len(chunk)

@@ -1,4 +1,4 @@
-"""What a prepared data set is, in a file of its own: classes or values, shape of an image, normalization."""
+"""The data card, a file that describes a prepared data set: classes or values, image shape, normalization."""
 
 import json
 from pathlib import Path
@@ -9,41 +9,41 @@ from pydantic import Field, ValidationError, model_validator
 from stages.common import files
 from stages.common.errors import UserError
 from stages.common.params import Section
-from stages.common.preparation import Preparation as Preparation  # part of what a card says
+from stages.common.preparation import Preparation as Preparation  # a field of the card
 
 Size = Annotated[int, Field(ge=1, le=65536)]
 
 
 class Values(Section):
-    """Of the labels of the training part, for regression."""
+    """Mean and standard deviation of the labels of the training part, for regression."""
 
     mean: float
     std: Annotated[float, Field(gt=0)]
 
 
 class DataCard(Section):
-    """`mean` and `std`, a number a channel, are of pixels scaled to 0 … 1: a model sees (pixel / 255 - mean) / std."""
+    """mean, std: one number per channel, of pixels scaled to 0 … 1; the network gets (pixel / 255 - mean) / std."""
 
-    classes: list[str]  # two or more; none for regression
-    values: Values | None = None  # what regression predicts; None: classification
+    classes: list[str]  # two or more; empty for regression
+    values: Values | None = None  # None: classification
     image_shape: list[Size] = Field(min_length=3, max_length=3)  # (C, H, W)
     mean: list[float]
     std: list[Annotated[float, Field(gt=0)]]
-    normalization: Literal["weights"] | None = None  # a network takes mean and std of its pretrained weights instead
-    preparation: Preparation | None = None  # how the pictures were decoded; None: a published set, which needs none
+    normalization: Literal["weights"] | None = None  # use mean and std of the pretrained weights instead
+    preparation: Preparation | None = None  # how pictures are decoded; None: a published data set
 
     @model_validator(mode="after")
     def _classes_or_values(self) -> Self:
         if bool(self.classes) == (self.values is not None) or len(self.classes) == 1:
-            raise ValueError("a card has two classes or more, or values and no class")
+            raise ValueError("a card has two or more classes, or values and no classes")
         return self
 
     @model_validator(mode="after")
-    def _a_number_a_channel(self) -> Self:
+    def _one_number_per_channel(self) -> Self:
         if not len(self.mean) == len(self.std) == self.image_shape[0]:
-            raise ValueError("mean and std need a number for each channel of image_shape")
+            raise ValueError("mean and std need one number per channel of image_shape")
         if self.preparation and self.preparation.shape != self.shape:
-            raise ValueError("preparation gives another shape than image_shape")
+            raise ValueError("the shapes of preparation and image_shape differ")
         return self
 
     @property
@@ -54,7 +54,7 @@ class DataCard(Section):
 
 
 def write(path: Path, card: DataCard) -> None:
-    """Write the card, every digit of the normalization included, atomically."""
+    """Write the card atomically, with all digits of the normalization."""
     files.write_text(path, json.dumps(card.model_dump(exclude_none=True), indent=2, ensure_ascii=False) + "\n")
 
 
@@ -67,4 +67,4 @@ def read(path: Path) -> DataCard:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"
-        raise UserError(f"{path}: {place}: {first['msg']}; `dvc repro` makes it anew") from None
+        raise UserError(f"{path}: {place}: {first['msg']}; `dvc repro` makes it again") from None

@@ -1,12 +1,12 @@
-"""A folder of pictures as a data set: which files count, which class and part each is in. Nothing is decoded here.
+"""A folder of pictures as a data set: which files belong to it, and the class and part of each. Decodes nothing.
 
-Three layouts, told apart by looking: a folder per class; train, validation (or val) and test folders with a folder per
-class in each; a labels.csv beside the files, with the columns file, label and, if wanted, split and group. Regression
-takes numbers from the column label, and no other layout.
-An archive, or a folder with nothing but archives in it, counts as the folder that unpacking them all would give,
-without the one folder that many archives put around everything.
-Names use forward slashes and are sorted by Unicode code point, whatever order the file system has. The name of a file
-in an archive begins with that of the archive.
+There are three layouts: a folder per class; train, validation (or val) and test folders, each with a folder per class;
+and a labels.csv beside the files, with the columns file, label and, optionally, split and group. Regression needs a
+labels.csv, with numbers in the column label. The contents of the folder determine the layout.
+An archive, or a folder that contains only archives, is treated as the folder that unpacking them all would give,
+without the single top folder that many archives have.
+Names use forward slashes and are sorted by Unicode code point, in whatever order the file system lists them. The name
+of a file in an archive begins with the name of the archive.
 """
 
 import csv
@@ -31,17 +31,18 @@ from stages.dataset.options import Task
 from stages.dataset.pictures import UnusablePictureError
 
 Part = Literal["train", "validation", "test"]
-File = tuple[str, str]  # the path that the layout goes by, and the name
+File = tuple[str, str]  # the path that determines class and part, and the name
 Row = tuple[str, str, Part | None, str | None]  # name, label, part, group
 
 PARTS: dict[str, Part] = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 LABELS = "labels.csv"
 COLUMNS = ("file", "label", "split", "group")
 MAX_CLASSES = 65536
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # of pictures.FORMATS
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-MAX_VALUE = 1e15  # of a label that is a number
-SHOWN = 10  # mistakes of labels.csv in one message
-# What file managers, editors and archivers leave; .dvcignore lists the same, so that DVC does not count it either.
+MAX_VALUE = 1e15  # of a numeric label
+SHOWN = 10  # mistakes in labels.csv that a message lists
+# Left behind by file managers, editors and archivers. .dvcignore lists the same, so DVC ignores them, too.
 LEFT_BEHIND = (
     "thumbs.db",
     "desktop.ini",
@@ -58,34 +59,34 @@ LEFT_BEHIND = (
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One file. name: its path below the root. group: of labels.csv."""
+    """One file. name: its path below the root. group: from labels.csv."""
 
     name: str
     label: int  # position in Listing.classes; 0 for regression
-    part: Part | None  # None: no part was published for it
+    part: Part | None  # as published; None: not published
     group: str | None
-    value: float = 0.0  # what regression predicts
+    value: float = 0.0  # the label for regression
 
 
 @dataclass(frozen=True)
 class Listing:
     """The pictures of a folder, sorted by name."""
 
-    layout: str  # in words, for the log
-    classes: tuple[str, ...]  # none for regression
+    layout: str  # a description for the log
+    classes: tuple[str, ...]  # empty for regression
     pictures: list[Picture]
     others: list[str] = field(default_factory=list)  # files without a label
 
 
 class Reader:
-    """Reads the files of a folder by their names in a Listing. It can be sent to another process."""
+    """Reads the files of a folder by their names in a Listing. Picklable."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def stamp(self, name: str) -> tuple[int, int]:
-        """Size in bytes and time of the last change in nanoseconds, of the archive if it is in one; zeros: no file."""
-        path, _ = self._place(name)
+        """Size in bytes and modification time in nanoseconds, of its archive if it is in one; zeros if missing."""
+        path, _ = self._locate(name)
         try:
             status = path.stat()
         except FileNotFoundError:
@@ -94,7 +95,7 @@ class Reader:
 
     def read(self, name: str) -> bytes:
         """The content of a file. Raises UnusablePictureError (no file, too large) and OSError (no permission, disk)."""
-        path, inner = self._place(name)
+        path, inner = self._locate(name)
         if inner:
             return archives.opened(path).read(inner)
         try:
@@ -109,8 +110,8 @@ class Reader:
             raise UnusablePictureError(f"{status.st_size:,} bytes; at most {archives.MAX_BYTES:,} are read")
         return path.read_bytes()
 
-    def _place(self, name: str) -> tuple[Path, str]:
-        """The file, or the archive and the name in it."""
+    def _locate(self, name: str) -> tuple[Path, str]:
+        """The path of the file and "", or the path of its archive and its name in that."""
         first, _, inner = name.partition("/")
         if inner and archives.is_archive(first):
             if self.root.is_file():
@@ -121,18 +122,19 @@ class Reader:
 
 
 def scan(root: Path, task: Task = "classification") -> Listing:
-    """List the pictures below `root`, a folder or an archive, without decoding one.
+    """List the pictures below `root`, a folder or an archive, without decoding any.
 
-    Raises UserError, in one line, for what is no data set: missing, empty, with a single class, classes that differ in
-    case alone, classes that train lacks, links in a circle, a wrong labels.csv, an archive that is damaged or hostile;
-    for regression also without a labels.csv, or with labels that are not numbers.
-    Raises OSError.
+    Raises UserError, in one line, if it is not a usable data set: missing, empty, with a single class, classes that
+    differ only in case, classes that train lacks, circular links, a wrong labels.csv, a damaged or hostile archive;
+    for regression also without a labels.csv, or with labels that are not numbers. Raises OSError.
     """
     if not root.exists():
         raise UserError(f"{root}: no such folder; set data.images to the folder of your pictures")
     if root.is_file():
         if not archives.is_archive(root.name):
-            raise UserError(f"{root}: is no folder and no archive ({', '.join(archives.SUFFIXES)}); see data.images")
+            raise UserError(
+                f"{root}: is neither a folder nor an archive ({', '.join(archives.SUFFIXES)}); see data.images"
+            )
         return _of_archives(root, [root], task)
     names = sorted(_files(root))
     if names and all("/" not in name and archives.is_archive(name) for name in names):
@@ -140,8 +142,8 @@ def scan(root: Path, task: Task = "classification") -> Listing:
     return _listing(root, [(name, name) for name in names], task)
 
 
-def _of_archives(root: Path, found: list[Path], task: Task) -> Listing:
-    files = [(name, f"{path.name}/{name}") for path in found for name in archives.opened(path).names]
+def _of_archives(root: Path, paths: list[Path], task: Task) -> Listing:
+    files = [(name, f"{path.name}/{name}") for path in paths for name in archives.opened(path).names]
     files = [file for file in files if not any(map(ignored, file[0].split("/")))]
     while LABELS not in (tops := {path.partition("/")[0] for path, _ in files}) and len(tops) == 1:
         (top,) = tops
@@ -149,13 +151,15 @@ def _of_archives(root: Path, found: list[Path], task: Task) -> Listing:
             break
         files = [(path.removeprefix(f"{top}/"), name) for path, name in files]
     listing = _listing(root, sorted(files), task)
-    where = "an archive" if len(found) == 1 else f"{len(found)} archives"
+    where = "an archive" if len(paths) == 1 else f"{len(paths)} archives"
     return dataclasses.replace(listing, layout=f"{listing.layout}, in {where}")
 
 
 def _listing(root: Path, files: list[File], task: Task) -> Listing:
     if not files:
-        raise UserError(f"{root}: holds no pictures; set data.images to a folder with a folder of pictures per class")
+        raise UserError(
+            f"{root}: contains no pictures; set data.images to a folder with a folder of pictures per class"
+        )
     if any(path == LABELS for path, _ in files):
         return _by_labels(root, files, task)
     if task == "regression":
@@ -168,7 +172,7 @@ def _listing(root: Path, files: list[File], task: Task) -> Listing:
         others = ", ".join(map(shown, sorted(folders - set(parts))[:3]))
         raise UserError(
             f"{root}: has the folders {', '.join(parts)} beside {others or 'no train'}: neither a folder per class nor "
-            "train, validation and test; move or rename what does not belong"
+            "train, validation and test; move or rename the folders that do not belong"
         )
     rows: list[Row] = [(name, path.partition("/")[0], None, None) for path, name in files if "/" in path]
     return _checked(root, "a folder per class", rows, [name for path, name in files if "/" not in path])
@@ -195,7 +199,7 @@ def _by_labels(root: Path, files: list[File], task: Task) -> Listing:
     tables = [name for path, name in files if path == LABELS]
     names = {path: name for path, name in files if path != LABELS}
     if len(tables) > 1 or len(names) < len(files) - 1:
-        raise UserError(f"{root}: two archives hold the same file, with a {LABELS} in one of them; make one of the two")
+        raise UserError(f"{root}: two archives contain the same file, and one has a {LABELS}; merge the archives")
     where = f"{root}/{LABELS}" if tables[0] == LABELS else f"{root.parent if root.is_file() else root}/{tables[0]}"
     rows: list[Row] = []
     mistakes: list[str] = []
@@ -208,7 +212,7 @@ def _by_labels(root: Path, files: list[File], task: Task) -> Listing:
             mistakes.append(f"{where}:{line}: {shown(path)}: is listed twice")
         elif not label:
             mistakes.append(f"{where}:{line}: {shown(path)}: has no label")
-        elif task == "regression" and (why := _no_value(label)):
+        elif task == "regression" and (why := _not_a_value(label)):
             mistakes.append(f"{where}:{line}: {shown(path)}: label is {shown(label)}, {why}")
         elif split and split.casefold() not in PARTS:
             mistakes.append(f"{where}:{line}: split is {shown(split)}; allowed: {', '.join(PARTS)}, or nothing")
@@ -225,18 +229,22 @@ def _by_labels(root: Path, files: list[File], task: Task) -> Listing:
     return _checked(root, LABELS, rows, others)
 
 
-def _no_value(label: str) -> str:
-    """Why regression cannot take a label; empty if it can."""
+def _not_a_value(label: str) -> str:
+    """Why a label cannot be used for regression; empty if it can."""
     text = label.strip()
     if not NUMBER.fullmatch(text):
-        return "which is no number (3, -0.5, 1e-3); data.task: classification takes names"
-    return "" if math.isfinite(float(text)) and abs(float(text)) < MAX_VALUE else f"not below {MAX_VALUE:g} in size"
+        return "which is not a number (3, -0.5, 1e-3); for names, set data.task: classification"
+    return (
+        ""
+        if math.isfinite(float(text)) and abs(float(text)) < MAX_VALUE
+        else f"which is not below {MAX_VALUE:g} in size"
+    )
 
 
 def _table(where: str, content: bytes) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of labels.csv with the numbers of their last lines. Raises UserError."""
+    """The rows of labels.csv, each with the number of its last line. Raises UserError."""
     try:
-        text = content.decode("utf-8-sig")  # with or without the mark that Excel puts in front
+        text = content.decode("utf-8-sig")  # Excel writes a byte order mark
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 text (byte {error.start}); save it as CSV in UTF-8") from None
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
@@ -244,25 +252,23 @@ def _table(where: str, content: bytes) -> Iterator[tuple[int, dict[str, str]]]:
         columns = list(reader.fieldnames or [])
         if not {"file", "label"} <= set(columns) <= set(COLUMNS) or len(set(columns)) < len(columns):
             found = ", ".join(map(shown, columns)) or "none"
-            raise UserError(f"{where}: its columns are {found}; expected file, label and, if wanted, split and group")
+            raise UserError(f"{where}: its columns are {found}; expected file, label and, optionally, split and group")
         for row in reader:
             if None in row or None in row.values():
-                raise UserError(f"{where}:{reader.line_num}: not as many columns as in the first line")
+                raise UserError(f"{where}:{reader.line_num}: the number of columns differs from the first line")
             yield reader.line_num, row
     except csv.Error as error:
         raise UserError(f"{where}:{reader.line_num}: not valid CSV: {error}") from None
 
 
 def _checked(root: Path, layout: str, rows: list[Row], others: list[str]) -> Listing:
-    """The listing, if its classes make sense. Classes are those of the training part. Raises UserError."""
-    pictures = [
-        name for name in others if Path(name).suffix.lower() in (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-    ]
+    """The listing, once its classes are checked. The classes are those of the training part. Raises UserError."""
+    pictures = [name for name in others if name.lower().endswith(SUFFIXES)]
     if pictures and layout != LABELS:
         raise UserError(
-            f"{root}: {shown(pictures[0])} lies in no class folder"
-            + (f", nor do {len(pictures) - 1} other pictures" if len(pictures) > 1 else "")
-            + "; move it into the folder of its class, or out"
+            f"{root}: {shown(pictures[0])} is not in a class folder"
+            + (f", nor are {len(pictures) - 1} other pictures" if len(pictures) > 1 else "")
+            + "; move it into the folder of its class, or remove it"
         )
     classes = sorted({label for _, label, part, _ in rows if part in ("train", None)})
     for place in ("validation", "test"):
@@ -271,7 +277,7 @@ def _checked(root: Path, layout: str, rows: list[Row], others: list[str]) -> Lis
             raise UserError(f"{root}: {place} has the class {shown(min(strange))}, which train lacks")
     if len(classes) < 2:
         found = f"one class, {shown(classes[0])}" if classes else "no class"
-        raise UserError(f"{root}: has {found}; two or more are needed, each a folder of pictures (or in {LABELS})")
+        raise UserError(f"{root}: has {found}; at least two are needed, each a folder of pictures (or in {LABELS})")
     if len(classes) > MAX_CLASSES:
         raise UserError(f"{root}: has {len(classes):,} classes; at most {MAX_CLASSES:,} are possible")
     alike: dict[str, str] = {}
@@ -279,7 +285,7 @@ def _checked(root: Path, layout: str, rows: list[Row], others: list[str]) -> Lis
         first = alike.setdefault(unicodedata.normalize("NFC", name).strip().casefold(), name)
         if first != name:
             raise UserError(
-                f"{root}: the classes {first!r} and {name!r} differ in case, blanks or encoding alone; rename one"
+                f"{root}: the classes {first!r} and {name!r} differ only in case, blanks or encoding; rename one"
             )
     position = {name: label for label, name in enumerate(classes)}
     listed = [Picture(name, position[label], part, group) for name, label, part, group in rows]
@@ -287,14 +293,14 @@ def _checked(root: Path, layout: str, rows: list[Row], others: list[str]) -> Lis
 
 
 def _files(root: Path) -> Iterator[str]:
-    """The names of all files below a folder that count. Empty folders do not: neither DVC nor Git keeps them."""
+    """The names of all files below a folder, without ignored ones. Empty folders do not count, as in DVC and Git."""
     open_folders: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
     while open_folders:
         place, above = open_folders.pop()
         status = (root / place).stat()
         identity = (status.st_dev, status.st_ino)
         if identity in above:
-            raise UserError(f"{root / place}: a link to a folder that it is in: a circle; remove the link")
+            raise UserError(f"{root / place}: a link to a folder that contains it; remove the link")
         with os.scandir(root / place) as entries:
             for entry in entries:
                 if ignored(entry.name):
@@ -309,7 +315,7 @@ def _files(root: Path) -> Iterator[str]:
 
 
 def ignored(name: str) -> bool:
-    """Whether a file or folder of this name counts for nothing: hidden, or left behind by a program."""
+    """Whether a file or folder of this name is ignored: hidden, or left behind by a program."""
     return name.startswith(".") or any(fnmatch.fnmatchcase(name.casefold(), pattern) for pattern in LEFT_BEHIND)
 
 

@@ -1,4 +1,4 @@
-"""The options that tell which data set it is: read by more stages than download."""
+"""The options that select the data set, which several stages read."""
 
 from typing import Literal
 
@@ -8,11 +8,11 @@ from stages.common.params import Section
 
 Task = Literal["classification", "regression"]
 
-NO_IMAGES = "data/no-images"  # an empty folder: what preprocess depends on where the data set is a published one
+NO_IMAGES = "data/no-images"  # an empty folder, which data.images must name for a published data set
 
 
 class DataName(Section):
-    """The keys of `data` that later stages read; they do not care where published bytes came from."""
+    """The keys of `data` that later stages read: all except the mirrors."""
 
     model_config = ConfigDict(extra="ignore")
 

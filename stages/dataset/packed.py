@@ -1,8 +1,9 @@
 """A split of a data set: a folder of shards, safetensors files of bounded size, and an index that lists them.
 
-A shard has images uint8 (N, C, H, W) and labels (N,): int64 of classes, or float64 for regression. Images are read
-through memory maps, so that a set may be larger than memory. uint8 is a quarter of the bytes to cache, push and move to
-a GPU; safetensors runs no code when it is read. N: images, C: channels, H: height, W: width, in all of this repository.
+A shard contains images, uint8 (N, C, H, W), and labels (N,): int64 classes, or float64 values for regression. Images
+are read through memory maps, so a data set may be larger than the memory. uint8 has a quarter of the bytes of float32
+to cache, push and move to a GPU. Reading safetensors runs no code. Throughout this repository, N is the number of
+images, C of channels, H the height and W the width.
 """
 
 import hashlib
@@ -23,12 +24,12 @@ from stages.common.errors import UserError
 from stages.common.params import Section
 
 Images = npt.NDArray[np.uint8]  # (N, C, H, W)
-Labels = npt.NDArray[Any]  # (N,), int64 of classes, or float64: the values of regression
+Labels = npt.NDArray[Any]  # (N,): int64 classes, or float64 values for regression
 Shape = tuple[int, int, int]  # (C, H, W)
 
-SHARD_BYTES = 256_000_000  # of the images of a shard, at most, but for images that are larger
+SHARD_BYTES = 256_000_000  # of images in a shard, at most, except for a single larger image
 INDEX = "index.json"
-OPEN_FILES = 128  # for all else than shards
+OPEN_FILES = 128  # for everything except shards
 MADE_BY = "`dvc repro --force preprocess` makes it again"
 
 
@@ -46,16 +47,16 @@ class Index(Section):
 
 
 def shard_name(number: int) -> str:
-    """The file of a shard; names sort as numbers do."""
+    """The file name of a shard. Names sort like numbers."""
     return f"{number:05}.safetensors"
 
 
 def shard_ends(digests: Iterable[bytes], image_bytes: int) -> list[int]:
     """Cut a split into shards: the position after the last image of each.
 
-    digests: of the images' content, in the split's order. A shard ends where a digest says so, if it is large enough by
-    then (content-defined chunking, as in rsync and LBFS; Muthitacharoen et al. 2001): images that are added or removed
-    change the shards around them, and the later ones keep their bytes. The median is half of the largest size.
+    digests: of the images' content, in the split's order. Whether a shard ends after an image depends on its digest
+    (content-defined chunking, as in LBFS; Muthitacharoen et al. 2001). So added or removed images change only the
+    shards around them. A shard has between a quarter of the largest size and that size; the median is half of it.
     """
     largest = max(SHARD_BYTES // image_bytes, 1)
     smallest = max(largest // 4, 1)
@@ -69,10 +70,9 @@ def shard_ends(digests: Iterable[bytes], image_bytes: int) -> list[int]:
 
 
 def header(count: int, image_shape: Shape, labels: np.dtype[Any]) -> bytes:
-    """What a shard begins with: safetensors' header of its labels and images, which follow in this order.
+    """The safetensors header of a shard; labels and images follow in this order.
 
-    labels: their type, int64 or float64. Written here, since the library's own writer needs the whole shard in memory,
-    twice.
+    labels: their type, int64 or float64. The library's own writer would need the whole shard in memory, twice.
     """
     ends = [0, 8 * count, 8 * count + count * math.prod(image_shape)]
     tensors = {
@@ -85,17 +85,17 @@ def header(count: int, image_shape: Shape, labels: np.dtype[Any]) -> bytes:
 
 
 def little_endian(labels: Labels) -> bytes:
-    """Labels as a shard holds them."""
+    """The bytes of labels in a shard."""
     return labels.astype(labels.dtype.newbyteorder("<")).tobytes()
 
 
 def _name(labels: np.dtype[Any]) -> str:
-    """What safetensors calls the type of labels."""
+    """The name of a type of labels in safetensors."""
     return {"i": "I64", "f": "F64"}[labels.kind]
 
 
 def write(folder: Path, images: Images, labels: Labels) -> None:
-    """Write a split that is in memory, in the place of what was there. The same arrays give the same bytes."""
+    """Write a split from memory, and replace an existing one. The same arrays give the same bytes."""
     shutil.rmtree(folder, ignore_errors=True)
     digests = (hashlib.sha256(image).digest() for image in images)
     rows, start = [], 0
@@ -114,25 +114,25 @@ def write(folder: Path, images: Images, labels: Labels) -> None:
 
 
 def row(path: Path, images: int) -> Row:
-    """The row of a shard that is complete."""
+    """The row of a complete shard."""
     with path.open("rb") as file:
         return Row(images=images, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def write_index(folder: Path, rows: Sequence[Row]) -> None:
-    """Write the index: with it a split is complete."""
+    """Write the index, which completes a split."""
     files.write_text(folder / INDEX, json.dumps(Index(shards=list(rows)).model_dump(), indent=1) + "\n")
 
 
 class Split:
-    """The images and labels of a split. Images stay on the disk, and come through memory maps.
+    """The images and labels of a split. Images stay on disk, and are read through memory maps.
 
-    labels: (N,), in memory: int64, or float64 for regression. nbytes: of all images. It can be sent to another process,
-    which opens the files again: no image is sent.
+    labels: (N,), in memory: int64, or float64 for regression. nbytes: of all images. Pickling sends no image: the other
+    process opens the files again.
     """
 
     def __init__(self, folder: Path, image_shape: Shape, classes: int) -> None:
-        """Arguments, errors: as of `open_split`."""
+        """See `open_split`."""
         self._arguments = (folder, image_shape, classes)
         self.image_shape = image_shape
         rows = _index(folder).shards
@@ -142,9 +142,9 @@ class Split:
         self.shards: list[Images] = [images for images, _ in opened]  # read-only
         self.labels: Labels = np.concatenate([np.zeros(0, kind), *(labels for _, labels in opened)])
         if not np.isfinite(self.labels).all():
-            raise UserError(f"{folder}: has labels that are not finite numbers; {MADE_BY}")
+            raise UserError(f"{folder}: not all labels are finite numbers; {MADE_BY}")
         if classes and len(self.labels) and not (self.labels.min() >= 0 and self.labels.max() < classes):
-            found = f"labels run from {self.labels.min()} to {self.labels.max()}"
+            found = f"labels range from {self.labels.min()} to {self.labels.max()}"
             raise UserError(f"{folder}: {found}; expected 0 to {classes - 1}; {MADE_BY}")
         self._starts = np.cumsum([0, *(row.images for row in rows)])
 
@@ -157,7 +157,7 @@ class Split:
         return len(self) * math.prod(self.image_shape)
 
     def gather(self, positions: npt.ArrayLike) -> Images:
-        """Copies of the images at these positions, 0 … N - 1, in this order: uint8 (n, C, H, W)."""
+        """Copies of the images at n positions, in their order: uint8 (n, C, H, W). positions: 0 … N - 1."""
         where = np.asarray(positions, dtype=np.int64)
         shards = np.searchsorted(self._starts, where, side="right") - 1
         rows = where - self._starts[shards]
@@ -167,7 +167,7 @@ class Split:
         return images
 
     def __getitem__(self, part: slice) -> Images:
-        """Copies of consecutive images, as of an array in memory."""
+        """Copies of the images of a slice: uint8 (n, C, H, W)."""
         return self.gather(np.arange(len(self))[part])
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -175,18 +175,18 @@ class Split:
 
 
 def open_split(folder: Path, image_shape: Shape, classes: int) -> Split:
-    """Open a split, and check its files against its index and against what the data card states.
+    """Open a split, and check its files against its index and the values of the data card.
 
-    classes: how many there are; 0: regression, whose labels are float64.
-    Raises UserError for a folder that is no such split: a shard that is missing, cut off or not in the index; another
-    format; other names, types or shapes; images and labels of different number; labels outside 0 … classes - 1,
-    or not finite.
+    classes: their number; 0: regression, whose labels are float64.
+    Raises UserError if the folder is not such a split: a shard is missing, truncated or not in the index; has another
+    format, other names, types or shapes, or different numbers of images and labels; labels are outside
+    0 … classes - 1, or not finite.
     """
     return Split(folder, image_shape, classes)
 
 
 def _index(folder: Path) -> Index:
-    """The index of a split whose shards are those in the folder. Raises UserError."""
+    """The index of a split. Raises UserError if it does not list the shards in the folder."""
     path = folder / INDEX
     try:
         index = Index.model_validate_json(path.read_bytes())
@@ -206,12 +206,14 @@ def _index(folder: Path) -> Index:
 
 
 def _open(path: Path, row: Row, image_shape: Shape, kind: np.dtype[Any]) -> tuple[Images, Labels]:
-    """The images of a shard, as a memory map, and its labels of this type, in memory. Raises UserError."""
+    """The images of a shard, as a memory map, and its labels, of type `kind`, in memory. Raises UserError."""
     try:
-        with safe_open(path, framework="np") as file:  # checks the header, and that the file is as long as it says
+        with safe_open(path, framework="np") as file:  # checks the header, and the length of the file
             names = sorted(file.keys())
             if names != ["images", "labels"]:
-                raise UserError(f"{path}: holds {', '.join(names) or 'nothing'}; expected images and labels; {MADE_BY}")
+                raise UserError(
+                    f"{path}: contains {', '.join(names) or 'nothing'}; expected images and labels; {MADE_BY}"
+                )
             labelled = ("labels", (_name(kind), [row.images]))
             for name, expected in (labelled, ("images", ("U8", [row.images, *image_shape]))):
                 part = file.get_slice(name)

@@ -1,18 +1,18 @@
-"""One picture: what its header says, and its pixels brought to a fixed shape by documented rules.
+"""Read the header of a picture, and decode it to a fixed shape by these rules.
 
-The rules:
-- The first frame or page counts. JPEG, PNG, WebP, BMP, TIFF and GIF are read, told apart by content, not by name.
+- The formats are JPEG, PNG, WebP, BMP, TIFF and GIF; the content counts, not the name. Of several frames or pages, the
+  first is used.
 - The EXIF orientation is applied.
-- 16-bit values keep their upper 8 bits. Other integers above 8 bits count as 16-bit values; floating-point pixels have
-  no known range and are refused.
+- 16-bit values keep their upper 8 bits. Other integers above 8 bits count as 16-bit values. Floating-point pixels are
+  refused, since their range is unknown.
 - Transparency (an alpha channel, a transparent colour, a transparent palette entry) is blended over `background`.
 - CMYK becomes RGB as R = (255 - C) (255 - K) / 255 and so on.
-- Embedded colour profiles are ignored: values count as sRGB.
+- Embedded colour profiles are ignored: all values are read as sRGB.
 - Grey is (299 R + 587 G + 114 B) / 1000, ITU-R 601.
-- Resizing weighs all source pixels (Pillow's bicubic filter, antialiased). crop: fill the shape, cut the longer side
-  evenly. pad: fit inside, fill the rest with `background`. stretch: ignore the aspect ratio.
-- A picture of at least four times the size it ends up with is first averaged over blocks of whole pixels, down to twice
-  that size or more: a JPEG by its decoder, which is several times faster. docs/own-images.md says what that changes.
+- Resizing is Pillow's bicubic filter with antialiasing. crop: fill the shape, and cut the longer side evenly. pad: fit
+  inside, and fill the rest with `background`. stretch: ignore the aspect ratio.
+- A picture of at least four times its final size is first averaged over blocks of whole pixels, down to twice the final
+  size or more; a JPEG by its decoder, which is several times faster. docs/own-images.md shows the effect.
 """
 
 import io
@@ -31,12 +31,12 @@ from stages.common.errors import one_line
 from stages.common.preparation import Preparation
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-MAX_PIXELS = 89_478_485  # Pillow's own limit, above which it suspects a decompression bomb
-MIN_SIDE = 2  # pixels: a tracking pixel is no picture
-ENLARGED = 2  # how much larger than it ends up with a picture stays, at least, when blocks of it are averaged
-STRIP_PIXELS = 2**20  # of a large picture, flattened at a time
+MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs
+MIN_SIDE = 2  # pixels; a tracking pixel is not a picture
+MIN_SCALE = 2  # averaging blocks leaves a picture at least so many times its final size
+STRIP_PIXELS = 2**20  # a large picture is flattened in strips of about so many pixels
 ORIENTATION = 0x0112  # the EXIF tag
-TRANSPOSE = {  # what makes a picture of this orientation upright
+TRANSPOSE = {  # orientation -> the operation that makes the picture upright
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
     4: Transpose.FLIP_TOP_BOTTOM,
@@ -45,8 +45,8 @@ TRANSPOSE = {  # what makes a picture of this orientation upright
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
-TURNED = (5, 6, 7, 8)  # the orientations that swap width and height
-# What Pillow raises for content that is damaged; it has no common class for it.
+TURNED = (5, 6, 7, 8)  # orientations that swap width and height
+# Pillow raises any of these for damaged content; they have no common base class.
 DAMAGED = (
     OSError,
     SyntaxError,
@@ -65,7 +65,7 @@ DAMAGED = (
 
 
 class UnusablePictureError(Exception):
-    """A picture that cannot be decoded. `reason` says why, without the picture's name."""
+    """A picture cannot be decoded. reason: why, without the name of the picture."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -74,7 +74,7 @@ class UnusablePictureError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the header of a picture says. width and height are in pixels, before `orientation` is applied."""
+    """The header of a picture. width, height: in pixels, before `orientation` is applied."""
 
     format: str  # one of FORMATS
     mode: str  # Pillow's: 1, L, LA, P, RGB, RGBA, CMYK, I;16, …
@@ -84,16 +84,16 @@ class Facts:
 
 
 def facts(content: bytes) -> Facts:
-    """Read the header, without decoding a pixel. Raises UnusablePictureError."""
+    """Read the header, and decode no pixels. Raises UnusablePictureError."""
     with _opened(content) as image:
-        form = "JPEG" if image.format == "MPO" else str(image.format)  # a JPEG with a second picture behind the first
+        form = "JPEG" if image.format == "MPO" else str(image.format)  # MPO: JPEG with further pictures
         return Facts(form, image.mode, image.width, image.height, _orientation(image))
 
 
 def decode(content: bytes, preparation: Preparation) -> npt.NDArray[np.uint8]:
-    """Decode a picture into uint8 (C, H, W), by the rules at the top of this file. Raises UnusablePictureError.
+    """Decode a picture to uint8 (C, H, W), by the rules at the top of this file. Raises UnusablePictureError.
 
-    The same content and preparation give the same array, in whatever process or thread.
+    The same content and preparation give the same array, in any process or thread.
     """
     with _opened(content) as image:
         orientation = _orientation(image)
@@ -109,7 +109,7 @@ def decode(content: bytes, preparation: Preparation) -> npt.NDArray[np.uint8]:
 
 
 def _opened(content: bytes) -> Image.Image:
-    """The picture, its header read and its size found acceptable. Raises UnusablePictureError."""
+    """The picture, once its header is read and its size checked. Raises UnusablePictureError."""
     if not content:
         raise UnusablePictureError("an empty file")
     try:
@@ -132,11 +132,11 @@ def _opened(content: bytes) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The orientation in the header, 1 to 8; 1 where there is none, or none that can be read."""
+    """The orientation in the header, 1 to 8; 1 if there is none, or it cannot be read."""
     if image.format == "TIFF":
-        return 1  # Pillow itself turns it, and its size is that of the upright picture
+        return 1  # Pillow applies it: the picture and its size are upright
     if image.format == "PNG" and "exif" not in image.info:
-        return 1  # Pillow would decode all of the picture in search of EXIF behind it
+        return 1  # Pillow would decode the whole picture to look for EXIF after the pixels
     try:
         with warnings.catch_warnings(action="ignore"):
             orientation = image.getexif().get(ORIENTATION, 1)
@@ -153,29 +153,29 @@ def _reason(error: BaseException) -> str:
 
 
 def _fitted(image: Image.Image, preparation: Preparation, turned: bool) -> Image.Image:
-    """Decode and resize, as stored. turned: EXIF says that its width is a height. Mode L or RGB."""
+    """Decode and resize, without applying the orientation. turned: it swaps width and height. Mode L or RGB."""
     height, width = reversed(preparation.image_size) if turned else preparation.image_size
     if preparation.resize == "pad":
         scale = min(width / image.width, height / image.height)
         width, height = max(1, round(scale * image.width)), max(1, round(scale * image.height))
-    across, down = float(image.width), float(image.height)  # of the part that is kept, in pixels of the file
+    across, down = float(image.width), float(image.height)  # size of the part that is used, in pixels of the file
     if preparation.resize == "crop":
         scale = max(width / across, height / down)
         across, down = min(across, width / scale), min(down, height / scale)
     left, top = (image.width - across) / 2, (image.height - down) / 2
 
-    shrink = 1.0  # by how much the decoder or the averaging made it smaller
+    shrink = 1.0  # factor by which the decoder and the averaging reduce the picture
     if image.format in ("JPEG", "MPO"):
-        # Pillow picks the smallest scale that is not below this size; where there is none, the full one.
+        # Pillow uses the smallest scale that is not below this size, or else the full size.
         wanted = (
-            math.ceil(ENLARGED * image.width * width / across),
-            math.ceil(ENLARGED * image.height * height / down),
+            math.ceil(MIN_SCALE * image.width * width / across),
+            math.ceil(MIN_SCALE * image.height * height / down),
         )
         full = image.width
         if drafted := image.draft(None, wanted):
             shrink = full / drafted[1][2]
     image.load()
-    block = int(min(across / width, down / height) / shrink / ENLARGED)
+    block = int(min(across / width, down / height) / shrink / MIN_SCALE)
     flat = _averaged(image, preparation, block) if block > 1 else _flat(image, preparation)
     shrink *= max(block, 1)
     right, bottom = min(flat.width, (left + across) / shrink), min(flat.height, (top + down) / shrink)
@@ -184,7 +184,7 @@ def _fitted(image: Image.Image, preparation: Preparation, turned: bool) -> Image
 
 
 def _averaged(image: Image.Image, preparation: Preparation, block: int) -> Image.Image:
-    """`_flat`, each block of pixels averaged; in strips, so that a large picture is in memory once, not three times."""
+    """`_flat`, then the mean of each block of pixels. Works in strips, so a large picture is in memory only once."""
     wanted = "L" if preparation.channels == "grey" else "RGB"
     small = Image.new(wanted, (math.ceil(image.width / block), math.ceil(image.height / block)))
     strip = block * max(1, STRIP_PIXELS // (block * image.width))
@@ -195,11 +195,11 @@ def _averaged(image: Image.Image, preparation: Preparation, block: int) -> Image
 
 
 def _flat(image: Image.Image, preparation: Preparation) -> Image.Image:
-    """Mode L or RGB, as `preparation.channels` says: 8 bits a channel, nothing transparent."""
+    """Mode L or RGB, as in `preparation.channels`: 8 bits per channel, no transparency."""
     if image.mode.startswith("I"):
         image = _upper_bits(image)
     if image.mode == "F":
-        raise UnusablePictureError("floating-point pixels, whose range is not known")
+        raise UnusablePictureError("floating-point pixels, whose range is unknown")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         flat = Image.new("RGB", image.size, _colour(preparation))
@@ -217,15 +217,15 @@ def _colour(preparation: Preparation) -> tuple[int, int, int]:
 
 
 def _upper_bits(image: Image.Image) -> Image.Image:
-    """The upper 8 of 16 bits, mode L: what Pillow itself does with the 16-bit channels of an RGB file."""
+    """The upper 8 of 16 bits, mode L, as Pillow does for the 16-bit channels of an RGB file."""
     values = np.asarray(image)
     if values.size and (values.min() < 0 or values.max() > 0xFFFF):
-        raise UnusablePictureError(f"values from {values.min()} to {values.max()}; 16 bits are read at most")
+        raise UnusablePictureError(f"values from {values.min()} to {values.max()}; at most 16 bits are supported")
     return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
 
 
 def _padded(image: Image.Image, preparation: Preparation) -> Image.Image:
-    """Centred on `background`, where it is smaller than the shape."""
+    """The picture, centred on `background` if it is smaller than the shape."""
     height, width = preparation.image_size
     if image.size == (width, height):
         return image

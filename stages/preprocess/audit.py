@@ -1,7 +1,7 @@
-"""What is in a folder of pictures, and what may be wrong with it: the key `audit` of metrics/data.json.
+"""The audit of a folder of pictures, key `audit` of metrics/data.json: what is in it, and what may be wrong with it.
 
-Copies are found by SHA-256. Near copies are found by a perceptual hash (pHash: the signs of 63 low frequencies of the
-discrete cosine transform, relative to their median; Zauner 2010) and confirmed by their pixels.
+Copies are found by SHA-256. Near copies are found by a perceptual hash (pHash: which of 63 low frequencies of the
+discrete cosine transform are above their median; Zauner 2010) and confirmed by their pixels.
 """
 
 import math
@@ -18,38 +18,41 @@ from stages.dataset.packed import Images, Split
 from stages.preprocess.selection import Selection, several_labels
 from stages.preprocess.survey import Surveyed
 
-LISTED = 1000  # files that were left out, of each kind; all are counted
-EXAMPLES = 50  # of what was not
-BLOCK_BYTES = 2**23  # of pictures in memory at a time, which are eight times as large as float64
-FREQUENCIES = 8  # a side: 64 bits, of which the first is of the mean brightness and always 0
-SCALE = 128  # of the cosines, as whole numbers
-BANDS = (
-    4  # of 16 bits. Hashes are compared that have one in common: all that differ in 3 bits or fewer, most of those …
-)
-NEAR_BITS = 10  # … that differ in so many
-NEAR_CORRELATION = 0.95  # of the pixels of two pictures with near hashes, from which they are near copies
-CROWD = 2000  # pictures with the same band, above which only equal hashes are compared
+LISTED = 1000  # at most so many names of files that were left out, per reason; all are counted
+EXAMPLES = 50  # the same for files that were not left out
+BLOCK_BYTES = 2**19  # of pictures at a time: few enough to stay in the processor's cache as float64
+FREQUENCIES = 8  # in each direction: 64, of which the first, the mean brightness, is not used
+SCALE = 128  # of the cosines, which are rounded to whole numbers
+# Two hashes are compared if they have a band of 16 bits in common. That finds all pairs that differ in up to 3 bits,
+# and most of those that differ in up to NEAR_BITS.
+BANDS = 4
+NEAR_BITS = 10
+NEAR_CORRELATION = 0.95  # of the pixels: two pictures with near hashes are near copies from here on
+CROWD = 2000  # if more pictures have a band in common, only equal hashes are compared
 
 Hashes = npt.NDArray[np.uint64]
 
 
 def audit(
     listing: Listing,
-    found: Sequence[Surveyed],
+    surveyed: Sequence[Surveyed],
     selected: Selection,
     unusable: Mapping[str, str],
     splits: Mapping[Part, Split],
 ) -> dict[str, Any]:
-    """All of the audit. The same pictures give the same audit, on whatever machine.
+    """The whole audit. The same pictures give the same audit on every machine.
 
-    unusable: why not, by the name of the picture, from both passes. splits: what was packed of `selected`.
+    unusable: name of a picture -> why, from both passes. splits: the packed pictures of `selected`.
     """
-    name = [picture.name for picture in listing.pictures]
-    parts = {part: [each for each in selected.parts[part] if name[each] not in unusable] for part in splits}
+    names = [picture.name for picture in listing.pictures]
+    parts = {
+        part: [position for position in selected.parts[part] if names[position] not in unusable] for part in splits
+    }
     part_of = {position: part for part, positions in parts.items() for position in positions}
-    contents = list(_copies(found))
+    contents = list(_copies(surveyed))
     conflicts = [group for group in contents if several_labels(listing.pictures[position] for position in group)]
-    copies = [kept for group in contents if len(kept := [each for each in group if each in part_of]) > 1]
+    packed_copies = ([position for position in group if position in part_of] for group in contents)
+    copies = [group for group in packed_copies if len(group) > 1]
     leaks = [group for group in copies if len({part_of[position] for position in group}) > 1]
     small = Counter(listing.pictures[position].label for position in selected.of_small_classes)
     hashes, constant = _hashed(splits)
@@ -72,30 +75,30 @@ def audit(
         "contents_under_two_classes": len(conflicts),
         "near_copies_in_two_parts": len(near),
         "constant_pictures": len(flat),
-        "formats": _counted([each.facts.format for each in found if each.facts]),
-        "modes": _counted([each.facts.mode for each in found if each.facts]),
-        "turned_by_exif": sum(each.facts.orientation > 1 for each in found if each.facts),
-        **_sizes(found),
+        "formats": _counted([picture.facts.format for picture in surveyed if picture.facts]),
+        "modes": _counted([picture.facts.mode for picture in surveyed if picture.facts]),
+        "turned_by_exif": sum(picture.facts.orientation > 1 for picture in surveyed if picture.facts),
+        **_sizes(surveyed),
         # Lists, which DVC's tables leave out: `dvc metrics diff` stays a page long.
-        "unusable": [{"file": each, "reason": unusable[each]} for each in sorted(unusable)[:LISTED]],
-        "conflicts": [[name[position] for position in group] for group in conflicts[:LISTED]],
+        "unusable": [{"file": name, "reason": unusable[name]} for name in sorted(unusable)[:LISTED]],
+        "conflicts": [[names[position] for position in group] for group in conflicts[:LISTED]],
         "small_classes": [{"class": listing.classes[label], "pictures": small[label]} for label in sorted(small)],
-        "copies_in_two_parts": [[name[position] for position in group] for group in leaks[:EXAMPLES]],
+        "copies_in_two_parts": [[names[position] for position in group] for group in leaks[:EXAMPLES]],
         "near_copies": [
-            {"file": name[parts[part][row]], "part": part, "like": name[parts[other][like]], "other_part": other}
+            {"file": names[parts[part][row]], "part": part, "like": names[parts[other][like]], "other_part": other}
             for part, row, other, like in near[:EXAMPLES]
         ],
-        "constant": [name[position] for position in sorted(flat)[:EXAMPLES]],
+        "constant": [names[position] for position in sorted(flat)[:EXAMPLES]],
         "in_no_class": listing.others[:EXAMPLES],
     }
 
 
-def _copies(found: Sequence[Surveyed]) -> Iterator[list[int]]:
-    """The positions of files with the same content, for each content that is there twice or more."""
+def _copies(surveyed: Sequence[Surveyed]) -> Iterator[list[int]]:
+    """For each content of two files or more, the positions of these files."""
     first: dict[bytes, int] = {}
     groups: dict[int, list[int]] = {}
-    for position, each in enumerate(found):
-        if each.digest and (other := first.setdefault(each.digest, position)) != position:
+    for position, picture in enumerate(surveyed):
+        if picture.digest and (other := first.setdefault(picture.digest, position)) != position:
             groups.setdefault(other, [other]).append(position)
     yield from (groups[position] for position in sorted(groups))
 
@@ -104,9 +107,10 @@ def _counted(values: list[str]) -> dict[str, int]:
     return dict(sorted(Counter(values).items()))
 
 
-def _sizes(found: Sequence[Surveyed]) -> dict[str, list[float]]:
-    """Least, quartiles and largest of widths, heights (pixels) and aspect ratios (width / height)."""
-    sides = np.array([(each.facts.width, each.facts.height) for each in found if each.facts]).reshape(-1, 2)
+def _sizes(surveyed: Sequence[Surveyed]) -> dict[str, list[float]]:
+    """Minimum, quartiles and maximum of widths, heights (pixels) and aspect ratios (width / height)."""
+    facts = [picture.facts for picture in surveyed if picture.facts]
+    sides = np.array([(header.width, header.height) for header in facts]).reshape(-1, 2)
     if not len(sides):
         return {}
     columns = {"width": sides[:, 0], "height": sides[:, 1], "aspect_ratio": sides[:, 0] / sides[:, 1]}
@@ -116,7 +120,7 @@ def _sizes(found: Sequence[Surveyed]) -> dict[str, list[float]]:
 
 
 def _hashed(splits: Mapping[Part, Split]) -> tuple[dict[Part, Hashes], dict[Part, npt.NDArray[np.bool]]]:
-    """The perceptual hash of each picture, and whether all its pixels are the same."""
+    """For each picture of each part, its perceptual hash, and whether all its pixels are equal."""
     hashes, constant = {}, {}
     for part, split in splits.items():
         hashes[part], constant[part] = np.zeros(len(split), np.uint64), np.zeros(len(split), np.bool)
@@ -130,11 +134,11 @@ def _hashed(splits: Mapping[Part, Split]) -> tuple[dict[Part, Hashes], dict[Part
 
 
 def perceptual_hash(images: Images) -> Hashes:
-    """64 bits for each picture of uint8 (N, C, H, W); two that look the same differ in few of them.
+    """A hash of 64 bits for each picture of uint8 (N, C, H, W). Hashes of similar pictures differ in few bits.
 
-    Computed in whole numbers below 2^53, which float64 holds exactly: no order of summation can change a bit.
+    All numbers are whole and below 2^53, which float64 represents exactly, so the order of summation changes no bit.
     """
-    grey = images.sum(axis=1, dtype=np.float64)  # (N, H, W)
+    grey = images.sum(axis=1, dtype=np.uint16).astype(np.float64)  # (N, H, W)
     down, across = _cosines(grey.shape[1]), _cosines(grey.shape[2])
     spectrum = (down @ grey @ across.T).reshape(len(images), -1)[:, 1:]  # (N, 63)
     bits = spectrum > np.median(spectrum, axis=1, keepdims=True)
@@ -144,43 +148,43 @@ def perceptual_hash(images: Images) -> Hashes:
 
 
 def _cosines(side: int) -> npt.NDArray[np.float64]:
-    """The first rows of the DCT-II of `side` values, as whole numbers: (FREQUENCIES, side)."""
+    """The first rows of the DCT-II of `side` values, rounded to whole numbers: (FREQUENCIES, side)."""
     angles = np.pi / (2 * side) * np.outer(np.arange(FREQUENCIES), 2 * np.arange(side) + 1)
     cosines: npt.NDArray[np.float64] = np.rint(SCALE * np.cos(angles))
     return cosines
 
 
-Pair = tuple[Part, int, Part, int]  # a part and a position in it, and the same of the picture that is like it
+Pair = tuple[Part, int, Part, int]  # part and row of a picture, and of the earlier picture that it resembles
 
 
 def _near_copies(
     splits: Mapping[Part, Split], hashes: Mapping[Part, Hashes], constant: Mapping[Part, npt.NDArray[np.bool]]
 ) -> Iterator[Pair]:
-    """Pairs of pictures in two parts that look the same: each picture of validation and test with the first like it."""
+    """Pairs of similar pictures in two parts: each picture of validation and test with the first that it resembles."""
     names = list(splits)
     part = np.concatenate([np.full(len(splits[name]), number) for number, name in enumerate(names)])
     row = np.concatenate([np.arange(len(splits[name])) for name in names])
-    every = np.concatenate([hashes[name] for name in names])
+    all_hashes = np.concatenate([hashes[name] for name in names])
     varied = np.flatnonzero(~np.concatenate([constant[name] for name in names]))
     like: dict[int, int] = {}
-    for one, other in _near_pairs(every[varied], part[varied]):
+    for one, other in _near_pairs(all_hashes[varied], part[varied]):
         early, late = sorted((int(varied[one]), int(varied[other])))
-        if like.get(late, late) > early and _looks_the_same(splits, names, part, row, early, late):
+        if like.get(late, late) > early and _is_similar(splits, names, part, row, early, late):
             like[late] = early
     for late, early in sorted(like.items()):
         yield names[part[late]], int(row[late]), names[part[early]], int(row[early])
 
 
 def _near_pairs(hashes: Hashes, part: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Pairs of positions in different parts whose hashes share a band and differ in NEAR_BITS at most; some twice."""
+    """Pairs of positions in different parts whose hashes share a band and differ in at most NEAR_BITS, some twice."""
     for band in range(BANDS):
         keys = (hashes >> np.uint64(16 * band)) & np.uint64(0xFFFF)
         order = np.argsort(keys, kind="stable")
         edges = [0, *(np.flatnonzero(np.diff(keys[order])) + 1).tolist(), len(order)]
         for start, end in pairwise(edges):
             members = order[start:end]
-            if len(members) > CROWD:  # of plain drawings on white, say
-                members = _equal_first(hashes, members)
+            if len(members) > CROWD:  # for instance, plain drawings on white
+                members = _duplicates(hashes, members)
             if len(members) < 2 or (part[members] == part[members[0]]).all():
                 continue
             for place, one in enumerate(members[:-1]):
@@ -190,13 +194,13 @@ def _near_pairs(hashes: Hashes, part: npt.NDArray[np.int64]) -> Iterator[tuple[i
                     yield int(one), int(other)
 
 
-def _equal_first(hashes: Hashes, members: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Of a crowd, those whose hash is there twice, CROWD of them at most."""
+def _duplicates(hashes: Hashes, members: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The members whose hash another member has, too; at most CROWD of them."""
     _, inverse, counts = np.unique(hashes[members], return_inverse=True, return_counts=True)
     return members[counts[inverse] > 1][:CROWD]
 
 
-def _looks_the_same(
+def _is_similar(
     splits: Mapping[Part, Split],
     names: Sequence[Part],
     part: npt.NDArray[np.int64],
@@ -204,7 +208,7 @@ def _looks_the_same(
     one: int,
     other: int,
 ) -> bool:
-    """Whether the pixels of two pictures, neither of them constant, correlate; in whole numbers."""
+    """Whether the pixels of two pictures correlate; neither is constant. Computed in whole numbers."""
     first, second = (splits[names[part[each]]].gather([row[each]]).astype(np.int64).ravel() for each in (one, other))
     sums, squares = [int(each.sum()) for each in (first, second)], [int(each @ each) for each in (first, second)]
     count, product = len(first), int(first @ second)

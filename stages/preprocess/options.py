@@ -8,11 +8,11 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from stages.common.params import Section
 from stages.common.preparation import MAX_SIDE, Side
 
-PATH = "path:"  # what group_by starts with, if it is a pattern on the path
+PATH = "path:"  # the prefix of a group_by that is a pattern for the path
 
 
 def _both_sides(value: Any) -> Any:
-    """One number stands for a square."""
+    """Accept one number for a square."""
     return [value, value] if type(value) is int and 1 <= value <= MAX_SIDE else value
 
 
@@ -27,7 +27,7 @@ def _grouping(value: str) -> str:
 
 
 class Preprocess(Section):
-    """Section `preprocess`. All from `test_fraction` on is read for `data.name: images` alone."""
+    """Section `preprocess`. The options from `test_fraction` on apply only to `data.name: images`."""
 
     validation_fraction: float = Field(ge=0, le=0.9)
     seed: int = Field(ge=0, lt=2**32)

@@ -1,4 +1,4 @@
-"""Your own pictures: from a folder of files to the shards of each part."""
+"""Prepare your own pictures: from a folder of files to the shards of each part."""
 
 import hashlib
 import shutil
@@ -18,25 +18,26 @@ from stages.dataset import folder, packed
 from stages.dataset.data_card import DataCard
 from stages.dataset.folder import Part, Picture, Reader
 from stages.dataset.options import Task
+from stages.dataset.packed import Split
 from stages.preprocess import audit, pack, selection, survey, values
 from stages.preprocess.machines import Machines
 from stages.preprocess.normalization import NORMALIZATIONS
 from stages.preprocess.options import Preprocess
 from stages.preprocess.selection import Selection
 
-SHOWN = 1000  # pictures that one message names
+SHOWN = 1000  # pictures that a message names
 
 
 @contextmanager
 def resume_folder(root: Path, options: Preprocess) -> Iterator[Path]:
-    """The folder of what a killed run goes on from, forgotten at the end of the block unless an error ends it.
+    """The folder with the state of a killed run. The state is deleted at the end of the block, but not after an error.
 
-    It is runs/: what other options made there is used as far as it is still right. A temporary experiment, which may
-    run beside others, has a folder for its own options in the repository that it belongs to.
+    It is runs/, where a run with other options reuses whatever is still valid. A temporary experiment may run at the
+    same time as others, so it has a folder for its options in the repository that it belongs to.
     """
     if resume.in_experiment():
-        decisive = f"{root.as_posix()} {options!r} {PIL.__version__}"
-        key = f"preprocess-{hashlib.sha256(decisive.encode()).hexdigest()[:32]}"
+        inputs = f"{root.as_posix()} {options!r} {PIL.__version__}"
+        key = f"preprocess-{hashlib.sha256(inputs.encode()).hexdigest()[:32]}"
         with resume.claimed(key) as folder:
             yield folder
             shutil.rmtree(folder, ignore_errors=True)
@@ -53,11 +54,12 @@ def prepare(
     processes: int,
     work: Path = paths.RUNS,
     machines: Machines | None = None,
-) -> tuple[DataCard, dict[str, Any]]:
-    """Read the pictures below `root`, and write each part into its folder; what they are, and what was left out.
+) -> tuple[DataCard, Mapping[Part, Split], dict[str, Any]]:
+    """Read the pictures below `root`, and write each part to its folder. Returns data card, parts and audit.
 
-    work: the folder of what a killed run goes on from. machines: others that decode as well.
-    Raises UserError for pictures that cannot be used as the options say, OSError (no permission, a full disk).
+    work: the folder with the state of a killed run. machines: other machines that decode, too.
+    Raises UserError if the options do not allow what is wrong with the pictures, and OSError (no permission, a full
+    disk).
     """
     listing = folder.scan(root, task)
     print(f"{len(listing.pictures):,} pictures in {root}: {listing.layout}", flush=True)
@@ -80,13 +82,13 @@ def prepare(
         for part, positions in selected.parts.items()
     }
     if selected.unusable and options.bad_images == "error":
-        print(f"{len(selected.unusable):,} cannot be used; decoding the others, to name all that cannot", flush=True)
+        print(f"{len(selected.unusable):,} cannot be used; decoding the others to find all that cannot", flush=True)
     try:
-        made = pack.pack(reader, preparation, contents, targets["train"], processes, work / pack.WORK.name, machines)
+        result = pack.pack(reader, preparation, contents, targets["train"], processes, work / pack.WORK.name, machines)
     except survey.ChangedError:
         survey.forget(work / survey.STATE.name)
         raise
-    unusable = {listing.pictures[place].name: why for place, why in selected.unusable.items()} | made.unusable
+    unusable = {listing.pictures[place].name: why for place, why in selected.unusable.items()} | result.unusable
     if unusable and options.bad_images == "error":
         raise UserError(f"{refusal(unusable)}\nremove these, or set preprocess.bad_images: skip")
     splits = {
@@ -98,7 +100,7 @@ def prepare(
         else:
             values.check(part, split.labels)
 
-    mean, std = NORMALIZATIONS[options.normalization](made.sums)
+    mean, std = NORMALIZATIONS[options.normalization](result.sums)
     card = DataCard(
         classes=list(selected.classes),
         values=values.of_training(splits["train"].labels) if task == "regression" else None,
@@ -108,32 +110,32 @@ def prepare(
         normalization="weights" if options.normalization == "weights" else None,
         preparation=preparation,
     )
-    return card, audit.audit(listing, surveyed, selected, unusable, splits)
+    return card, splits, audit.audit(listing, surveyed, selected, unusable, splits)
 
 
 def forget(work: Path) -> None:
-    """Delete what a killed run would go on from: after the stage has succeeded."""
+    """Delete the state from which a killed run would resume: after the stage has succeeded."""
     pack.forget(work / pack.WORK.name)
     survey.forget(work / survey.STATE.name)
 
 
 def refusal(unusable: Mapping[str, str]) -> str:
-    """What to say of the pictures that cannot be used: a line each."""
+    """The message about the pictures that cannot be used, with a line for each."""
     lines = [f"{shown(name)}: {unusable[name]}" for name in sorted(unusable)[:SHOWN]]
     more = [f"and {len(unusable) - SHOWN:,} more"] if len(unusable) > SHOWN else []
     return "\n".join([f"{len(unusable):,} pictures cannot be used:", *lines, *more])
 
 
 def labels(pictures: Sequence[Picture], selected: Selection, task: Task) -> packed.Labels:
-    """The labels of pictures, (N,): int64, positions in the classes that are used; for regression float64."""
+    """The labels of pictures, (N,): int64, positions in `selected.classes`; for regression float64."""
     if task == "regression":
         return np.array([picture.value for picture in pictures], dtype=np.float64)
     return np.array([selected.labels[picture.label] for picture in pictures], dtype=np.int64)
 
 
-def check_classes(part: str, split: packed.Split, selected: Selection) -> None:
-    """Raise UserError if a class has lost its last picture of a part, since none of them could be decoded."""
+def check_classes(part: str, split: Split, selected: Selection) -> None:
+    """Raise UserError if none of the pictures of a class in this part could be decoded."""
     counts = np.bincount(split.labels, minlength=len(selected.classes))
     if len(split) and not counts.all():
         name = selected.classes[int(np.flatnonzero(counts == 0)[0])]
-        raise UserError(f"the class {shown(name)} has no picture in the {part} part that can be used; add pictures")
+        raise UserError(f"the class {shown(name)} has no usable picture in the {part} part; add pictures")

@@ -1,9 +1,9 @@
 """The second pass over your own pictures: decode each once, on all cores, into the shards of its part.
 
-Which pictures a shard has is known before one is decoded, so that worker processes write each picture to its place in
-the file, and no pixel goes through the process that leads them: memory does not grow with the number of pictures. The
-files grow in runs/pack, under a name that is a digest of all that decides on their bytes, beside a note of how far they
-are: a run that was killed, and one of other pictures, go on with those that are still right.
+Which pictures a shard contains is known before any of them is decoded. So worker processes write each picture directly
+to its place in the file, and memory does not grow with the number of pictures. The shards grow in runs/pack. The name
+of each is a digest of everything that determines its bytes, and a note beside it records the progress. So a run that
+was killed, and a run with some other pictures, reuse the shards that are still valid.
 """
 
 import hashlib
@@ -34,9 +34,9 @@ from stages.preprocess.machines import Machines
 from stages.preprocess.normalization import Sums
 
 WORK = paths.RUNS / "pack"
-CHECKPOINT_SECONDS = 5.0  # of work that a kill loses, at most
+CHECKPOINT_SECONDS = 5.0  # a killed run loses at most this much work
 CODE = (Path(__file__), Path(decoding.__file__), Path(packed.__file__), Path(pictures.__file__))
-FEW_PICTURES, FEW_SHARDS = 200, 4  # that this process does in less time than others take to start
+FEW_PICTURES, FEW_SHARDS = 200, 4  # this process handles so many faster than worker processes start
 
 
 @dataclass
@@ -47,24 +47,24 @@ class Shard:
     names: Sequence[str]  # of the pictures, in order
     digests: Sequence[bytes]  # of their content
     labels: packed.Labels
-    done: int = 0  # pictures of which it is known what they are: the first of them
-    unusable: dict[int, str] = field(default_factory=dict)  # of those, by place in the shard, and why
+    done: int = 0  # the first so many pictures are decoded, or known to be unusable
+    unusable: dict[int, str] = field(default_factory=dict)  # place in the shard -> why
 
     @property
     def note(self) -> Path:
-        """Where it is written down how far it is."""
+        """The file that records the progress."""
         return self.path.with_suffix(".json")
 
     @property
-    def kept(self) -> Path:
-        """Its copy without the places of unusable pictures."""
-        return self.path.with_suffix(".kept")
+    def compact(self) -> Path:
+        """The copy without the places of unusable pictures."""
+        return self.path.with_suffix(".compact")
 
     def begin(self, image_shape: packed.Shape) -> None:
-        """Go on from the note, or begin the file, with room for all images."""
+        """Resume from the note, or create the file, with room for all images."""
         with suppress(FileNotFoundError, ValueError):
-            noted = json.loads(self.note.read_bytes())
-            self.done, self.unusable = noted["done"], {int(place): why for place, why in noted["unusable"].items()}
+            note = json.loads(self.note.read_bytes())
+            self.done, self.unusable = note["done"], {int(place): why for place, why in note["unusable"].items()}
             return
         start = packed.header(len(self.names), image_shape, self.labels.dtype) + packed.little_endian(self.labels)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ class Shard:
             file.truncate(len(start) + len(self.names) * int(np.prod(image_shape)))
 
     def save(self) -> None:
-        """Write down how far it is, once the disk has the images."""
+        """Record the progress, once the images are on the disk."""
         with self.path.open("rb+") as file:
             os.fsync(file.fileno())
         files.write_text(self.note, json.dumps({"done": self.done, "unusable": self.unusable}))
@@ -84,7 +84,7 @@ class Packed:
     """What was written."""
 
     sums: Sums  # of the training part, for the normalization
-    unusable: dict[str, str]  # pictures that could not be decoded, and why
+    unusable: dict[str, str]  # name of a picture that cannot be decoded -> why
 
 
 def pack(
@@ -96,55 +96,55 @@ def pack(
     work: Path = WORK,
     machines: Machines | None = None,
 ) -> Packed:
-    """Decode and write all parts, into folders; a picture that cannot be decoded is left out.
+    """Decode all parts and write each to its folder, without the pictures that cannot be decoded.
 
-    parts: the folder of each part, and the names, digests and labels of its pictures. training: the folder of the
-    training part. work: where the shards grow. machines: others that decode as well.
+    parts: folder -> names, digests and labels of its pictures. training: the folder of the training part.
+    work: the folder in which the shards grow. machines: other machines that decode, too.
     Raises UserError if a picture has changed since it was surveyed, OSError (no permission, a full disk).
     """
     identity, used = code_digest(preparation), Counter[str]()
     shards = {
         target: list(plan(*content, preparation.shape, identity, used, work)) for target, content in parts.items()
     }
-    every = [shard for of_part in shards.values() for shard in of_part]
-    tidy({shard.path.stem for shard in every}, work)
-    for shard in every:
+    all_shards = [shard for shards_of_part in shards.values() for shard in shards_of_part]
+    tidy({shard.path.stem for shard in all_shards}, work)
+    for shard in all_shards:
         shard.begin(preparation.shape)
-    decode(reader, preparation, every, processes, machines)
+    decode(reader, preparation, all_shards, processes, machines)
     tasks = [
-        Finish(shard.path, shard.kept, shard.labels, sorted(shard.unusable), preparation.shape, target == training)
+        Finish(shard.path, shard.compact, shard.labels, sorted(shard.unusable), preparation.shape, target == training)
         for target in shards
         for shard in shards[target]
     ]
     finished = workers.in_order(_finish, tasks, processes if len(tasks) > FEW_SHARDS else 1, batch=1)
     sums = np.zeros((3, preparation.shape[0]), dtype=np.int64)
-    for target, of_part in shards.items():
+    for target, shards_of_part in shards.items():
         rows: list[Row] = []
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
-        for shard, (row, found) in zip(of_part, finished, strict=False):
-            sums += found
+        for shard, (row, shard_sums) in zip(shards_of_part, finished, strict=False):
+            sums += shard_sums
             if row:
-                _link(shard.kept if shard.unusable else shard.path, target / packed.shard_name(len(rows)))
+                _link(shard.compact if shard.unusable else shard.path, target / packed.shard_name(len(rows)))
                 rows.append(row)
         packed.write_index(target, rows)
-    return Packed(sums, {shard.names[place]: why for shard in every for place, why in shard.unusable.items()})
+    return Packed(sums, {shard.names[place]: why for shard in all_shards for place, why in shard.unusable.items()})
 
 
 def forget(work: Path = WORK) -> None:
-    """Delete what a killed run would go on from: after the stage has succeeded."""
+    """Delete what a killed run would resume from: after the stage has succeeded."""
     shutil.rmtree(work, ignore_errors=True)
 
 
-def tidy(kept: set[str], work: Path) -> None:
-    """Delete the files of shards that are not wanted any more."""
+def tidy(needed: set[str], work: Path) -> None:
+    """Delete the files of shards that no part needs any more. needed: names of files without suffix."""
     for path in work.glob("*"):
-        if path.stem not in kept:
+        if path.stem not in needed:
             path.unlink()
 
 
 def code_digest(preparation: Preparation) -> bytes:
-    """Of all that decides on the pixels of a picture, besides the picture."""
+    """A digest of everything that determines the pixels of a picture, except the picture itself."""
     digest = hashlib.sha256(f"{preparation!r} {PIL.__version__} {version('numpy')} {platform.machine()}".encode())
     for path in CODE:
         digest.update(path.read_bytes())
@@ -160,7 +160,7 @@ def plan(
     used: Counter[str],
     work: Path,
 ) -> Iterator[Shard]:
-    """The shards of a part. used: how many shards have a name; those of the same pictures need different ones."""
+    """The shards of a part. used: how often a name is used, since shards of the same pictures need different names."""
     start = 0
     for end in packed.shard_ends(digests, int(np.prod(image_shape))):
         digest = hashlib.sha256(identity + labels.dtype.str.encode() + labels[start:end].tobytes())
@@ -180,7 +180,7 @@ def decode(
     processes: int,
     machines: Machines | None = None,
 ) -> None:
-    """Bring every shard to its end."""
+    """Decode whatever the shards still lack."""
     size = int(np.prod(preparation.shape))
 
     def tasks() -> Iterator[Task]:
@@ -189,9 +189,9 @@ def decode(
             for place in range(shard.done, len(shard.names)):
                 yield Task(shard.names[place], shard.digests[place], shard.path, start + place * size)
 
-    total, before = (sum(counts) for counts in zip(*((len(shard.names), shard.done) for shard in shards), strict=True))
+    total, before = sum(len(shard.names) for shard in shards), sum(shard.done for shard in shards)
     if before:
-        print(f"going on after {before:,} of {total:,} pictures that were decoded before", flush=True)
+        print(f"resuming after {before:,} of {total:,} pictures that were decoded before", flush=True)
     results = workers.in_order(
         partial(decoding.decode_into_shards, reader, preparation),
         tasks(),
@@ -201,9 +201,9 @@ def decode(
     results = workers.progress(results, "decoding", total, before)
     saved = time.monotonic()
     for shard in shards:
-        for why in itertools.islice(results, len(shard.names) - shard.done):
-            if why:
-                shard.unusable[shard.done] = why
+        for reason in itertools.islice(results, len(shard.names) - shard.done):
+            if reason:
+                shard.unusable[shard.done] = reason
             shard.done += 1
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
                 shard.save()
@@ -213,20 +213,20 @@ def decode(
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """A shard whose pictures are all decoded. unusable: places."""
+    """A shard whose pictures are all decoded. unusable: places in it."""
 
     path: Path
-    kept: Path
+    compact: Path
     labels: packed.Labels
     unusable: Sequence[int]
     image_shape: packed.Shape
-    summed: bool  # whether its sums are wanted
+    summed: bool  # whether its sums are needed
 
 
 def _finish(tasks: list[Finish]) -> list[tuple[Row | None, Sums]]:
-    """The row of a shard in the index, None if it has no image, and its sums.
+    """For each shard, its row in the index (None: it has no image) and its sums.
 
-    Of a shard with unusable pictures, its copy without them is made.
+    Writes a copy of each shard with unusable pictures, without them.
     """
     results: list[tuple[Row | None, Sums]] = []
     for task in tasks:
@@ -234,19 +234,19 @@ def _finish(tasks: list[Finish]) -> list[tuple[Row | None, Sums]]:
         start = len(packed.header(places, shape, task.labels.dtype)) + 8 * places
         images = np.memmap(task.path, np.uint8, "r", start, (places, *shape)).view(np.ndarray)
         usable = np.setdiff1d(np.arange(places), task.unusable)
-        runs = np.split(usable, np.flatnonzero(np.diff(usable) > 1) + 1) if len(usable) else []  # of adjacent places
+        runs = np.split(usable, np.flatnonzero(np.diff(usable) > 1) + 1) if len(usable) else []  # adjacent
         blocks = [images[run[0] : run[-1] + 1] for run in runs]
         if task.unusable and blocks:
             head = packed.header(len(usable), shape, task.labels.dtype) + packed.little_endian(task.labels[usable])
-            files.write_parts(task.kept, [head, *(block.data for block in blocks)])
+            files.write_parts(task.compact, [head, *(block.data for block in blocks)])
         sums = sum(map(normalization.sums, blocks if task.summed else []), np.zeros((3, shape[0]), dtype=np.int64))
-        path = task.kept if task.unusable else task.path
+        path = task.compact if task.unusable else task.path
         results.append((packed.row(path, len(usable)) if blocks else None, sums))
     return results
 
 
 def _link(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where the file system cannot."""
+    """Give a file a second name, or copy it if the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,4 +1,4 @@
-"""Which pictures are used, and which part each is in: decided by their content, before one is decoded."""
+"""Decide which pictures are used, and in which part: from their content, before any is decoded."""
 
 import re
 from collections import Counter, defaultdict
@@ -18,28 +18,28 @@ REMEDY = {
     "train": "set smaller fractions",
     "validation": "set a larger preprocess.validation_fraction",
     "test": "set a larger preprocess.test_fraction",
-}  # for a part without a picture
-SHOWN = 10  # of what one message lists
+}  # for a part without pictures
+SHOWN = 10  # entries of a list in a message
 
 
 @dataclass
 class Selection:
-    """The pictures of each part, as positions in the listing, in its order, and why the others are left out."""
+    """The pictures of each part and those left out, as positions in the listing, in its order."""
 
     classes: tuple[str, ...]  # none for regression
-    labels: dict[int, int]  # of the listing: of classes
+    labels: dict[int, int]  # position in the listing's classes -> position in `classes`
     parts: dict[Part, list[int]] = field(default_factory=dict)
-    unusable: dict[int, str] = field(default_factory=dict)  # by their headers
+    unusable: dict[int, str] = field(default_factory=dict)  # position -> what is wrong with the header
     conflicting: list[int] = field(default_factory=list)
     of_small_classes: list[int] = field(default_factory=list)
 
 
 def select(listing: Listing, surveyed: Sequence[Surveyed], options: Preprocess) -> Selection:
-    """Choose the pictures. Raises UserError, in one line, where the options do not say what to do.
+    """Choose the pictures. Raises UserError, in one line, if the options do not say what to do.
 
-    surveyed: of each picture of the listing.
+    surveyed: the result of the first pass, in the listing's order.
     """
-    unusable = {position: found.reason for position, found in enumerate(surveyed) if found.facts is None}
+    unusable = {position: picture.reason for position, picture in enumerate(surveyed) if picture.facts is None}
     conflicting = conflicts(listing, surveyed, unusable, options.on_conflict)
     left_out = {*unusable, *conflicting}
     parts: dict[Part, list[int]] = {part: [] for part in PARTS}
@@ -69,11 +69,11 @@ def select(listing: Listing, surveyed: Sequence[Surveyed], options: Preprocess) 
 def conflicts(
     listing: Listing, surveyed: Sequence[Surveyed], unusable: Mapping[int, str], on_conflict: str
 ) -> list[int]:
-    """The usable pictures whose content is also that of a picture with another label. Raises UserError."""
+    """The usable pictures with the same content as a picture with another label. Raises UserError."""
     copies: dict[bytes, list[int]] = defaultdict(list)
-    for position, found in enumerate(surveyed):
+    for position, picture in enumerate(surveyed):
         if position not in unusable:
-            copies[found.digest].append(position)
+            copies[picture.digest].append(position)
     pictures = listing.pictures
     groups = [group for group in copies.values() if several_labels(pictures[position] for position in group)]
     if groups and on_conflict == "error":
@@ -87,14 +87,15 @@ def conflicts(
 
 
 def several_labels(pictures: Iterable[Picture]) -> bool:
-    """Whether these have not all the same class, or the same value."""
+    """Whether the pictures differ in class or value."""
     return len({(picture.label, picture.value) for picture in pictures}) > 1
 
 
-def part_of(picture: Picture, found: Surveyed, published: set[Part], options: Preprocess) -> Part:
-    """The part of a picture: the published one; else, and of train where others are not published, drawn.
+def part_of(picture: Picture, surveyed: Surveyed, published: set[Part], options: Preprocess) -> Part:
+    """The part of a picture: as published, or drawn.
 
-    published: the parts that there are. Raises UserError if a group is wanted and not known.
+    published: the published parts. If validation or test is not among them, it is drawn from train.
+    Raises UserError if the picture has no group, and preprocess.group_by needs one.
     """
     if picture.part and picture.part != "train":
         return picture.part
@@ -102,25 +103,25 @@ def part_of(picture: Picture, found: Surveyed, published: set[Part], options: Pr
         0.0 if picture.part and part in published else fraction
         for part, fraction in (("test", options.test_fraction), ("validation", options.validation_fraction))
     )
-    return drawn(key(picture, found.digest, options.group_by), options.seed, test, validation)
+    return drawn(key(picture, surveyed.digest, options.group_by), options.seed, test, validation)
 
 
 def key(picture: Picture, digest: bytes, group_by: str) -> bytes:
-    """What decides on the part of a picture: its content, or its group."""
+    """What determines the part of a picture: its content or its group. Raises UserError."""
     if group_by == "none":
         return digest
     if group_by == "column":
         if picture.group is None:
-            raise UserError(f"{shown(picture.name)}: has no group in labels.csv, and preprocess.group_by is column")
+            raise UserError(f"{shown(picture.name)}: has no group in labels.csv; preprocess.group_by: column needs one")
         return b"group " + picture.group.encode()
     match = re.search(group_by.removeprefix(PATH), picture.name)
     if not match or (group := match[1] if match.re.groups else match[0]) is None:
-        raise UserError(f"{shown(picture.name)}: preprocess.group_by finds nothing in this path: {group_by}")
+        raise UserError(f"{shown(picture.name)}: no match for preprocess.group_by in this path: {group_by}")
     return b"group " + group.encode()
 
 
 def small_classes(listing: Listing, parts: Mapping[Part, Sequence[int]], options: Preprocess) -> set[int]:
-    """The labels of the classes that are not in every part that has pictures. Raises UserError."""
+    """The labels of the classes that lack pictures in a part that is not empty. Raises UserError."""
     pictures = listing.pictures
     counts = {part: Counter(pictures[position].label for position in parts[part]) for part in PARTS if parts[part]}
     lacking = {

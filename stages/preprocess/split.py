@@ -1,4 +1,4 @@
-"""Which part an image is in: train, validation or test."""
+"""Assign images to parts: train, validation or test."""
 
 import hashlib
 
@@ -14,8 +14,8 @@ def stratified(labels: npt.NDArray[np.int64], fraction: float, seed: int) -> tup
     """Split positions 0 … N - 1 into a training and a validation part, the same share of each class.
 
     labels: int64 (N,). fraction: share of each class that goes to validation, rounded to whole images.
-    Returns both parts' positions, each in ascending order; together they are all positions, each once.
-    Which images are drawn of a class depends on (seed, class) alone, not on the other classes.
+    Returns the positions of both parts in ascending order; each position is in exactly one of them.
+    The choice within a class depends only on (seed, class), not on the other classes.
     """
     chosen = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
@@ -26,10 +26,10 @@ def stratified(labels: npt.NDArray[np.int64], fraction: float, seed: int) -> tup
 
 
 def drawn(key: bytes, seed: int, test_fraction: float, validation_fraction: float) -> Part:
-    """The part of a picture, a function of these alone: no other picture moves it, and copies of it are with it.
+    """The part of a picture, a function of the arguments only: independent of other pictures, and the same for copies.
 
-    key: what the picture is, or the group that it belongs to. Of many pictures, and of many of one class, these shares
-    are in the test and the validation part; of few, more or fewer may be, as when each is drawn by itself.
+    key: the content of the picture, or its group. With many pictures, the parts have about these shares of the pictures
+    and of each class; with few, the shares vary as in independent draws.
     """
     draw = int.from_bytes(hashlib.sha256(seed.to_bytes(4) + key).digest()[:8]) / 2**64  # in 0 … 1
     if draw < test_fraction:

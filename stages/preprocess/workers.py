@@ -1,4 +1,4 @@
-"""Work on many pictures with several processes, and show how far it is."""
+"""Work on many pictures with several processes, and show the progress."""
 
 import itertools
 import multiprocessing
@@ -19,9 +19,9 @@ from stages.common.errors import UserError
 A = TypeVar("A")
 B = TypeVar("B")
 
-AHEAD = 4  # batches per process that are under way or wait to be fetched: bounds the memory
-SHARED_AHEAD = 1000  # the same with other machines, of which one may hang for a minute
-LINE_SECONDS = 10  # between two lines where the output is no terminal
+AHEAD = 4  # batches per process that are in progress or wait to be fetched; limits the memory
+SHARED_AHEAD = 1000  # with other machines, of all together: one may hang for a minute while the others go on
+LINE_SECONDS = 10  # between two lines if the output is not a terminal
 
 
 Submit = Callable[[list[A]], Future[list[B]]]
@@ -37,17 +37,17 @@ def in_order(
 ) -> Iterator[B]:
     """The results of `function`, which takes up to `batch` items and gives one result for each, in the items' order.
 
-    processes: 1 for none but this one. The function and what it takes and gives must be picklable. At most
-    AHEAD * processes batches are in memory. share: takes what has a worker process compute a batch, and has other
-    machines compute some of them; up to SHARED_AHEAD batches are then in memory, so that no machine waits for another.
+    processes: 1: no other process. The function, its items and its results must be picklable. At most
+    AHEAD * processes batches are in memory. share: receives the function that submits a batch to a process of this
+    machine, and yields one that submits it to any machine; at most SHARED_AHEAD batches are then in memory.
     Raises what the function raises, and UserError if a process dies.
     """
     batches = _batches(iter(items), batch)
     if processes == 1 and share is None:
-        for each in batches:
-            yield from function(each)
+        for items_of_batch in batches:
+            yield from function(items_of_batch)
         return
-    # Not forked: this process has threads, and may have a lock that a copy must not hold.
+    # Not forked: this process has threads, and a copy could inherit a lock that one of them holds.
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(processes, mp_context=context, initializer=children.end_with_the_parent)
     ahead = SHARED_AHEAD if share else AHEAD * processes
@@ -64,7 +64,7 @@ def in_order(
                 yield from results
     except BrokenProcessPool:
         raise UserError(
-            "a worker process was killed, for lack of memory perhaps; `dvc repro` goes on from here"
+            "a worker process was killed, perhaps for lack of memory; `dvc repro` resumes from here"
         ) from None
     finally:
         executor.shutdown(cancel_futures=True)
@@ -76,7 +76,7 @@ def _batches(items: Iterator[A], size: int) -> Iterator[list[A]]:
 
 
 def progress(items: Iterable[A], name: str, total: int, done: int = 0) -> Iterator[A]:
-    """The items, with a bar on a terminal and a line every LINE_SECONDS elsewhere. done: how many were there before."""
+    """The items, with a bar on a terminal, elsewhere a line every LINE_SECONDS. done: items that were done before."""
     if sys.stderr.isatty():
         yield from tqdm(items, name, total, leave=False, unit=" pictures", initial=done)
         return
