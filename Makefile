@@ -80,10 +80,10 @@ doctor: ## hash the cache and all outputs; list damage, with the commands that f
 IN_TWO := pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 test: ## run all tests except the long ones (ARGS go to pytest)
-	@$(DEVELOPMENT) -- $(IN_TWO) -m "not soak" $(ARGS)
+	@$(DEVELOPMENT) -- $(IN_TWO) -m "not soak and not night" $(ARGS)
 
-soak: ## run the long tests: kills, full disks, servers (ARGS go to pytest)
-	@$(DEVELOPMENT) -- $(IN_TWO) -m soak $(ARGS)
+soak: ## run the long tests: kills, full disks, servers (NIGHT=1 for all of them; ARGS go to pytest)
+	@$(DEVELOPMENT) -- $(IN_TWO) -m "soak$(if $(NIGHT), or night)" $(ARGS)
 
 check: ## check format, lint, types and import rules; changes nothing
 	@$(DEVELOPMENT) -- ruff format --check .

@@ -24,18 +24,21 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# The files that take longest, in this order; one that came last would leave the other worker idle. Every second uses
+# The files that take longest come first: one that came last would leave the other worker idle. Every second one needs
 # the short run, so that one worker makes it while the other has something else to do.
 LONGEST = (
-    *("test_doctor", "test_pull_request", "test_pipeline", "test_resume", "test_remotes", "test_verify", "test_seeds"),
-    *("test_kills", "test_experiments", "test_world", "test_own_images", "test_venv", "test_compare"),  # soak's, too
+    *("test_doctor", "test_processes", "test_pipeline", "test_resume", "test_remotes", "test_hosts", "test_verify"),
+    *("test_pull_request", "test_kills", "test_seeds", "test_experiments", "test_world", "test_own_images"),
+    *("test_venv", "test_temporary_experiments", "test_compare", "test_torchvision"),
 )
+COLLECTED = pytest.StashKey[list[str]]()  # the names of all tests, before `-m` deselects any
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with the files that take longest; within a file, the order remains."""
     order = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    config.stash[COLLECTED] = [item.nodeid for item in items]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

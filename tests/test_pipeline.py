@@ -151,6 +151,11 @@ def test_each_seed_gives_the_bytes_of_a_run_with_it(clone: Clone) -> None:
     assert rows[1]["validation_accuracy"] == clone.metrics("train")["validation_accuracy"]
     again = clone.run(sys.executable, "-m", "seeds", "2")
     assert "Running stage 'seeds/dvc.yaml:seed" not in again
+
+
+@pytest.mark.night
+def test_an_experiment_with_seeds_is_compared_by_them(clone: Clone) -> None:
+    clone.run(sys.executable, "-m", "seeds", "2")
     options = ["-S", "models.mlp.hidden=8", "-S", "seeds/seeds.yaml:seeds=[0, 1]", "seeds/dvc.yaml"]
     clone.run("git", "add", "--all")
     clone.run("git", "commit", "-qm", "seeds")
@@ -177,10 +182,10 @@ def test_code_that_a_stage_does_not_import_does_not_run_it(clone: Clone) -> None
 
 def test_results_come_back_from_the_run_cache(clone: Clone) -> None:
     before = clone.metrics("evaluate")
-    clone.set("train.seed", "7")
+    clone.set("train.optimizer", "sgd")
     assert clone.repro() == ["train", "evaluate"]
     assert clone.metrics("evaluate") != before
-    clone.set("train.seed", "0")
+    clone.set("train.optimizer", "adam")
     assert clone.repro() == []
     assert clone.metrics("evaluate") == before
 
@@ -242,18 +247,10 @@ def test_parameters_that_no_stage_uses_are_read_by_none(here: Clone) -> None:
     assert not any("hidden" in note for note in tree.notes)
 
 
-@pytest.mark.soak
-def test_the_same_inputs_give_the_same_bytes(clone: Clone) -> None:
-    lock = (clone.path / "dvc.lock").read_bytes()
-    clone.dvc("repro", "--force", "--no-run-cache")
-    assert (clone.path / "dvc.lock").read_bytes() == lock
-    assert "metrics/" not in clone.run("git", "status", "--porcelain")
-
-
 def test_branches_compare_without_a_pull(clone: Clone, tmp_path: Path) -> None:
     clone.run("git", "checkout", "-qb", "sgd")
     clone.set("train.optimizer", "sgd")
-    assert clone.repro() == ["train", "evaluate"]
+    clone.repro()
     clone.commit("sgd")
     clone.run("git", "clone", "-q", str(clone.path), str(tmp_path / "git-only"))
     other = Clone(tmp_path / "git-only")
@@ -279,16 +276,6 @@ def test_a_colleague_pulls_and_runs_nothing(clone: Clone) -> None:
     assert colleague.repro() == []
     for name in ("data/model/model.safetensors", "data/predictions.csv"):
         assert (beside / name).read_bytes() == (clone.path / name).read_bytes()
-
-
-@pytest.mark.soak
-def test_an_experiment_by_parameters_alone(clone: Clone) -> None:
-    clone.dvc("exp", "run", "-n", "rms", "-S", "train.optimizer=rmsprop", "-S", "optimizers.rmsprop.lr=1e-3")
-    assert "rms" in clone.dvc("exp", "list")
-    shown = clone.dvc("exp", "show", "--csv")
-    assert "rmsprop" in shown
-    assert clone.metrics("evaluate")["accuracy"] > 0.5
-    clone.dvc("exp", "remove", "rms")  # other files share this clone
 
 
 def test_a_first_commit_of_the_results_holds_no_data(clone: Clone) -> None:

@@ -133,6 +133,9 @@ def trained(pipeline: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 # A directory in `make test`, the servers in `make soak`.
 KINDS = [kind if kind == "Directory" else pytest.param(kind, marks=pytest.mark.soak) for kind in SERVERS]
+# The same with one server by day, where the kind of server matters less.
+FEWER = ["Directory", pytest.param("S3", marks=pytest.mark.soak)]
+FEWER += [pytest.param(kind, marks=pytest.mark.night) for kind in ("SSH", "WebDAV", "HTTP")]
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -191,6 +194,7 @@ def test_a_colleague_pulls_and_runs_nothing(team: Team) -> None:
     assert team.bob.repro() == []
 
 
+@pytest.mark.parametrize("team", FEWER, indirect=True)
 def test_the_run_cache_answers_for_what_was_pulled(team: Team) -> None:
     bob = team.bob
     bob.dvc("commit", "--force")
@@ -211,6 +215,7 @@ def test_the_run_cache_answers_for_what_was_pulled(team: Team) -> None:
     assert not (bob.path / "runs").exists()  # where a stage that ran would have left its record
 
 
+@pytest.mark.parametrize("team", FEWER, indirect=True)
 def test_an_experiment_travels(team: Team) -> None:
     giver, taker = (team.ann, team.bob) if team.kind == "HTTP" else (team.bob, team.ann)  # who may push
     giver.run("git", "reset", "-q", "--hard", "main")

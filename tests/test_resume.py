@@ -246,18 +246,26 @@ def stage() -> Stage:
     return Stage()
 
 
-@pytest.mark.soak
-def test_killed_at_random_moments_it_ends_in_the_same_bytes(stage: Stage) -> None:
-    began = time.monotonic()
-    stage.run()
+def begin(stage: Stage) -> subprocess.Popen[str]:
+    """Start the stage; returns once it trains."""
+    process = stage.start()
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("device: ")
+    return process
+
+
+@pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.soak), pytest.param(20, marks=pytest.mark.night)])
+def test_killed_at_random_moments_it_ends_in_the_same_bytes(kills: int, stage: Stage) -> None:
+    undisturbed_run, began = begin(stage), time.monotonic()
+    undisturbed_run.communicate()
     seconds = time.monotonic() - began
     undisturbed = stage.digests()
     for path in stage.OUTPUTS:
         path.unlink()
     moments, resumed = random.Random(0), 0
-    for _ in range(10):
-        process = stage.start()
-        time.sleep(moments.uniform(0.3, 0.9) * seconds)
+    for _ in range(kills):
+        process = begin(stage)
+        time.sleep(moments.uniform(0, 0.6) * seconds)
         process.kill()
         resumed += "resuming after step" in process.communicate()[0]
         assert process.returncode in (-signal.SIGKILL, 0)
@@ -268,7 +276,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(stage: Stage) -> Non
 
 
 @pytest.mark.parametrize(
-    ("signum", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.soak)]
+    ("signum", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.night)]
 )
 def test_told_to_stop_it_writes_a_checkpoint_and_says_so(signum: int, status: int, stage: Stage) -> None:
     stage.values["machine"].update(checkpoint_every_seconds=1000, log_every_steps=5)
@@ -445,6 +453,7 @@ def test_a_finished_run_forgets_its_own_checkpoints_and_those_that_nobody_used_f
 def test_workers_train_below_a_tmpdir_with_a_long_name(stage: Stage, tmp_path: Path) -> None:
     temporary = tmp_path / ("x" * 90)
     temporary.mkdir()
+    stage.values["train"].update(epochs=1, batch_size=128)
     stage.run()
     digests = stage.digests()
     stage.values["machine"]["num_workers"] = 2
@@ -469,9 +478,13 @@ def test_memory_that_ends_while_it_trains_is_one_line(stage: Stage) -> None:
 
 @pytest.mark.soak
 def test_two_at_once_do_not_write_over_each_other(stage: Stage) -> None:
-    both = [stage.start(), stage.start()]
-    outputs = [process.communicate(timeout=600)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    waited = ["waiting for another stage in this folder" in output for output in outputs]
-    assert sorted(waited) == [False, True]
+    stage.values["train"].update(epochs=1, batch_size=128)
+    first = begin(stage)
+    first.send_signal(signal.SIGSTOP)  # until the second one has met it
+    second = stage.start()
+    assert second.stdout is not None
+    assert second.stdout.readline().startswith("waiting for another stage in this folder")
+    first.send_signal(signal.SIGCONT)
+    outputs = [process.communicate(timeout=600)[0] for process in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0]
     assert not any("resuming" in output for output in outputs)

@@ -387,7 +387,7 @@ exec "{python}" -m integrity.verify > "{log}" 2>&1
 
 
 @pytest.mark.parametrize(
-    "worktree", [pytest.param(False, id="clone", marks=pytest.mark.soak), pytest.param(True, id="linked worktree")]
+    "worktree", [pytest.param(False, id="clone", marks=pytest.mark.night), pytest.param(True, id="linked worktree")]
 )
 def test_git_hooks(worktree: bool, project: Project, tmp_path: Path) -> None:
     """From pre-commit and pre-push: the commit has what was added, and nothing of the caller's repository moves."""
@@ -440,7 +440,7 @@ def test_variables_of_another_repository(project: Project, verified: Verified, m
     assert state(other) == before
 
 
-@pytest.mark.parametrize("name", [pytest.param("models/digits", marks=pytest.mark.soak), "a[1]/*b ü'#"])
+@pytest.mark.parametrize("name", [pytest.param("models/digits", marks=pytest.mark.night), "a[1]/*b ü'#"])
 def test_a_subfolder_of_a_repository(name: str, tmp_path: Path, verified: Verified) -> None:
     top = tmp_path / "mono"
     (top / name).mkdir(parents=True)
@@ -530,7 +530,7 @@ def test_a_clone_of_another_user(project: Project, verified: Verified, monkeypat
 
 @pytest.mark.parametrize(
     "signum",
-    [signal.SIGHUP, *(pytest.param(each, marks=pytest.mark.soak) for each in (signal.SIGTERM, signal.SIGINT))],
+    [signal.SIGHUP, *(pytest.param(each, marks=pytest.mark.night) for each in (signal.SIGTERM, signal.SIGINT))],
     ids=["HUP", "TERM", "INT"],
 )
 def test_told_to_stop_it_leaves_nothing(signum: signal.Signals, project: Project, temporary: Path) -> None:
@@ -575,35 +575,39 @@ def ended(pid: int) -> bool:
     return False
 
 
+def verify_the_real_stages(clone: Clone, temporary: Path) -> tuple[int, str]:
+    """Exit status and output of `python -m integrity.verify`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "integrity.verify"],
+        cwd=clone.path,
+        env={**clone.environment, "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert list(temporary.iterdir()) == []
+    return done.returncode, done.stdout
+
+
 @pytest.mark.soak
 def test_the_real_stages(clone: Clone, tmp_path: Path) -> None:
-    def run() -> tuple[int, str]:
-        environment = {**clone.environment, "TMPDIR": str(tmp_path)}
-        done = subprocess.run(
-            [sys.executable, "-m", "integrity.verify"],
-            cwd=clone.path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert list(tmp_path.iterdir()) == []
-        return done.returncode, done.stdout
-
     before = files(clone.path)
-    status, told = run()
+    status, told = verify_the_real_stages(clone, tmp_path)
     assert status == 0, told
     assert re.search(r"\nidentical: \d+ artifacts of \w{12}, rebuilt from nothing in \d+ s\n$", told)
     assert "environment: as recorded with the commit" in told
     assert files(clone.path) == before
 
+
+@pytest.mark.night
+def test_the_real_stages_with_a_lock_of_other_parameters(clone: Clone, tmp_path: Path) -> None:
     clone.run("git", "checkout", "-qb", "other")
     clone.set("train.seed", "1")  # and dvc.lock as it was
     recorded = clone.path / paths.ENVIRONMENT / "train.json"
     content = recorded.read_text(encoding="utf-8").replace('"device": "cpu"', '"device": "abacus"')
     recorded.write_text(content, encoding="utf-8")
     clone.commit("a lock of other parameters")
-    status, told = run()
+    status, told = verify_the_real_stages(clone, tmp_path)
     assert status == 1, told
     assert "dvc.lock was made from other code or inputs than HEAD's: params.yaml: train.seed\n" in told
     assert "diverged: train is the first stage whose rebuilt bytes differ from the record" in told

@@ -78,7 +78,7 @@ def test_they_run_what_people_run() -> None:
     runs = {name: "\n".join(step.get("run", "") for step in steps(name)) for name in WORKFLOWS}
     assert runs["ci.yml"].splitlines()[-1] == ".ci/run"
     assert 'python -m review.pull_request --out "$RUNNER_TEMP/report.md" -- "$BASE"' in runs["pull-request.yml"]
-    assert "FAULTS_KILLS=100\\nHOSTS_FAULTS=100\\nARCHITECTURES=all\\nRECIPES=all" in runs["ci.yml"]
+    assert "NIGHT=1\\nFAULTS_KILLS=100\\nHOSTS_FAULTS=100" in runs["ci.yml"]
     assert {"push", "pull_request", "schedule"} == triggers("ci.yml")
     assert WORKFLOWS[COMMENT][True]["workflow_run"]["workflows"] == [WORKFLOWS["pull-request.yml"]["name"]]
 
