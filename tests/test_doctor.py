@@ -22,14 +22,14 @@ from tests.toy import Project, begun
 
 
 def doctor(clone: Clone) -> tuple[int, str]:
-    """Its exit status, and what it says."""
-    status, said, told = inside.module(clone.path, clone.environment, "integrity.doctor")
-    return status, said + told
+    """Exit status and output of `python -m integrity.doctor`."""
+    status, said, output = inside.module(clone.path, clone.environment, "integrity.doctor")
+    return status, said + output
 
 
-def cure(clone: Clone, told: str) -> None:
+def cure(clone: Clone, output: str) -> None:
     """Run the printed fixes in a shell."""
-    for line in told.splitlines():
+    for line in output.splitlines():
         if line.startswith("    fix: "):
             clone.run("sh", "-c", line.removeprefix("    fix: ").partition(", or ")[0])
 
@@ -88,7 +88,7 @@ def forged_predictions(clone: Clone) -> None:
 
 
 def forged_model(clone: Clone) -> None:
-    """Another model in the work tree and, under the true one's name, in the cache."""
+    """Replace the model in the work tree, and in the cache under the name of the original."""
     for path in (clone.path / "data/model/model.safetensors", cached(clone, "data/model/model.safetensors")):
         content = path.read_bytes()
         replace(path, content[:-1] + bytes([content[-1] ^ 1]))
@@ -175,9 +175,9 @@ DAMAGE: dict[str, tuple[Callable[[Clone], object], list[str]]] = {
 }
 
 
-def test_a_run_is_well(clone: Clone) -> None:
-    status, told = doctor(clone)
-    assert (status, "nothing to fix" in told) == (0, True), told
+def test_an_undamaged_run(clone: Clone) -> None:
+    status, output = doctor(clone)
+    assert (status, "nothing to fix" in output) == (0, True), output
 
 
 SLOW = ("forged code", "a forged model")  # their fixes train
@@ -191,15 +191,15 @@ SLOW = ("forged code", "a forged model")  # their fixes train
 def test_damage_is_found_and_fixed(clone: Clone, damage: str) -> None:
     inflict, expected = DAMAGE[damage]
     inflict(clone)
-    status, told = doctor(clone)
+    status, output = doctor(clone)
     assert status == 1
     for part in expected:
-        assert part in told
-    cure(clone, told)
-    status, told = doctor(clone)
-    assert status == 0, told
+        assert part in output
+    cure(clone, output)
+    status, output = doctor(clone)
+    assert status == 0, output
     assert inside.run_dvc(clone.path, clone.environment, "status", "-q") == 0
-    if damage not in ("forged code", "a parameter that was not run"):  # which were run now
+    if damage not in ("forged code", "a parameter that was not run"):  # the fixes of these run a stage
         assert clone.run("git", "diff", "--stat", "main") == ""
 
 
@@ -209,11 +209,11 @@ def test_a_bit_without_a_cache(clone: Clone) -> None:
     cache.rename(aside)
     try:
         flip(clone.path / "data/raw/t10k-labels-idx1-ubyte")
-        status, told = doctor(clone)
-        assert (status, told.count(": does not match ")) == (1, 1)
-        assert "data/raw/t10k-labels-idx1-ubyte: does not match dvc.lock" in told
-        assert "data/predictions.csv: not in the cache" in told
-        cure(clone, told)
+        status, output = doctor(clone)
+        assert (status, output.count(": does not match ")) == (1, 1)
+        assert "data/raw/t10k-labels-idx1-ubyte: does not match dvc.lock" in output
+        assert "data/predictions.csv: not in the cache" in output
+        cure(clone, output)
         assert doctor(clone)[0] == 0
     finally:
         shutil.rmtree(cache, ignore_errors=True)
@@ -227,9 +227,9 @@ def test_a_cache_that_was_moved_and_linked_back(clone: Clone) -> None:
     try:
         flip(cached(clone, "data/predictions.csv"))
         (elsewhere / "runs/ab/abcd").mkdir(parents=True)
-        status, told = doctor(clone)
-        assert (status, told.count("fix: ")) == (1, 2)
-        cure(clone, told)
+        status, output = doctor(clone)
+        assert (status, output.count("fix: ")) == (1, 2)
+        cure(clone, output)
         assert doctor(clone)[0] == 0
         assert inside.run_dvc(clone.path, clone.environment, "status", "-q") == 0
     finally:
@@ -248,7 +248,7 @@ def test_what_file_managers_leave_counts_for_nothing(clone: Clone) -> None:
 
 
 def test_a_folder_is_compared_by_the_list_of_what_is_in_it(tmp_path: Path) -> None:
-    """Our pipeline has no output that is a folder; another may."""
+    """An output that is a folder, which the toy pipeline lacks."""
     project = Project(tmp_path / "clone")
     project.path.mkdir()
     project.run("git", "init", "-q")
@@ -265,9 +265,9 @@ def test_a_folder_is_compared_by_the_list_of_what_is_in_it(tmp_path: Path) -> No
     def says() -> str:
         return inside.module(project.path, project.environment, "integrity.doctor")[1]
 
-    told = says()
-    assert told.startswith("b: not in the cache")
-    project.run("sh", "-c", told.splitlines()[1].removeprefix("    fix: "))
+    output = says()
+    assert output.startswith("b: not in the cache")
+    project.run("sh", "-c", output.splitlines()[1].removeprefix("    fix: "))
     assert "nothing to fix" in says()
     (project.path / "b/.DS_Store").touch()
     assert "b: does not match dvc.lock" in says()
@@ -296,8 +296,8 @@ def toy(ran: Project, tmp_path: Path) -> Project:
 
 
 def toy_doctor(project: Project) -> tuple[int, str]:
-    status, said, told = inside.module(project.path, project.environment, "integrity.doctor")
-    return status, said + told
+    status, said, output = inside.module(project.path, project.environment, "integrity.doctor")
+    return status, said + output
 
 
 def edited(name: str, before: str, after: str, commit: bool = False) -> Callable[[Project], None]:
@@ -330,7 +330,7 @@ def piped(name: str) -> Callable[[Project], None]:
 
 def a_device(project: Project) -> None:
     (project.path / "data/predictions.csv").unlink()
-    (project.path / "data/predictions.csv").symlink_to("/dev/zero")  # which has no end
+    (project.path / "data/predictions.csv").symlink_to("/dev/zero")  # which is endless
 
 
 FORGED = "  x:\n    cmd: y\n    outs:\n    - path: data/predictions.csv\n      md5: " + "f" * 32 + "\n      size: 1\n"
@@ -368,13 +368,13 @@ TOY_DAMAGE: dict[str, tuple[Callable[[Project], object], str]] = {
 def test_damage_of_a_small_pipeline_is_found_and_fixed(toy: Project, damage: str) -> None:
     inflict, expected = TOY_DAMAGE[damage]
     inflict(toy)
-    status, told = toy_doctor(toy)
-    assert (status, expected in told) == (1, True), told
-    for line in told.splitlines():
+    status, output = toy_doctor(toy)
+    assert (status, expected in output) == (1, True), output
+    for line in output.splitlines():
         if line.startswith("    fix: "):
             toy.run("sh", "-c", line.removeprefix("    fix: ").partition(", or ")[0])
-    status, told = toy_doctor(toy)
-    assert status == 0, told
+    status, output = toy_doctor(toy)
+    assert status == 0, output
     if "dvc.yaml" not in damage and "committed" not in damage:
         assert toy.run("git", "status", "--porcelain") == ""
     assert (toy.path / "data/predictions.csv").is_file()
@@ -388,20 +388,23 @@ def test_a_small_pipeline_is_well(toy: Project) -> None:
 def test_what_people_write_is_not_thrown_away(toy: Project, name: str) -> None:
     lines = (toy.path / name).read_text(encoding="utf-8").count("\n")
     toy.write(name, (toy.path / name).read_text(encoding="utf-8") + "an edit: [\n")
-    status, told = toy_doctor(toy)
+    status, output = toy_doctor(toy)
     assert status == 1
-    line = re.search(rf"{name}:(\d+):\d+: not valid YAML", told)
+    line = re.search(rf"{name}:(\d+):\d+: not valid YAML", output)
     assert line
     assert int(line[1]) > lines
-    assert f"fix: fix line {line[1]} by hand (`git diff HEAD -- {name}` shows what changed)" in told
-    assert f"checkout HEAD -- {name}" not in told
+    assert f"fix: fix line {line[1]} by hand (`git diff HEAD -- {name}` shows what changed)" in output
+    assert f"checkout HEAD -- {name}" not in output
 
 
 @pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml", "dvc.lock"])
 def test_a_pipe_for_a_text_is_not_waited_for(toy: Project, name: str) -> None:
     piped(name)(toy)
-    status, told = toy_doctor(toy)
-    assert (status, told) == (2, f"error: {name}: not a regular file; `rm -r {name} && git checkout HEAD -- {name}`\n")
+    status, output = toy_doctor(toy)
+    assert (status, output) == (
+        2,
+        f"error: {name}: not a regular file; `rm -r {name} && git checkout HEAD -- {name}`\n",
+    )
 
 
 STAGE = {
@@ -451,7 +454,7 @@ stages:
       md5: a35ed8f63fb1e1c119d0996c1ee0de26
       size: 190215
 """
-LAST = len("90215\n")  # cut off within it, it is another number: what the file's size tells
+LAST = len("90215\n")  # truncated within it, the size is smaller; the file's size shows that
 
 
 def test_a_dvc_lock_is_noticed_wherever_it_is_cut_off() -> None:
@@ -461,7 +464,7 @@ def test_a_dvc_lock_is_noticed_wherever_it_is_cut_off() -> None:
         faults = doctor_module.lock_faults(content[:size], {"evaluate": STAGE})
         assert len(faults) == 1, content[:size].decode()
         assert faults[0].startswith("dvc.lock: ")
-        # As it would be if a line had ended there by chance.
+        # The same, if a line ends there by chance.
         if content[size - 1 : size] not in (b"\n", b"") and size < len(content) - LAST:
             assert doctor_module.lock_faults(content[:size] + b"\n", {"evaluate": STAGE}), content[:size].decode()
 

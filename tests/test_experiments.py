@@ -38,10 +38,10 @@ def swept(pipeline: Clone) -> Iterator[Clone]:
     try:
         pipeline.dvc_as_program("queue", "start", "--jobs", "2")
         deadline = time.monotonic() + 600
-        while "Queued" in (told := pipeline.dvc_as_program("queue", "status")) or "Running" in told:
-            assert time.monotonic() < deadline, told
+        while "Queued" in (output := pipeline.dvc_as_program("queue", "status")) or "Running" in output:
+            assert time.monotonic() < deadline, output
             time.sleep(1)
-        assert told.count("Success") == 2, told + pipeline.dvc_as_program("queue", "logs", "lr-1", check=False)
+        assert output.count("Success") == 2, output + pipeline.dvc_as_program("queue", "logs", "lr-1", check=False)
     finally:
         stop_workers(pipeline)
     assert state(pipeline) == before
@@ -112,9 +112,9 @@ def test_two_workers_end_in_the_bytes_of_a_run_alone(swept: Clone, tmp_path: Pat
 def test_workers_leave_nothing_and_download_nothing(swept: Clone) -> None:
     assert not [path for path in (swept.path / ".dvc/tmp/exps").iterdir() if path.name.startswith("tmp")]
     for name in ("lr-1", "lr-2"):
-        told = swept.dvc_as_program("queue", "logs", name)
-        assert "Stage 'download' didn't change, skipping" in told
-        assert "waiting for a stage" not in told  # each has a folder, and so a lock, of its own
+        output = swept.dvc_as_program("queue", "logs", name)
+        assert "Stage 'download' didn't change, skipping" in output
+        assert "waiting for a stage" not in output  # each has a folder, and so a lock, of its own
 
 
 def test_what_is_shown_fits_a_page(swept: Clone) -> None:

@@ -1,4 +1,4 @@
-"""Merging two branches that both have results: what conflicts, what `make repro` resolves, and what a person must."""
+"""Merging two branches with results: which conflicts `make repro` resolves, and which a person has to."""
 
 import re
 import subprocess
@@ -14,7 +14,7 @@ from tests.toy import Project, begun
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """main, and off it two branches with results: `images` (data.images) and `skill` (train.skill)."""
+    """main, and two branches from it with results: `images` (data.images) and `skill` (train.skill)."""
     project = begun(tmp_path / "project", ignored="__pycache__/\n/runs/\n")
     (project.path / "data/processed").mkdir(parents=True)
     project.set()
@@ -36,7 +36,7 @@ def merge(project: Project, branch: str) -> list[str]:
 
 
 def mend(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `make repro` runs before `dvc repro`."""
+    """Run what `make repro` runs before dvc."""
     monkeypatch.chdir(project.path)
     for name, value in project.environment.items():
         monkeypatch.setenv(name, value)
@@ -49,15 +49,15 @@ def test_results_that_conflict_are_computed(
 ) -> None:
     assert merge(project, "images") == ["dvc.lock", "metrics/evaluate.json"]
     mend(project, monkeypatch)
-    told = capsys.readouterr().out
-    assert told == (
+    output = capsys.readouterr().out
+    assert output == (
         "merge: one side's dvc.lock, metrics/evaluate.json for now; after this: `git add dvc.lock metrics`, then "
         "`git commit`\n"
     )
     project.dvc("repro", "-q")
     metrics = (project.path / "metrics/evaluate.json").read_text(encoding="utf-8")
     assert '"images": 500' in metrics
-    assert re.search(r'"accuracy": 0\.[78]\d', metrics)  # that of the lower skill
+    assert re.search(r'"accuracy": 0\.[78]\d', metrics)  # the result of the lower skill
     project.run("git", "add", "dvc.lock", "metrics")
     project.run("git", "commit", "-qm", "merged")
     assert project.run("git", "status", "--porcelain") == ""
@@ -70,7 +70,7 @@ def test_a_result_that_one_branch_has_comes_from_the_cache(
 ) -> None:
     project.run("git", "checkout", "-q", "images")
     project.set(data={"images": 500}, train={"skill": 0.8})
-    project.dvc("repro", "-q")  # as the merge will have it
+    project.dvc("repro", "-q")  # with the merged parameters
     project.run("git", "reset", "-q", "--hard")
     project.run("git", "checkout", "-q", "skill")
     merge(project, "images")

@@ -126,9 +126,9 @@ def test_a_wrong_machine_setting_is_one_line_where_a_stage_reads_it(
     assert_only_the_check_ran(clone.dvc("repro", check=False), "machine.threads is -1; allowed: a whole number")
     clone.set("machine.threads", "0")
     monkeypatch.setitem(clone.environment, "MACHINE_THREADS", "-1")
-    told = clone.dvc("repro", check=False)
-    assert "error: MACHINE_THREADS is '-1'; allowed: a whole number, at least 0, at most 1,024" in told
-    assert "Traceback" not in told
+    output = clone.dvc("repro", check=False)
+    assert "error: MACHINE_THREADS is '-1'; allowed: a whole number, at least 0, at most 1,024" in output
+    assert "Traceback" not in output
 
 
 def test_another_mirror_fetches_again_and_changes_nothing_else(clone: Clone, tmp_path: Path) -> None:
@@ -160,8 +160,10 @@ def test_an_experiment_with_seeds_is_compared_by_them(clone: Clone) -> None:
     clone.run("git", "add", "--all")
     clone.run("git", "commit", "-qm", "seeds")
     clone.dvc("exp", "run", "--temp", "-n", "narrow", *options)
-    told = " ".join(clone.run(sys.executable, "-m", "review.compare", "main", "narrow").split())
-    assert "narrow is worse than main: mean test accuracy" in told or "narrow against main: within noise: mean" in told
+    output = " ".join(clone.run(sys.executable, "-m", "review.compare", "main", "narrow").split())
+    assert (
+        "narrow is worse than main: mean test accuracy" in output or "narrow against main: within noise: mean" in output
+    )
 
 
 @pytest.mark.soak
@@ -229,10 +231,10 @@ def test_a_wrong_choice_is_found_whatever_starts_the_stages(command: str, clone:
     assert_only_the_check_ran(clone.dvc(*command.split(), check=False), WRONG["optimizer"][1])
 
 
-def assert_only_the_check_ran(told: str, line: str) -> None:
-    assert f"error: params.yaml: {line}" in told
-    assert re.findall(r"Running stage '(\w+)'", told) == ["check"]
-    assert "Traceback" not in told
+def assert_only_the_check_ran(output: str, line: str) -> None:
+    assert f"error: params.yaml: {line}" in output
+    assert re.findall(r"Running stage '(\w+)'", output) == ["check"]
+    assert "Traceback" not in output
 
 
 def test_parameters_that_no_stage_uses_are_read_by_none(here: Clone) -> None:

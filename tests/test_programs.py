@@ -50,8 +50,9 @@ def start(body: str, folder: Path, **options: Any) -> subprocess.Popen[str]:
 
 
 def ending(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    output, complaints = process.communicate(timeout=600)
-    return process.returncode, output, complaints
+    """Exit status, standard output and standard error of a program, once it has ended."""
+    stdout, stderr = process.communicate(timeout=600)
+    return process.returncode, stdout, stderr
 
 
 def line(process: subprocess.Popen[str]) -> str:
@@ -134,10 +135,10 @@ def test_every_error_ends_in_a_line_and_no_status_is_a_verdict_by_luck(
     monkeypatch.setattr(errors, "_program", lambda: "PROGRAM")
     with pytest.raises(SystemExit) as end:
         errors.run(raising(error), alone=False, memory="a.b")
-    told = capsys.readouterr().err
-    assert (end.value.code, told.endswith(f"{last}\n" if last else last)) == (status, True), told
-    assert ("Traceback" in told) == (BUG in last)
-    assert not last or BUG in last or told == f"{last}\n"  # nothing but the line
+    stderr = capsys.readouterr().err
+    assert (end.value.code, stderr.endswith(f"{last}\n" if last else last)) == (status, True), stderr
+    assert ("Traceback" in stderr) == (BUG in last)
+    assert not last or BUG in last or stderr == f"{last}\n"  # nothing but the line
 
 
 @pytest.mark.parametrize("status", [None, 0, 1])
@@ -153,9 +154,9 @@ def test_a_command_returns_its_verdict(status: int | None) -> None:
 def test_a_file_that_hides_a_package_is_named(content: str, use: str, tmp_path: Path) -> None:
     (tmp_path / "tqdm.py").write_text(content, encoding="utf-8")
     body = f"sys.path.insert(0, os.getcwd())\ndef main():\n    {use}\nerrors.run(main, alone=False)"
-    status, _, told = ending(start(body, tmp_path))
-    assert (status, told.count("\n")) == (2, 1)
-    assert told.startswith(f"error: {tmp_path}/tqdm.py hides the package of that name (")
+    status, _, stderr = ending(start(body, tmp_path))
+    assert (status, stderr.count("\n")) == (2, 1)
+    assert stderr.startswith(f"error: {tmp_path}/tqdm.py hides the package of that name (")
 
 
 def test_a_command_without_arguments_answers_help(tmp_path: Path) -> None:
@@ -166,11 +167,11 @@ def test_a_command_without_arguments_answers_help(tmp_path: Path) -> None:
 
 
 def test_an_import_that_fails_is_no_verdict(tmp_path: Path) -> None:
-    status, _, told = ending(start("sys.excepthook = errors.uncaught\nimport a_package_that_is_not_there", tmp_path))
+    status, _, stderr = ending(start("sys.excepthook = errors.uncaught\nimport a_package_that_is_not_there", tmp_path))
     assert status == 2
-    assert told.startswith("error: No module named 'a_package_that_is_not_there' (")
-    status, _, told = ending(start("sys.excepthook = errors.uncaught\nraise KeyboardInterrupt", tmp_path))
-    assert (status, told) == (130, "interrupted before the start\n")
+    assert stderr.startswith("error: No module named 'a_package_that_is_not_there' (")
+    status, _, stderr = ending(start("sys.excepthook = errors.uncaught\nraise KeyboardInterrupt", tmp_path))
+    assert (status, stderr) == (130, "interrupted before the start\n")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437"])
@@ -184,8 +185,8 @@ def test_a_terminal_may_lack_characters(encoding: str, arguments: list[str], tmp
         print('e \N{HORIZONTAL ELLIPSIS} z', file=sys.stderr)
     errors.run(main)
     """
-    status, output, told = ending(start(body, tmp_path, env={**os.environ, "PYTHONIOENCODING": encoding}))
-    assert (status, told) == (0, "" if arguments else "e ? z\n")
+    status, output, stderr = ending(start(body, tmp_path, env={**os.environ, "PYTHONIOENCODING": encoding}))
+    assert (status, stderr) == (0, "" if arguments else "e ? z\n")
     assert "a ? z" in output
 
 
@@ -211,8 +212,8 @@ def test_a_reader_that_has_gone_ends_a_program_quietly(arguments: list[str], tmp
 
 def test_output_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
-        status, _, told = ending(start("errors.run(lambda: print('x'))", tmp_path, stdout=full))
-    assert (status, told) == (2, "error: <stdout>: No space left on device\n")
+        status, _, stderr = ending(start("errors.run(lambda: print('x'))", tmp_path, stdout=full))
+    assert (status, stderr) == (2, "error: <stdout>: No space left on device\n")
 
 
 def test_no_output_at_all(tmp_path: Path) -> None:
@@ -309,9 +310,9 @@ def test_a_file_system_without_locks(name: str, folder: Path, monkeypatch: Patch
     paths.LOCK.touch()  # of an earlier run
     with pytest.raises(SystemExit) as end:
         errors.run(lambda: print("at work"))
-    told = capsys.readouterr()
-    assert (end.value.code, told.out) == (0, "at work\n")
-    assert told.err == (
+    captured = capsys.readouterr()
+    assert (end.value.code, captured.out) == (0, "at work\n")
+    assert captured.err == (
         f"runs/stage.lock: this file system has no locks ({os.strerror(number)}): do not run two stages here at "
         "once; DVC needs `dvc config --local core.hardlink_lock true`\n"
     )
@@ -508,14 +509,14 @@ MODULES = [
 def test_every_module_answers_help_and_refuses_what_it_does_not_know(
     name: str, folder: Path, monkeypatch: Patch, capsys: Out
 ) -> None:
-    told = []
+    results = []
     for argument in ("--help", "--wrong"):
         monkeypatch.setattr(sys, "argv", [name, argument])
         with warnings.catch_warnings(action="ignore"), pytest.raises(SystemExit) as end:
             # What is ignored: another test may have imported it.
             runpy.run_module(name, run_name="__main__", alter_sys=True)
-        told.append((end.value.code, *capsys.readouterr()))
-    (helped, text, _), (refused, output, complaint) = told
+        results.append((end.value.code, *capsys.readouterr()))
+    (helped, text, _), (refused, output, complaint) = results
     assert (helped or 0, bool(text.strip())) == (0, True)
     assert (refused, output) == (2, "")
     assert "--wrong" in complaint.splitlines()[-1] or "required" in complaint.splitlines()[-1]
@@ -604,7 +605,7 @@ def test_a_time_limit_ends_a_child(tmp_path: Path) -> None:
     assert not (tmp_path / "pid").exists() or not lives(int((tmp_path / "pid").read_text()))
 
 
-# A stage: it says that it runs, and what it was told.
+# A stage: it says that it runs, and which signal it received.
 STAGE = f"""
 import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
@@ -668,8 +669,8 @@ def test_a_stage_ends_with_the_command_that_was_killed(tmp_path: Path) -> None:
     process = start(body.replace("errors.run(", "errors.run(alone=False, main="), tmp_path)
     until((tmp_path / "pid").exists)
     process.kill()
-    _, _, told = ending(process)
-    assert told.endswith("interrupted: a checkpoint is there\n")
+    _, _, stderr = ending(process)
+    assert stderr.endswith("interrupted: a checkpoint is there\n")
     until(lambda: not lives(int((tmp_path / "pid").read_text())))
 
 

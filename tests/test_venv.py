@@ -1,4 +1,4 @@
-"""tools/venv.py: when it leaves .venv alone, adds to it, or rebuilds it. Nothing comes from an index."""
+"""tools/venv.py: when it keeps .venv, installs into it, or rebuilds it. No test uses a package index."""
 
 import ast
 import base64
@@ -44,7 +44,7 @@ def make_wheel(folder: Path, name: str, version: str = "1", files: int = 1) -> s
     wheel = folder / f"{name}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         for path, text in {**content, f"{info}/RECORD": record}.items():
-            archive.writestr(zipfile.ZipInfo(path), text)  # of 1980: the hash does not depend on the time
+            archive.writestr(zipfile.ZipInfo(path), text)  # the entry has a fixed date, so the hash is constant
     return f"{name}=={version} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n"
 
 
@@ -55,14 +55,14 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(wheels: Path) -> dict[str, str]:
-    """pip sees the wheels made here, and neither an index nor the person's own configuration."""
+    """Let pip use only the wheels of these tests: no index, and no configuration of the user."""
     own = {key: value for key, value in os.environ.items() if not key.startswith("PIP_")}
     return {**own, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_CONFIG_FILE": os.devnull}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, wheels: Path, environment: dict[str, str]) -> tuple[Path, str]:
-    """A folder in which `runtime.txt` was installed once, and what that printed."""
+    """A folder where `runtime.txt` was installed, and the output of the installation."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "runtime.txt").write_text(make_wheel(wheels, "alpha"))
     command = [sys.executable, str(SCRIPT), "runtime.txt"]
@@ -73,13 +73,13 @@ def made(tmp_path_factory: pytest.TempPathFactory, wheels: Path, environment: di
 
 @pytest.fixture
 def project(made: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: a copy of `made` that believes it was made where it is; saves 3 s a test."""
+    """The working directory: a copy of `made` whose record has its path. This saves 3 s per test."""
     return copy_made(made[0], tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def project_without_pip(made: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`project` in a tenth of the time, where nothing is to be installed."""
+    """`project` without pip, for tests that install nothing: copying it takes a tenth of the time."""
     return copy_made(made[0], tmp_path, monkeypatch, "pip")
 
 
@@ -92,7 +92,7 @@ def copy_made(made: Path, to: Path, monkeypatch: pytest.MonkeyPatch, *without: s
 
 @pytest.fixture
 def venv(environment: dict[str, str]) -> Call:
-    """Run tools/venv.py on the files given, in the working directory."""
+    """Run tools/venv.py with these files in the working directory."""
 
     def call(*files: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(SCRIPT), *files]
@@ -107,7 +107,7 @@ def write_record(**changes: Any) -> None:
 
 
 def installed(module: str) -> str:
-    """The version of `module` that .venv has, or "" if it has none."""
+    """The version of `module` in .venv; "" if it is missing."""
     command = [".venv/bin/python", "-I", "-c", f"import {module}; print({module}.VERSION)"]
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
@@ -176,7 +176,7 @@ def test_an_install_killed_midway_is_repaired(
 
 
 def test_a_pip_that_fails_before_it_changes_anything_costs_nothing(project: Path, venv: Call) -> None:
-    """As without a network: what is there goes on working."""
+    """As without a network: the old .venv keeps working."""
     Path("dev.txt").write_text(f"nowhere==1 --hash=sha256:{'0' * 64}\n")
     done = venv("runtime.txt", "dev.txt")
     assert done.returncode == 2
@@ -281,13 +281,13 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
 
 def remove_alpha() -> None:
-    """As `pip uninstall alpha` does."""
+    """Remove alpha, as `pip uninstall` does."""
     shutil.rmtree(SITE_PACKAGES / "alpha-1.dist-info")
     (SITE_PACKAGES / "alpha.py").unlink()
 
 
 def move_alpha() -> None:
-    """As `pip install alpha==2` does."""
+    """Replace alpha, as `pip install alpha==2` does."""
     (SITE_PACKAGES / "alpha.py").write_text("VERSION = '2'\n")
     (SITE_PACKAGES / "alpha-1.dist-info").rename(SITE_PACKAGES / "alpha-2.dist-info")
     metadata = SITE_PACKAGES / "alpha-2.dist-info/METADATA"
@@ -297,7 +297,7 @@ def move_alpha() -> None:
 
 
 def double_alpha() -> None:
-    """As an upgrade that was cut off leaves it."""
+    """Leave two versions of alpha, as an interrupted upgrade does."""
     shutil.copytree(SITE_PACKAGES / "alpha-1.dist-info", SITE_PACKAGES / "alpha-0.dist-info")
 
 
@@ -327,7 +327,7 @@ def test_what_was_added_by_hand_is_said(project_without_pip: Path, venv: Call) -
 
 
 def test_pins_of_other_files_are_remembered(project: Path, wheels: Path, venv: Call) -> None:
-    """What both files pin is not said to be added by hand when one of them is asked for."""
+    """A package that both files pin does not count as added by hand if only one of them is requested."""
     Path("dev.txt").write_text(make_wheel(wheels, "beta"))
     venv("runtime.txt", "dev.txt")
     Path("runtime.txt").write_text(make_wheel(wheels, "alpha", "2"))
@@ -338,7 +338,7 @@ def test_pins_of_other_files_are_remembered(project: Path, wheels: Path, venv: C
 
 @pytest.mark.parametrize("place", ["variables", "file"])
 def test_pip_is_told_where_and_what_to_install(place: str, project: Path, wheels: Path) -> None:
-    """Whatever a person has set; and where packages come from, here find-links, stays as it is set."""
+    """pip's settings of the user have no effect, except those for reaching packages, here find-links."""
     Path("dev.txt").write_text(make_wheel(wheels, "beta"))
     Path("constraints.txt").write_text("beta==7\n")
     elsewhere = str(project / "elsewhere")
@@ -368,7 +368,7 @@ def test_a_linked_venv_is_used_and_never_changed(project: Path, tmp_path: Path, 
     other.mkdir()
     (other / ".venv").symlink_to(project / ".venv")
     shutil.copy("runtime.txt", other)
-    os.chdir(other)  # monkeypatch, in `project`, goes back
+    os.chdir(other)  # `project` restores the folder
     before = files_below(project / ".venv")
     done = venv("runtime.txt")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -421,7 +421,7 @@ def test_a_first_build_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("at", ["begun", "finished"])
 def test_a_build_killed_midway_loses_neither_venv(at: str, project_without_pip: Path) -> None:
-    """`begun`: what was there is back. `finished`: the new one stays, and the old one goes."""
+    """`begun`: the old .venv is restored. `finished`: the new one stays, and the old one is deleted."""
     Path(".venv/new").touch()
     shutil.copytree(".venv", ".venv.old", symlinks=True)
     Path(".venv.old/new").unlink()

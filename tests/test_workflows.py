@@ -1,4 +1,4 @@
-"""The workflows in .github: pinned, least permissions, and nothing that a stranger chose is run."""
+"""The workflows in .github: pinned actions, least permissions, and no code of a stranger runs with write access."""
 
 import os
 import re
@@ -18,7 +18,7 @@ every = pytest.mark.parametrize("name", WORKFLOWS)
 
 
 def triggers(name: str) -> set[str]:
-    on = WORKFLOWS[name][True]  # to YAML 1.1, `on` is a truth value
+    on = WORKFLOWS[name][True]  # YAML 1.1 reads the key `on` as true
     return {on} if isinstance(on, str) else set(on)
 
 
@@ -37,9 +37,9 @@ def test_what_others_wrote_is_pinned_by_digest(name: str) -> None:
         assert re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", step.get("uses", "actions/x@" + 40 * "0"))
     for line in (ROOT / ".github/workflows" / name).read_text(encoding="utf-8").splitlines():
         if "uses:" in line:
-            assert re.search(r"@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line), "say which version that is"
+            assert re.search(r"@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line), "a comment must name the version"
     for job in WORKFLOWS[name]["jobs"].values():
-        assert "uses" not in job  # another repository's workflow
+        assert "uses" not in job  # a workflow of another repository
         assert re.search(r"@sha256:[0-9a-f]{64}$", job.get("container", "x@sha256:" + 64 * "0"))
 
 
@@ -95,7 +95,7 @@ esac
 
 
 def comment(tmp_path: Path, report: str | None, number: str = "7", ids: str = "") -> tuple[str, str]:
-    """Run the script of the comment with a stand-in for `gh`: its calls, and the comment it posted."""
+    """Run the script that posts the comment, with a fake `gh`; returns the calls of `gh` and the comment."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/gh").write_text(GH, encoding="utf-8")
     (tmp_path / "bin/gh").chmod(0o755)
