@@ -1,4 +1,4 @@
-"""Killed experiments of `dvc queue`: DVC 3.67 shows each as Running forever, and never removes its folder."""
+"""Find killed experiments of `dvc queue`: DVC 3.67 lists them as Running forever, and never deletes their folders."""
 
 import json
 import shlex

@@ -59,7 +59,7 @@ def read(
         found = [predictions.load(repo, side, paths.PREDICTIONS.as_posix()) for side in sides]
         if records == "recorded":
             records = record.read(repo, sides[0]), record.read(repo, sides[1])
-        damaged = git_revisions.damaged(repo, sides, besides=paths.PREDICTIONS.as_posix())
+        damaged = git_revisions.damaged(repo, sides, except_for=paths.PREDICTIONS.as_posix())
     document = revisions(
         sides[0],
         sides[1],

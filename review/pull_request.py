@@ -41,7 +41,8 @@ REMEDY = "commit dvc.lock and metrics/ after `dvc repro`, and `dvc push`"
 
 def main(asked: argparse.Namespace) -> int:
     """Pull, reproduce, compare, report; returns the exit status, 0 or 1. Raises UserError."""
-    check_out(asked.out)
+    if asked.out:
+        files.check_target(asked.out)
     try:
         document, false = results(asked.base, asked.level, asked.rebuild, asked.seeds)
     except UserError as error:
@@ -89,17 +90,6 @@ def arguments() -> argparse.Namespace:
 def seeds(text: str) -> int:
     """The value of --seeds. Raises ArgumentTypeError."""
     return 0 if text == "0" else options.count(text)
-
-
-def check_out(path: Path | None) -> None:
-    """Raise UserError if no report can be written there, before anything runs."""
-    if path is None:
-        return
-    if not path.parent.is_dir():
-        raise UserError(f"--out {path}: {path.parent} is no folder that is there; make it first")
-    if path.exists() and not path.is_file():
-        kind = "a folder" if path.is_dir() else "a device or the like"
-        raise UserError(f"--out {path}: that is {kind}; allowed: a file, which need not be there yet")
 
 
 def results(base: str, level: float, first: str, seeds: int) -> tuple[dict[str, Any], list[str]]:

@@ -84,7 +84,7 @@ def read(repo: Any, side: Revision) -> Record:
 
 def _read(repo: Any, side: Revision) -> Record:
     """As `read`. Raises UserError with the reason."""
-    content = {path: revisions.kept(repo, side, path.as_posix()) for path in (CHOSEN, LOCK, COLLECTED)}
+    content = {path: revisions.file(repo, side, path.as_posix()) for path in (CHOSEN, LOCK, COLLECTED)}
     if not content[LOCK] or not content[CHOSEN]:
         raise UserError("no seeds; `make seeds` there trains them")
     chosen = _chosen(content[CHOSEN] or b"")

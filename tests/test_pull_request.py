@@ -718,10 +718,13 @@ def test_code_in_place_of_an_installed_package(branch: Project, gate: Gate) -> N
 @pytest.mark.parametrize(
     ("out", "line"),
     [
-        (".", "--out .: that is a folder; allowed: a file, which need not be there yet"),
-        ("nowhere/report.md", "--out nowhere/report.md: nowhere is no folder that is there; make it first"),
-        ("socket", "--out socket: that is a device or the like; allowed: a file, which need not be there yet"),
-        ("fifo", "--out fifo: that is a device or the like; allowed: a file, which need not be there yet"),
+        (".", "--out .: is a folder; give the name of a file in it"),
+        (
+            "nowhere/report.md",
+            "--out nowhere/report.md: No such file or directory: nowhere; give a file in an existing folder",
+        ),
+        ("socket", "--out socket: not a regular file, but a device, pipe or socket; give another name"),
+        ("fifo", "--out fifo: not a regular file, but a device, pipe or socket; give another name"),
     ],
     ids=["folder", "missing", "socket", "fifo"],
 )
