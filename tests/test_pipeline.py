@@ -84,7 +84,7 @@ def test_a_change_runs_the_stage_that_reads_it_and_no_other(here: Clone) -> None
     assert found == {change: {"check", *(stages or "").split()} for change, stages in FIRST.items()}
 
 
-@pytest.mark.soak
+@pytest.mark.night
 def test_a_change_of_the_first_stage_runs_all_that_follow(clone: Clone) -> None:
     clone.set("preprocess.seed", "1")
     clone.set("evaluate.worst_images", "9")

@@ -218,7 +218,7 @@ def test_told_to_stop_they_all_end_and_another_number_of_processes_goes_on(
 @pytest.mark.parametrize("number", [pytest.param(1, marks=pytest.mark.soak), pytest.param(0, marks=pytest.mark.night)])
 def test_a_worker_that_hangs_is_noticed(number: int, small_steps: Stage) -> None:
     # Longer than any two processes of a busy machine differ in how long they take to start.
-    small_steps.values["machine"]["timeout_seconds"] = 20
+    small_steps.values["machine"]["timeout_seconds"] = 12
     process = small_steps.start(MACHINE_PROCESSES="2")
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(2)]

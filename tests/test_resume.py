@@ -254,7 +254,7 @@ def begin(stage: Stage) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.soak), pytest.param(20, marks=pytest.mark.night)])
+@pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.soak), pytest.param(10, marks=pytest.mark.night)])
 def test_killed_at_random_moments_it_ends_in_the_same_bytes(kills: int, stage: Stage) -> None:
     undisturbed_run, began = begin(stage), time.monotonic()
     undisturbed_run.communicate()

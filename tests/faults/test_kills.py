@@ -111,7 +111,7 @@ def test_dvc_killed_while_it_writes_the_run_cache(lab: Lab) -> None:
             assert (lab.clone.path / "dvc.lock").read_bytes() == (lab.clone.path.parent / "dvc.lock").read_bytes()
 
 
-@pytest.mark.parametrize("update", [1, *(pytest.param(update, marks=pytest.mark.soak) for update in (2, 4))])
+@pytest.mark.parametrize("update", [1, *(pytest.param(update, marks=pytest.mark.night) for update in (2, 4))])
 def test_dvc_killed_while_it_writes_dvc_lock(update: int, lab: Lab) -> None:
     # All stages come from the run cache, so dvc does little but write dvc.lock, once per stage.
     lock = lab.clone.path / "dvc.lock"
