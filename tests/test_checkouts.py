@@ -148,7 +148,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("kind", list(PLACES))
-def test_the_answer_is_the_same_everywhere(
+def test_the_results_are_the_same_everywhere(
     kind: str, project: Project, tmp_path: Path, monkeypatch: Patch, capsys: Out
 ) -> None:
     expected = compared(project.path, monkeypatch, capsys)
@@ -166,7 +166,7 @@ def test_the_answer_is_the_same_everywhere(
         assert text == page(project.path, tmp_path / "page.html", monkeypatch)
 
 
-def test_a_path_through_a_subfolder_is_from_dvcs_root(project: Project, tmp_path: Path, monkeypatch: Patch) -> None:
+def test_paths_are_relative_to_dvcs_root(project: Project, tmp_path: Path, monkeypatch: Patch) -> None:
     folder = subfolder(project, tmp_path)
     (folder / "params.yaml").write_text("train: {skill: 0.5}\n", encoding="utf-8")
     (folder.parent / "beside.txt").write_text("not of the project", encoding="utf-8")
@@ -182,7 +182,7 @@ def bystander(project: Project, tmp_path: Path) -> Path:
     return tmp_path / "bystander"
 
 
-def test_a_hooks_variables_name_another_repository(
+def test_the_git_variables_of_a_hook_are_ignored(
     project: Project, bystander: Path, monkeypatch: Patch, capsys: Out
 ) -> None:
     expected = compared(project.path, monkeypatch, capsys)
@@ -193,7 +193,7 @@ def test_a_hooks_variables_name_another_repository(
     page(project.path, bystander.parent / "page.html", monkeypatch)
 
 
-def test_nothing_is_written_to_a_checkout(project: Project, tmp_path: Path, monkeypatch: Patch, capsys: Out) -> None:
+def test_a_read_only_checkout(project: Project, tmp_path: Path, monkeypatch: Patch, capsys: Out) -> None:
     folder = cloned(project, tmp_path / "clone")
 
     def state() -> list[tuple[str, int]]:
@@ -225,7 +225,7 @@ def test_a_user_without_a_name_or_a_home(project: Project, monkeypatch: Patch, c
 # Where it cannot work
 
 
-def test_a_shallow_clone_says_how_to_complete_it(project: Project, tmp_path: Path, monkeypatch: Patch) -> None:
+def test_a_shallow_clone_is_reported_with_the_remedy(project: Project, tmp_path: Path, monkeypatch: Patch) -> None:
     folder = cloned(project, tmp_path / "shallow", "--depth=1")
     output = line(folder, monkeypatch, "HEAD~1")
     assert output.startswith("unknown revision 'HEAD~1'; allowed: a commit, branch, tag or experiment of this clone")
@@ -276,7 +276,7 @@ def test_the_project_as_an_archive(project: Project, tmp_path: Path, monkeypatch
     ],
     ids=["not-utf-8", "long", "nul", "newline", "empty", "blank", "dash", "option", "not", "range", "tree", "pattern"],
 )
-def test_a_name_of_no_commit_is_one_line(rev: str, output: str, project: Project, monkeypatch: Patch) -> None:
+def test_an_unknown_revision_is_one_line(rev: str, output: str, project: Project, monkeypatch: Patch) -> None:
     assert line(project.path, monkeypatch, "--", rev).startswith(output)
 
 

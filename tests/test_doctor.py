@@ -237,7 +237,7 @@ def test_a_cache_that_was_moved_and_linked_back(clone: Clone) -> None:
         elsewhere.rename(cache)
 
 
-def test_what_file_managers_leave_counts_for_nothing(clone: Clone) -> None:
+def test_files_of_file_managers_are_ignored(clone: Clone) -> None:
     names = (".DS_Store", "._train-images-idx3-ubyte", "Thumbs.db", "desktop.ini", ".nfs0001", ".ipynb_checkpoints/a")
     for name in names:
         (clone.path / "data/raw" / name).parent.mkdir(exist_ok=True)
@@ -247,7 +247,7 @@ def test_what_file_managers_leave_counts_for_nothing(clone: Clone) -> None:
     clone.run("git", "clean", "-qfdx", "data/raw", "-e", "*ubyte")
 
 
-def test_a_folder_is_compared_by_the_list_of_what_is_in_it(tmp_path: Path) -> None:
+def test_a_folder_is_compared_by_its_list_of_files(tmp_path: Path) -> None:
     """An output that is a folder, which the toy pipeline lacks."""
     project = Project(tmp_path / "clone")
     project.path.mkdir()
@@ -365,7 +365,7 @@ TOY_DAMAGE: dict[str, tuple[Callable[[Project], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", TOY_DAMAGE)
-def test_damage_of_a_small_pipeline_is_found_and_fixed(toy: Project, damage: str) -> None:
+def test_damage_of_a_toy_pipeline_is_found_and_fixed(toy: Project, damage: str) -> None:
     inflict, expected = TOY_DAMAGE[damage]
     inflict(toy)
     status, output = toy_doctor(toy)
@@ -380,12 +380,12 @@ def test_damage_of_a_small_pipeline_is_found_and_fixed(toy: Project, damage: str
     assert (toy.path / "data/predictions.csv").is_file()
 
 
-def test_a_small_pipeline_is_well(toy: Project) -> None:
+def test_an_undamaged_toy_pipeline(toy: Project) -> None:
     assert toy_doctor(toy)[0] == 0
 
 
 @pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml"])
-def test_what_people_write_is_not_thrown_away(toy: Project, name: str) -> None:
+def test_fixes_keep_files_that_people_write(toy: Project, name: str) -> None:
     lines = (toy.path / name).read_text(encoding="utf-8").count("\n")
     toy.write(name, (toy.path / name).read_text(encoding="utf-8") + "an edit: [\n")
     status, output = toy_doctor(toy)
@@ -398,7 +398,7 @@ def test_what_people_write_is_not_thrown_away(toy: Project, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml", "dvc.lock"])
-def test_a_pipe_for_a_text_is_not_waited_for(toy: Project, name: str) -> None:
+def test_a_pipe_in_place_of_a_text_file_does_not_block(toy: Project, name: str) -> None:
     piped(name)(toy)
     status, output = toy_doctor(toy)
     assert (status, output) == (
@@ -457,7 +457,7 @@ stages:
 LAST = len("90215\n")  # truncated within it, the size is smaller; the file's size shows that
 
 
-def test_a_dvc_lock_is_noticed_wherever_it_is_cut_off() -> None:
+def test_a_dvc_lock_truncated_anywhere_is_found() -> None:
     content = LOCKED.encode()
     assert doctor_module.lock_faults(content, {"evaluate": STAGE}) == []
     for size in range(len(content)):
@@ -470,7 +470,7 @@ def test_a_dvc_lock_is_noticed_wherever_it_is_cut_off() -> None:
 
 
 @pytest.mark.soak
-def test_the_committed_dvc_lock_is_noticed_wherever_it_is_cut_off(clone: Clone) -> None:
+def test_the_committed_dvc_lock_truncated_anywhere_is_found(clone: Clone) -> None:
     """Within its last stage (a cut before that lacks this stage), at every seventh byte: reading it is slow."""
     content = (clone.path / "dvc.lock").read_text(encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:

@@ -111,13 +111,13 @@ def test_the_imports_of_a_stage_lie_inside_the_code_it_declares_and_no_declared_
         ("integrity/git.py", ["download", "preprocess", "train", "evaluate"]),
     ],
 )
-def test_a_module_that_a_stage_does_not_import_is_not_among_its_dependencies(path: str, others: list[str]) -> None:
+def test_no_stage_depends_on_a_module_that_it_does_not_import(path: str, others: list[str]) -> None:
     assert (ROOT / path).is_file()
     assert [name for name in others if any(covers(entry, path) for entry in declared(name))] == []
 
 
 @pytest.mark.parametrize("junk", JUNK)
-def test_caches_and_what_editors_leave_do_not_count_as_code(junk: str, tmp_path: Path) -> None:
+def test_caches_and_files_of_editors_do_not_count_as_code(junk: str, tmp_path: Path) -> None:
     for name in (".dvcignore", "stages/train/loop.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -147,7 +147,7 @@ def test_every_data_set_has_the_files_that_dvc_yaml_names() -> None:
         assert {paths.RAW / file.name for file in data_set.files} == RAW
 
 
-def test_no_output_is_a_folder_but_for_the_splits() -> None:
+def test_only_the_splits_are_folders() -> None:
     """DVC does not check the list of a folder's files, so an output that is a folder needs `make pull`."""
     folders = {
         Path(path)

@@ -118,7 +118,7 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str | None], str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_environment_is_made_sane(case: str, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_harmful_variables_are_removed(case: str, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given, expected, said = CASES[case]
     monkeypatch.setattr(environment, "SHARED_FOLDERS", (str(clone.parent),))
     if "TMPDIR" in said:
@@ -186,7 +186,7 @@ def test_a_home_that_cannot_be_written_to(clone: Path, monkeypatch: pytest.Monke
         pytest.param("mine.py", True, id="another module"),
     ],
 )
-def test_what_of_pythonpath_stays(file: str, stays: bool, clone: Path, tmp_path: Path) -> None:
+def test_harmless_entries_of_pythonpath_stay(file: str, stays: bool, clone: Path, tmp_path: Path) -> None:
     entry = tmp_path / "entry"
     (entry / file).parent.mkdir(parents=True)
     (entry / file).touch()
@@ -200,7 +200,7 @@ def test_what_of_pythonpath_stays(file: str, stays: bool, clone: Path, tmp_path:
 # Settings of a user, which stay; and a setting that earlier versions of this project wrote.
 @pytest.mark.parametrize("value", ["/srv/mine", '"/old place/.dvc/tmp/private"'])
 @pytest.mark.parametrize("file", [".dvc/config", ".dvc/config.local", "home/.config/dvc/config", "system/config"])
-def test_what_is_configured_wins(file: str, value: str, clone: Path) -> None:
+def test_the_configuration_of_the_user_wins(file: str, value: str, clone: Path) -> None:
     (clone / file).parent.mkdir(parents=True, exist_ok=True)
     (clone / file).write_text(f"[core]\n    remote = s\n    site_cache_dir = {value}\n")
     environ = {**usual(clone), "DVC_SYSTEM_CONFIG_DIR": str(clone / "system")}
@@ -367,7 +367,7 @@ def no_git(clone: Path) -> None: ...
         (no_git, "git is not installed, or not in PATH"),
     ],
 )
-def test_what_is_in_the_way_is_said_before_anything_is_installed(change: Any, line: str, clone: Path) -> None:
+def test_an_obstacle_is_reported_before_the_installation(change: Any, line: str, clone: Path) -> None:
     subprocess.run(["git", "init", "-q", clone], check=True)
     change(clone)
     environ = {**usual(clone), "GIT_DIR": "/gone", "GIT_CEILING_DIRECTORIES": str(clone.parent)}
@@ -379,7 +379,7 @@ def test_what_is_in_the_way_is_said_before_anything_is_installed(change: Any, li
     assert "\n" not in said
 
 
-def test_run_passes_on_what_the_commands_say(clone: Path) -> None:
+def test_run_returns_the_exit_status_of_the_commands(clone: Path) -> None:
     """PYTHONHOME, which would break Python, has no effect; the first step that fails ends the command."""
     subprocess.run(["git", "init", "-q", clone], check=True)
     for name in ("__init__.py", "run.py", "venv.py"):
@@ -505,7 +505,7 @@ def test_a_read_only_clone_can_be_read(project: toy.Project) -> None:
     ],
     ids=["number sign", "question mark", "queue start", "in the folder", "no experiment", "umlaut", "cache", "none"],
 )
-def test_where_experiments_in_temporary_folders_fail_is_said(
+def test_a_note_says_where_temporary_experiments_fail(
     root: str, command: str, config: str, said: str, tmp_path: Path
 ) -> None:
     (tmp_path / "config").write_text(config)
@@ -518,7 +518,7 @@ def test_where_experiments_in_temporary_folders_fail_is_said(
 LEFT_BY_OTHERS = (".DS_Store", "Thumbs.db", "desktop.ini", "._x", ".nfs0001", ".x.swp", "x~", ".#x", "#x#", "x.tmp")
 
 
-def test_what_other_programs_leave_is_no_data(tmp_path: Path) -> None:
+def test_files_of_other_programs_are_ignored(tmp_path: Path) -> None:
     shutil.copy(ROOT / ".dvcignore", tmp_path)
     folder = tmp_path / "data/raw"
     (folder / ".ipynb_checkpoints").mkdir(parents=True)

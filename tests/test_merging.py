@@ -44,7 +44,7 @@ def mend(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     repair.main()
 
 
-def test_results_that_conflict_are_computed(
+def test_conflicting_results_are_computed(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert merge(project, "images") == ["dvc.lock", "metrics/evaluate.json"]
@@ -65,7 +65,7 @@ def test_results_that_conflict_are_computed(
     assert capsys.readouterr().out.replace("Use `dvc push` to send your updates to remote storage.\n", "") == ""
 
 
-def test_a_result_that_one_branch_has_comes_from_the_cache(
+def test_a_result_of_one_branch_comes_from_the_run_cache(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project.run("git", "checkout", "-q", "images")
@@ -81,7 +81,7 @@ def test_a_result_that_one_branch_has_comes_from_the_cache(
     assert '"images": 500' in (project.path / "metrics/evaluate.json").read_text(encoding="utf-8")
 
 
-def test_parameters_that_conflict_are_a_persons(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conflicting_parameters_are_left_to_a_person(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     project.branch("skill-2", train={"skill": 0.85})
     assert "params.yaml" in merge(project, "skill")
     before = (project.path / "dvc.lock").read_bytes()
@@ -99,7 +99,7 @@ def test_parameters_that_conflict_are_a_persons(project: Project, monkeypatch: p
     project.run("git", "commit", "-qm", "merged")
 
 
-def test_a_merge_without_conflicts_is_left_alone(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merge_without_conflicts_is_unchanged(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     project.run("git", "checkout", "-qb", "notes", "main")
     project.write("notes.md", "a\n")
     project.run("git", "add", "--all")

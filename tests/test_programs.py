@@ -129,7 +129,7 @@ ALLOCATOR = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you trie
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
-def test_every_error_ends_in_a_line_and_no_status_is_a_verdict_by_luck(
+def test_every_error_ends_in_one_line_and_no_error_looks_like_a_verdict(
     error: BaseException, status: int, last: str, monkeypatch: Patch, capsys: Out
 ) -> None:
     monkeypatch.setattr(errors, "_program", lambda: "PROGRAM")
@@ -151,7 +151,7 @@ def test_a_command_returns_its_verdict(status: int | None) -> None:
 @pytest.mark.parametrize(
     ("content", "use"), [("x = 1", "import tqdm; tqdm.tqdm"), ("x = 1", "from tqdm import tqdm")], ids=["use", "import"]
 )
-def test_a_file_that_hides_a_package_is_named(content: str, use: str, tmp_path: Path) -> None:
+def test_a_file_that_hides_a_package_is_reported(content: str, use: str, tmp_path: Path) -> None:
     (tmp_path / "tqdm.py").write_text(content, encoding="utf-8")
     body = f"sys.path.insert(0, os.getcwd())\ndef main():\n    {use}\nerrors.run(main, alone=False)"
     status, _, stderr = ending(start(body, tmp_path))
@@ -191,7 +191,7 @@ def test_a_terminal_may_lack_characters(encoding: str, arguments: list[str], tmp
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]], ids=["output", "help"])
-def test_a_reader_that_has_gone_ends_a_program_quietly(arguments: list[str], tmp_path: Path) -> None:
+def test_a_closed_pipe_ends_a_program_quietly(arguments: list[str], tmp_path: Path) -> None:
     body = f"""
     import argparse
     def main():
@@ -241,7 +241,7 @@ errors.run(main, kept='K')
 
 @pytest.mark.parametrize("signum", SIGNALS, ids=NAMES)
 @pytest.mark.parametrize("more", [0, 2])
-def test_a_signal_unwinds_and_a_second_one_does_not_cut_that_short(signum: int, more: int, tmp_path: Path) -> None:
+def test_a_second_signal_does_not_interrupt_the_cleanup_of_the_first(signum: int, more: int, tmp_path: Path) -> None:
     process = start(CLEANING, tmp_path)
     assert line(process) == "begun"
     process.send_signal(signum)
@@ -264,7 +264,7 @@ def test_a_signal_just_before_a_wait_ends_the_wait(tmp_path: Path) -> None:
     assert ending(start(body, tmp_path)) == (143, "", "interrupted: K\n")
 
 
-def test_signals_that_are_ignored_stay_so(tmp_path: Path) -> None:
+def test_ignored_signals_stay_ignored(tmp_path: Path) -> None:
     body = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + CLEANING
     process = start(body, tmp_path)  # as with nohup
     assert line(process) == "begun"
@@ -275,7 +275,7 @@ def test_signals_that_are_ignored_stay_so(tmp_path: Path) -> None:
     assert process.returncode == 143
 
 
-def test_a_signal_that_a_library_swallowed_does_not_make_immune(monkeypatch: Patch) -> None:
+def test_a_signal_that_a_library_swallowed_is_raised_again(monkeypatch: Patch) -> None:
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     raised = []
@@ -376,7 +376,7 @@ def test_a_forked_child_that_ends_the_block_closes_nothing(folder: Path) -> None
     assert ending(start(body, folder)) == (0, "", "")
 
 
-def test_what_only_reads_takes_no_lock(folder: Path) -> None:
+def test_a_program_that_only_reads_takes_no_lock(folder: Path) -> None:
     folder.chmod(0o555)
     with errors.one_stage_at_a_time() if os.getuid() == 0 else nullcontext():
         status, output, _ = ending(start("errors.run(lambda: print('read'), alone=False)", folder))
@@ -387,7 +387,7 @@ def test_what_only_reads_takes_no_lock(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["EPERM", "ENOTSUP", "EINVAL", "ENOSYS"])
-def test_a_mount_may_refuse_what_is_not_the_write(name: str, tmp_path: Path, monkeypatch: Patch) -> None:
+def test_a_mount_may_refuse_chmod_and_fsync(name: str, tmp_path: Path, monkeypatch: Patch) -> None:
     def refuse(*arguments: object) -> None:
         raise OSError(getattr(errno, name), "refused")
 
@@ -429,7 +429,7 @@ def test_a_write_that_is_killed_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o002, 0o664), (0o022, 0o644), (0o077, 0o600)], ids=["2", "22", "77"])
-def test_the_umask_says_who_may_read(umask: int, mode: int, tmp_path: Path) -> None:
+def test_the_umask_applies(umask: int, mode: int, tmp_path: Path) -> None:
     before = os.umask(umask)
     try:
         files.write_text(tmp_path / "a", "content")
@@ -456,7 +456,7 @@ def test_a_link_into_dvcs_cache_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link to a pipe"])
-def test_what_is_no_file_is_not_replaced_by_one(kind: str, tmp_path: Path) -> None:
+def test_a_device_is_not_replaced_by_a_file(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.mkdir() if kind == "folder" else os.mkfifo(path)
     if kind.startswith("link"):
@@ -484,7 +484,7 @@ def test_terminals_and_standard_output_are_written_to(tmp_path: Path) -> None:
     assert ending(start(body, tmp_path)) == (0, "contentb'content'\n", "")
 
 
-def test_a_target_in_no_folder_is_told_before_the_work(tmp_path: Path) -> None:
+def test_a_target_in_a_missing_folder_is_reported_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(errors.UserError) as caught:
         files.check_target(tmp_path / "gone/a.json")
     assert str(caught.value).startswith(
@@ -506,7 +506,7 @@ MODULES = [
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_every_module_answers_help_and_refuses_what_it_does_not_know(
+def test_every_module_answers_help_and_refuses_unknown_arguments(
     name: str, folder: Path, monkeypatch: Patch, capsys: Out
 ) -> None:
     results = []
@@ -581,7 +581,7 @@ def test_a_signal_while_a_child_starts_leaves_none_behind(signum: int, tmp_path:
     assert not lives(child)
 
 
-def test_children_that_do_not_listen_are_killed_when_in_haste(tmp_path: Path) -> None:
+def test_children_that_ignore_signals_are_killed_when_in_haste(tmp_path: Path) -> None:
     body = """
     from pathlib import Path
     deaf = ['sh', '-c', 'exec 2>&-; trap "touch told" TERM; echo $$; while :; do sleep 0.05; done']
@@ -660,7 +660,7 @@ def test_a_stage_ends_with_its_dvc(signum: int, shell: str, tmp_path: Path) -> N
     assert (project.path / "out").read_text(encoding="utf-8") == "done"
 
 
-def test_a_stage_ends_with_the_command_that_was_killed(tmp_path: Path) -> None:
+def test_a_stage_ends_with_a_killed_command(tmp_path: Path) -> None:
     (tmp_path / "stage.py").write_text(STAGE, encoding="utf-8")
     body = """
     from pathlib import Path
@@ -674,7 +674,7 @@ def test_a_stage_ends_with_the_command_that_was_killed(tmp_path: Path) -> None:
     until(lambda: not lives(int((tmp_path / "pid").read_text())))
 
 
-def test_a_program_that_was_started_by_hand_is_watched_by_nobody(monkeypatch: Patch) -> None:
+def test_a_program_started_by_hand_watches_no_parent(monkeypatch: Patch) -> None:
     monkeypatch.delenv("DVC_STAGE", raising=False)
     monkeypatch.delenv(errors.STARTED_BY, raising=False)
     assert errors._chain() == []

@@ -242,7 +242,7 @@ RUNS: dict[str, Callable[[dict[str, Any]], object]] = {
 }
 
 
-def test_a_run_that_is_not_that_of_its_name_is_refused(victim: Victim, tmp_path: Path) -> None:
+def test_a_run_with_another_name_than_its_content_is_refused(victim: Victim, tmp_path: Path) -> None:
     pristine = shutil.copytree(victim.storage, tmp_path / "pristine")
     for name, change in list(RUNS.items())[
         : len(RUNS) if victim.kind == "Directory" else 2
@@ -337,7 +337,7 @@ def test_a_list_with_this_path_is_refused(path: str) -> None:
 
 
 @pytest.mark.parametrize("jobs", ["0", "1001", "x", "9" * 5000], ids=["none", "many", "no number", "huge"])
-def test_how_many_at_once(jobs: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_number_of_jobs(jobs: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert pull.parser().parse_args(["--jobs", "7"]).jobs == 7
     with pytest.raises(SystemExit):
         pull.parser().parse_args(["--jobs", jobs])
@@ -359,7 +359,7 @@ def test_names_that_a_file_system_folds_together_are_refused() -> None:
     [b"", b"{}", b"[1]", b'[{"relpath": "a"}]', b'[{"md5": "../../../x", "relpath": "a"}]', b"[" * 100_000, b"\xff"],
     ids=["empty", "mapping", "number", "no MD5", "path for an MD5", "nested", "no text"],
 )
-def test_what_is_no_list_is_refused(content: bytes) -> None:
+def test_a_malformed_list_is_refused(content: bytes) -> None:
     if content == b"{}":
         assert objects.folder_list(content, f"{md5(content)}.dir") == []
         return
@@ -367,7 +367,7 @@ def test_what_is_no_list_is_refused(content: bytes) -> None:
         objects.folder_list(content, f"{md5(content)}.dir")
 
 
-def test_names_that_people_have_are_taken() -> None:
+def test_ordinary_names_are_accepted() -> None:
     names = ["A/1.png", "a/2.png", "12:30.png", "what?.txt", ".gitkeep", "é ü.txt", "console.log", "a.b/c..d", "~x"]
     content = json.dumps([{"md5": md5(EVIL), "relpath": name} for name in names]).encode()
     assert [file.path for file in objects.folder_list(content, f"{md5(content)}.dir")] == names
@@ -438,7 +438,7 @@ def test_without_verify_wrong_bytes_are_refused(directory: Victim) -> None:
     directory.untouched({name: digest for name, digest in directory.files().items() if name in before} | before)
 
 
-def test_a_target_alone(directory: Victim) -> None:
+def test_one_target(directory: Victim) -> None:
     assert directory.pull("made")[0] == 0
     assert sorted(path.name for path in directory.project.path.iterdir() if path.is_dir()) == [".dvc", ".git", "made"]
     status, _, output = directory.pull("nothing")
@@ -446,7 +446,7 @@ def test_a_target_alone(directory: Victim) -> None:
     assert output == "error: 'nothing' does not exist as an output or a stage name in 'dvc.yaml'\n"
 
 
-def test_without_a_remote_what_the_cache_has_is_enough(directory: Victim) -> None:
+def test_a_full_cache_needs_no_remote(directory: Victim) -> None:
     assert directory.pull()[0] == 0
     shutil.rmtree(directory.project.path / "made")
     assert directory.pull("--remote", "nowhere", "made")[0] == 0
@@ -465,7 +465,7 @@ def test_a_folder_whose_list_no_remote_has(directory: Victim) -> None:
     assert (directory.project.path / "single.txt").exists()
 
 
-def test_a_folder_whose_list_is_nowhere_stays_as_it_is(directory: Victim) -> None:
+def test_a_folder_whose_list_is_missing_stays_unchanged(directory: Victim) -> None:
     assert directory.pull()[0] == 0
     files = {path: path.read_bytes() for path in (directory.project.path / "made").rglob("*") if path.is_file()}
     the_list(directory.storage, '"g"').unlink()
@@ -494,7 +494,7 @@ def test_an_experiment(directory: Victim, author: Project) -> None:
     assert not (directory.project.path / "made").exists()
 
 
-def test_dvc_itself_takes_it(directory: Victim) -> None:
+def test_dvc_itself_accepts_it(directory: Victim) -> None:
     """The reason for integrity/pull.py: a version of DVC that refuses this makes it superfluous."""
     directory.dvc("remote", "modify", "-q", "storage", "verify", "true")
     with_entry("../yaml.py")(directory.storage)
@@ -513,7 +513,7 @@ def test_dvc_itself_takes_it(directory: Victim) -> None:
     assert (directory.project.path / "yaml.py").read_bytes() == EVIL
 
 
-def test_download_deletes_nothing_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_keeps_foreign_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.setattr(download, "collect", lambda *_: {"train-labels-idx1-ubyte": b"labels"})

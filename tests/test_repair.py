@@ -144,7 +144,7 @@ def test_a_configuration_that_dvc_cannot_read(repository: Path) -> None:
         repair.run_cache(Path())
 
 
-def test_when_all_is_well_dvc_is_not_opened(repository: Path) -> None:
+def test_dvc_is_not_imported_if_nothing_needs_repair(repository: Path) -> None:
     """Importing DVC takes half a second, which each `make repro` would pay."""
     (repository / "dvc.lock").write_text(GOOD)
     script = "import sys; sys.argv = ['']; from integrity import repair; repair.main(); "

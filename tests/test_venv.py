@@ -117,7 +117,7 @@ def test_a_fresh_folder_gets_the_pins(made: tuple[Path, str], project_without_pi
     assert installed("alpha") == "1"
 
 
-def test_nothing_to_do_is_quiet_and_touches_nothing(project_without_pip: Path, venv: Call) -> None:
+def test_an_up_to_date_venv_is_not_touched(project_without_pip: Path, venv: Call) -> None:
     Path(".venv.lock").unlink()
     before = {path: path.lstat().st_mtime_ns for path in Path().rglob("*")}
     done = venv("runtime.txt")
@@ -125,7 +125,7 @@ def test_nothing_to_do_is_quiet_and_touches_nothing(project_without_pip: Path, v
     assert {path: path.lstat().st_mtime_ns for path in Path().rglob("*")} == before
 
 
-def test_other_pins_are_added_to_what_is_there(project: Path, wheels: Path, venv: Call) -> None:
+def test_other_pins_are_added(project: Path, wheels: Path, venv: Call) -> None:
     Path(".venv/kept").touch()
     Path("dev.txt").write_text(make_wheel(wheels, "beta"))
     assert venv("runtime.txt", "dev.txt").stdout == "installing runtime.txt and dev.txt into .venv\n"
@@ -138,7 +138,7 @@ def test_other_pins_are_added_to_what_is_there(project: Path, wheels: Path, venv
     assert Path(".venv/kept").exists()
 
 
-def test_a_moved_folder_is_made_anew(project: Path, monkeypatch: pytest.MonkeyPatch, venv: Call) -> None:
+def test_a_moved_folder_is_rebuilt(project: Path, monkeypatch: pytest.MonkeyPatch, venv: Call) -> None:
     moved = project.rename(project.with_name(f"{project.name}_moved"))
     monkeypatch.chdir(moved)
     assert venv("runtime.txt").stdout.startswith("making .venv again (the old one is unfinished, moved")
@@ -195,7 +195,7 @@ def test_a_wheel_with_another_hash_is_refused(project: Path, wheels: Path, venv:
     assert installed("delta") == ""
 
 
-def test_of_two_at_once_one_waits(tmp_path: Path, wheels: Path, environment: dict[str, str]) -> None:
+def test_the_second_of_two_installations_waits(tmp_path: Path, wheels: Path, environment: dict[str, str]) -> None:
     (tmp_path / "runtime.txt").write_text(make_wheel(wheels, "alpha"))
     command = [sys.executable, str(SCRIPT), "runtime.txt"]
     calls = [
@@ -249,7 +249,7 @@ def test_when_a_venv_is_in_doubt(
         ("sys.argv = ['venv.py', 'no.txt']", "error: no.txt: No such file or directory"),
     ],
 )
-def test_what_a_user_can_fix_is_one_line(before: str, message: str, tmp_path: Path) -> None:
+def test_an_error_that_a_user_can_fix_is_one_line(before: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "runtime.txt").touch()
     program = f"import runpy, sys; sys.argv = ['venv.py', 'runtime.txt']; {before}; "
     program += f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
@@ -259,14 +259,14 @@ def test_what_a_user_can_fix_is_one_line(before: str, message: str, tmp_path: Pa
     assert done.stderr.count("\n") == 1
 
 
-def test_a_full_disk_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     program = "import sys; sys.exit('ERROR: OSError: [Errno 28] No space left on device')"
     with pytest.raises(SystemExit, match="2"):
         tool.run([sys.executable, "-c", program], "pip failed")
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: no space left on the disk")
 
 
-def test_an_older_python_gets_as_far_as_the_line_that_says_so() -> None:
+def test_an_older_python_is_reported_in_one_line() -> None:
     for name in ("__init__", "run", "venv"):
         ast.parse((ROOT / f"tools/{name}.py").read_text(encoding="utf-8"), feature_version=(3, 6))
 
@@ -309,7 +309,7 @@ def double_alpha() -> None:
         pytest.param(double_alpha, "repairing .venv: alpha==1 is pinned, but ", id="twice", marks=pytest.mark.soak),
     ],
 )
-def test_what_was_changed_by_hand_is_repaired(harm: Callable[[], None], said: str, project: Path, venv: Call) -> None:
+def test_a_package_changed_by_hand_is_repaired(harm: Callable[[], None], said: str, project: Path, venv: Call) -> None:
     harm()
     done = venv("runtime.txt")
     assert done.stdout.startswith(said)
@@ -318,7 +318,7 @@ def test_what_was_changed_by_hand_is_repaired(harm: Callable[[], None], said: st
     assert venv("runtime.txt").stdout == ""
 
 
-def test_what_was_added_by_hand_is_said(project_without_pip: Path, venv: Call) -> None:
+def test_packages_added_by_hand_are_listed(project_without_pip: Path, venv: Call) -> None:
     (SITE_PACKAGES / "gamma-3.dist-info").mkdir()
     for _ in range(2):
         done = venv("runtime.txt")
@@ -337,7 +337,7 @@ def test_pins_of_other_files_are_remembered(project: Path, wheels: Path, venv: C
 
 
 @pytest.mark.parametrize("place", ["variables", "file"])
-def test_pip_is_told_where_and_what_to_install(place: str, project: Path, wheels: Path) -> None:
+def test_the_configuration_of_pip_cannot_redirect_the_installation(place: str, project: Path, wheels: Path) -> None:
     """pip's settings of the user have no effect, except those for reaching packages, here find-links."""
     Path("dev.txt").write_text(make_wheel(wheels, "beta"))
     Path("constraints.txt").write_text("beta==7\n")
@@ -383,9 +383,7 @@ def test_a_linked_venv_is_used_and_never_changed(project: Path, tmp_path: Path, 
     assert files_below(project / ".venv") == before
 
 
-def test_a_venv_of_the_persons_own_is_never_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, venv: Call
-) -> None:
+def test_a_venv_of_the_user_is_never_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, venv: Call) -> None:
     monkeypatch.chdir(tmp_path)
     Path("runtime.txt").touch()
     Path(".venv/bin").mkdir(parents=True)
@@ -399,7 +397,7 @@ def test_a_venv_of_the_persons_own_is_never_changed(
     assert files_below(tmp_path / ".venv") == before
 
 
-def test_a_failed_build_leaves_what_was_there(project: Path, venv: Call) -> None:
+def test_a_failed_build_restores_the_old_venv(project: Path, venv: Call) -> None:
     write_record(python="3.10")
     before = files_below(project / ".venv")
     Path("runtime.txt").write_text(f"nowhere==1 --hash=sha256:{'0' * 64}\n")

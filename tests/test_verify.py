@@ -285,7 +285,7 @@ FORGERIES: dict[str, tuple[Callable[[Project], object], dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("name", FORGERIES)
-def test_a_forgery_is_named(name: str, project: Project, verified: Verified, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forgery_is_found(name: str, project: Project, verified: Verified, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rebuild, "repro", in_process.repro)
     change, named = FORGERIES[name]
     change(project)
@@ -327,7 +327,7 @@ def test_a_forgery_is_named(name: str, project: Project, verified: Verified, mon
     ],
     ids=["cut off", "deleted", "twice", "outside", "frozen", "compiled", "shadowing"],
 )
-def test_what_cannot_be_told(
+def test_a_commit_that_cannot_be_verified(
     change: Callable[[Project], object], complaint: str, project: Project, verified: Verified, temporary: Path
 ) -> None:
     (temporary / "victim").touch()  # from the clone: ../../victim, or ../victim of its folder
@@ -489,7 +489,7 @@ def test_a_clone_that_lacks_what_is_needed(measured: Project, tmp_path: Path) ->
     assert (git.clone(partial, "HEAD", tmp_path / "d") / "dvc.lock").is_file()
 
 
-def test_a_checkout_that_leaves_files_away(measured: Project, tmp_path: Path) -> None:
+def test_a_checkout_that_lacks_files(measured: Project, tmp_path: Path) -> None:
     """Git 2.39 exits with status 0 if it cannot read an object."""
     damaged = Project(tmp_path / "damaged")
     measured.run("git", "clone", "-q", "--no-hardlinks", str(measured.path), str(damaged.path))
@@ -533,7 +533,7 @@ def test_a_clone_of_another_user(project: Project, verified: Verified, monkeypat
     [signal.SIGHUP, *(pytest.param(each, marks=pytest.mark.night) for each in (signal.SIGTERM, signal.SIGINT))],
     ids=["HUP", "TERM", "INT"],
 )
-def test_told_to_stop_it_leaves_nothing(signum: signal.Signals, project: Project, temporary: Path) -> None:
+def test_a_signal_leaves_nothing_behind(signum: signal.Signals, project: Project, temporary: Path) -> None:
     """Neither files nor processes, although the stage ignores the signal."""
     project.write("train.py", STUBBORN)
     project.run("git", "commit", "-qam", "a stage that takes long")

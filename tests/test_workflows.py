@@ -31,7 +31,7 @@ def test_there_are_workflows() -> None:
 
 
 @every
-def test_what_others_wrote_is_pinned_by_digest(name: str) -> None:
+def test_actions_of_others_are_pinned_by_digest(name: str) -> None:
     for step in steps(name):
         assert ("uses" in step) != ("run" in step)
         assert re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", step.get("uses", "actions/x@" + 40 * "0"))
@@ -44,7 +44,7 @@ def test_what_others_wrote_is_pinned_by_digest(name: str) -> None:
 
 
 @every
-def test_permissions_are_the_least(name: str) -> None:
+def test_permissions_are_minimal(name: str) -> None:
     assert WORKFLOWS[name]["permissions"] == {}
     (job,) = WORKFLOWS[name]["jobs"].values()
     least = {"actions": "read", "pull-requests": "write"} if name == COMMENT else {"contents": "read"}
@@ -53,7 +53,7 @@ def test_permissions_are_the_least(name: str) -> None:
 
 
 @every
-def test_nothing_is_pasted_into_a_shell(name: str) -> None:
+def test_no_expression_is_pasted_into_a_shell(name: str) -> None:
     for step in steps(name):
         assert "${{" not in step.get("run", "")
         assert not step.get("uses", "").startswith("actions/github-script")
@@ -62,7 +62,7 @@ def test_nothing_is_pasted_into_a_shell(name: str) -> None:
 
 
 @every
-def test_who_may_write_runs_nothing_of_the_branch(name: str) -> None:
+def test_a_job_that_may_write_runs_no_code_of_the_branch(name: str) -> None:
     assert "pull_request_target" not in triggers(name)
     if name == COMMENT:
         assert triggers(name) == {"workflow_run"}
@@ -74,7 +74,7 @@ def test_who_may_write_runs_nothing_of_the_branch(name: str) -> None:
         assert "secrets." not in str(WORKFLOWS[name])
 
 
-def test_they_run_what_people_run() -> None:
+def test_they_run_the_documented_commands() -> None:
     runs = {name: "\n".join(step.get("run", "") for step in steps(name)) for name in WORKFLOWS}
     assert runs["ci.yml"].splitlines()[-1] == ".ci/run"
     assert 'python -m review.pull_request --out "$RUNNER_TEMP/report.md" -- "$BASE"' in runs["pull-request.yml"]
@@ -131,7 +131,7 @@ def test_a_comment_is_posted(tmp_path: Path) -> None:
     assert posted.endswith("\nWritten by the code of abc: [run](https://x/5)\n")
 
 
-def test_a_second_push_renews_it(tmp_path: Path) -> None:
+def test_a_second_push_updates_the_comment(tmp_path: Path) -> None:
     calls, posted = comment(tmp_path, "### again\n", ids="11\\n12\\n")
     assert "--method PATCH repos/o/r/issues/comments/11 " in calls
     assert "POST" not in calls
@@ -154,7 +154,7 @@ def comment_of_size(tmp_path: Path, size: int) -> str:
 
 
 @pytest.mark.parametrize(("report", "number"), [(None, "7"), ("### a\n", "")])
-def test_nothing_to_say_or_nobody_to_say_it_to(report: str | None, number: str, tmp_path: Path) -> None:
+def test_without_a_report_or_a_pull_request_nothing_is_posted(report: str | None, number: str, tmp_path: Path) -> None:
     calls, posted = comment(tmp_path, report, number)
     assert posted == ""
     assert "PATCH" not in calls

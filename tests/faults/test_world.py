@@ -75,7 +75,7 @@ def test_a_full_disk_in_each_stage(lab: Lab) -> None:
 
 @pytest.mark.soak
 @pytest.mark.parametrize(("free", "what"), [(0, "dvc.lock"), (0, "a stage"), (200_000, "a stage")])
-def test_a_full_disk_under_everything(free: int, what: str, lab: Lab, tmp_path: Path) -> None:
+def test_a_full_disk_for_the_whole_clone(free: int, what: str, lab: Lab, tmp_path: Path) -> None:
     # The disk holds the work tree, DVC's cache and state, and dvc.lock.
     shutil.copytree(lab.clone.path, tmp_path / "disk/clone", symlinks=True)
     other = Lab(Clone(tmp_path / "disk/clone"))
@@ -146,7 +146,7 @@ def read_only(folder: Path) -> Iterator[list[str]]:
 
 
 @pytest.mark.soak
-def test_two_at_once(lab: Lab) -> None:
+def test_two_repros_at_once(lab: Lab) -> None:
     # Up to date only before train: neither dvc.lock nor the run cache has the rest.
     lock = lab.clone.path / "dvc.lock"
     content = lock.read_text(encoding="utf-8")
@@ -186,7 +186,7 @@ def test_a_torn_dvc_lock(lab: Lab) -> None:
         assert lab.digest() == lab.digests
 
 
-def test_a_merge_conflict_in_dvc_lock_is_left_to_the_person(lab: Lab) -> None:
+def test_repair_leaves_a_merge_conflict_in_dvc_lock(lab: Lab) -> None:
     lock = lab.clone.path / "dvc.lock"
     conflict = b"<<<<<<< HEAD\n" + lock.read_bytes() + b"=======\n>>>>>>> other\n"
     lock.write_bytes(conflict)
@@ -201,7 +201,7 @@ def strange(lab: Lab) -> str:
 
 
 @pytest.mark.skipif(not PROC, reason="/proc lists which program a process runs")
-def test_locks_of_a_dvc_that_is_gone(lab: Lab) -> None:
+def test_stale_locks_are_removed(lab: Lab) -> None:
     rwlock = lab.clone.path / ".dvc/tmp/rwlock"
     lab.clone.set("train.seed", "1")  # so that train has to write the model
     with faults("locks left behind") as count:
@@ -220,7 +220,7 @@ def test_locks_of_a_dvc_that_is_gone(lab: Lab) -> None:
 
 
 @pytest.mark.soak
-def test_locks_of_a_dvc_at_work_are_left_alone(lab: Lab) -> None:
+def test_locks_of_a_running_dvc_are_kept(lab: Lab) -> None:
     rwlock = lab.clone.path / ".dvc/tmp/rwlock"
     with subprocess.Popen([sys.executable, "-c", "input()", "repro"], stdin=subprocess.PIPE) as other:
         rwlock.write_text(strange(lab).replace('"pid": 1,', f'"pid": {other.pid},'))
