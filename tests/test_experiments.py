@@ -21,6 +21,7 @@ from PIL import Image
 
 from stages.common import paths
 from tests.clones import Clone
+from tests.faults.lab import is_running
 
 pytestmark = pytest.mark.soak
 
@@ -65,18 +66,10 @@ def stop_workers(clone: Clone) -> None:
     for file in (clone.path / ".dvc/tmp/exps/celery").glob("dvc-exp-worker-*.json"):
         pid = json.loads(file.read_text(encoding="utf-8"))["pid"]
         deadline = time.monotonic() + 20
-        while running(pid):
+        while is_running(pid):
             if time.monotonic() > deadline:
                 os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
-
-
-def running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
-        return False
 
 
 def outputs(lock: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""How programs end: statuses and lines, signals, the lock, atomic writes; nothing that they start outlives them."""
+"""How programs end: exit status, error line, signals, locks, atomic writes, and the end of their children."""
 
 import errno
 import os
@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import textwrap
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 
 from stages.common import errors, files, paths
+from tests.faults.lab import is_running, wait_for
 from tests.imports import ROOT
 from tests.toy import Project
 
@@ -58,21 +58,6 @@ def ending(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 def line(process: subprocess.Popen[str]) -> str:
     assert process.stdout
     return process.stdout.readline().strip()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what must come; a machine that is busy may take its time."""
-    deadline = time.monotonic() + 600
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def lives(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(") ")[2][0] != "Z"
-    except OSError:
-        return False
 
 
 def raising(error: BaseException) -> Callable[[], None]:
@@ -354,7 +339,7 @@ def test_a_forked_child_does_not_hold_the_lock(folder: Path) -> None:
     try:
         process.kill()
         process.wait()
-        assert lives(child)
+        assert is_running(child)
         with errors.one_stage_at_a_time(wait=False) as free:
             assert free
     finally:
@@ -472,7 +457,7 @@ def test_a_device_is_not_replaced_by_a_file(kind: str, tmp_path: Path) -> None:
 
 
 def test_terminals_and_standard_output_are_written_to(tmp_path: Path) -> None:
-    """As /dev/null and /dev/stdout are, which no test should put at risk."""
+    """Like /dev/null and /dev/stdout, which no test should put at risk."""
     body = """
     from pathlib import Path
     reader, writer = os.openpty()
@@ -550,15 +535,16 @@ errors.run(main, alone=False, kept='K')
 def test_children_end_with_the_command(signum: int, threads: bool, twice: bool, tmp_path: Path) -> None:
     process = start(f"THREADS = {threads}\n{PARENT}", tmp_path)
     count = 3 if threads else 4
-    until(lambda: len(list(tmp_path.glob("*.pids"))) == count)
+    wait_for(lambda: len(list(tmp_path.glob("*.pids"))) == count, 600)
     family = [int(number) for path in tmp_path.glob("*.pids") for number in path.read_text().split()]
-    assert all(map(lives, family))
+    assert all(map(is_running, family))
     assert len(family) == 2 * count
     process.send_signal(signum)
     if twice:
         process.send_signal(signum)
     assert ending(process) == (128 + signum, "", "interrupted: K\n")
-    until(lambda: not any(map(lives, family)))  # the system takes a moment to end grandchildren after SIGKILL
+    # The system takes a moment to end grandchildren after SIGKILL.
+    wait_for(lambda: not any(map(is_running, family)), 600)
 
 
 @pytest.mark.parametrize("signum", SIGNALS, ids=NAMES)
@@ -578,7 +564,7 @@ def test_a_signal_while_a_child_starts_leaves_none_behind(signum: int, tmp_path:
     process = start(body, tmp_path)
     child = int(line(process))
     assert ending(process) == (128 + signum, "", "interrupted: K\n")
-    assert not lives(child)
+    assert not is_running(child)
 
 
 def test_children_that_ignore_signals_are_killed_when_in_haste(tmp_path: Path) -> None:
@@ -590,11 +576,11 @@ def test_children_that_ignore_signals_are_killed_when_in_haste(tmp_path: Path) -
     process = start(body, tmp_path)
     child = int(line(process))
     process.send_signal(signal.SIGINT)
-    until((tmp_path / "told").exists)
-    assert lives(child)
+    wait_for((tmp_path / "told").exists, 600)
+    assert is_running(child)
     process.send_signal(signal.SIGINT)
     assert ending(process) == (130, "", "interrupted: K\n")
-    assert not lives(child)
+    assert not is_running(child)
 
 
 def test_a_time_limit_ends_a_child(tmp_path: Path) -> None:
@@ -602,7 +588,7 @@ def test_a_time_limit_ends_a_child(tmp_path: Path) -> None:
 
     with pytest.raises(subprocess.TimeoutExpired):
         children.run(["sh", "-c", "echo $$ > pid; sleep 600"], tmp_path, os.environ, timeout_seconds=0.5)
-    assert not (tmp_path / "pid").exists() or not lives(int((tmp_path / "pid").read_text()))
+    assert not (tmp_path / "pid").exists() or not is_running(int((tmp_path / "pid").read_text()))
 
 
 # A stage: it says that it runs, and which signal it received.
@@ -644,7 +630,7 @@ def test_a_stage_ends_with_its_dvc(signum: int, shell: str, tmp_path: Path) -> N
         text=True,
     )
     pid = project.path / "pid"
-    until(lambda: pid.exists() or process.poll() is not None)
+    wait_for(lambda: pid.exists() or process.poll() is not None, 600)
     stage = int(pid.read_text(encoding="utf-8"))
     process.send_signal(signum)
     output, _ = process.communicate(timeout=600)  # until the stage has ended, which has the other end of the pipe
@@ -652,7 +638,7 @@ def test_a_stage_ends_with_its_dvc(signum: int, shell: str, tmp_path: Path) -> N
     assert output.endswith(
         "the program that started this one has ended: stopping\ninterrupted: a checkpoint is there\n"
     )
-    until(lambda: not lives(stage))
+    wait_for(lambda: not is_running(stage), 600)
     assert (project.path / "checkpoint").read_text(encoding="utf-8") == "15"
     (project.path / "checkpoint").unlink()
     (project.path / "enough").touch()
@@ -667,11 +653,11 @@ def test_a_stage_ends_with_a_killed_command(tmp_path: Path) -> None:
     errors.run(lambda: children.run(['sh', '-c', f'{sys.executable} stage.py; true'], Path(), os.environ).returncode)
     """
     process = start(body.replace("errors.run(", "errors.run(alone=False, main="), tmp_path)
-    until((tmp_path / "pid").exists)
+    wait_for((tmp_path / "pid").exists, 600)
     process.kill()
     _, _, stderr = ending(process)
     assert stderr.endswith("interrupted: a checkpoint is there\n")
-    until(lambda: not lives(int((tmp_path / "pid").read_text())))
+    wait_for(lambda: not is_running(int((tmp_path / "pid").read_text())), 600)
 
 
 def test_a_program_started_by_hand_watches_no_parent(monkeypatch: Patch) -> None:

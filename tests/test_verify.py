@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from stages.common import paths
 from stages.common.errors import UserError
 from tests import in_process
 from tests.clones import Clone
+from tests.faults.lab import is_running, wait_for
 from tests.forging import OTHER_MD5, entry, forge, relock
 from tests.toy import Project
 
@@ -552,7 +552,7 @@ def test_a_signal_leaves_nothing_behind(signum: signal.Signals, project: Project
     assert output.endswith("interrupted: nothing is left behind\n")
     assert process.returncode in (128 + signum, 130)
     assert list(temporary.iterdir()) == []
-    assert ended(stage)
+    wait_for(lambda: not is_running(stage), 30)
 
 
 STUBBORN = """
@@ -562,17 +562,6 @@ for each in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
 print("pid", os.getpid(), flush=True)
 time.sleep(300)
 """
-
-
-def ended(pid: int) -> bool:
-    """Whether a process has ended, or ends within the time that the kernel needs."""
-    for _ in range(600):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def verify_the_real_stages(clone: Clone, temporary: Path) -> tuple[int, str]:

@@ -119,6 +119,15 @@ def kill_tree(process: int) -> None:
             os.kill(number, signal.SIGKILL)
 
 
+def is_running(process: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        os.kill(process, 0)
+        return not PROC or Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(") ")[2][0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
 def wait_for(condition: Callable[[], object], seconds: float) -> None:
     """Wait until a condition is true. Fails after this number of seconds."""
     deadline = time.monotonic() + seconds
