@@ -244,14 +244,15 @@ RUNS: dict[str, Callable[[dict[str, Any]], object]] = {
 
 def test_a_run_with_another_name_than_its_content_is_refused(victim: Victim, tmp_path: Path) -> None:
     pristine = shutil.copytree(victim.storage, tmp_path / "pristine")
-    for name, change in list(RUNS.items())[
-        : len(RUNS) if victim.kind == "Directory" else 2
-    ]:  # the other changes do not depend on the kind of remote
+    here = victim.project.path / ".dvc/cache/runs"
+    changes = list(RUNS.items())[: len(RUNS) if victim.kind == "Directory" else 2]  # the rest is the same for all kinds
+    for name, change in changes:
         victim.forget()
+        shutil.rmtree(victim.storage)
+        shutil.copytree(pristine, victim.storage)
         put(victim.storage, EVIL)
         place = a_run(victim.storage, change)
         status, said, output = victim.pull("--run-cache")
-        here = victim.project.path / ".dvc/cache/runs"
         if "runs do not travel over HTTP" in said:
             assert status == 0
             assert not here.exists()
@@ -261,15 +262,17 @@ def test_a_run_with_another_name_than_its_content_is_refused(victim: Victim, tmp
         assert len(output.splitlines()) == 1, name
         assert not list(here.rglob(place.name)), name
         assert len(list(here.glob("*/*/*"))) == 1, name  # the entry of the other stage
-        # An entry that an earlier `dvc pull` fetched is removed as well.
-        copy = here / place.relative_to(victim.storage / "runs")
-        replace(copy, place.read_bytes())
-        status, _, output = victim.pull()
-        assert status == 2, name
-        assert f"{place.name}: " in output, name
-        assert not copy.parent.exists(), name
-        shutil.rmtree(victim.storage)
-        shutil.copytree(pristine, victim.storage)
+
+    # An entry that an earlier `dvc pull` fetched is removed as well.
+    copy = here / place.relative_to(victim.storage / "runs")
+    replace(copy, place.read_bytes())
+    status, _, output = victim.pull()
+    assert status == 2
+    assert f"{place.name}: " in output
+    assert not copy.parent.exists()
+
+    shutil.rmtree(victim.storage)
+    shutil.copytree(pristine, victim.storage)
     victim.forget()
     assert victim.pull("--run-cache")[::2] == (0, "")
     (victim.project.path / "dvc.lock").unlink()
