@@ -23,8 +23,8 @@ from tests.toy import Project, begun
 
 def doctor(clone: Clone) -> tuple[int, str]:
     """Exit status and output of `python -m integrity.doctor`."""
-    status, said, output = inside.module(clone.path, clone.environment, "integrity.doctor")
-    return status, said + output
+    status, stdout, stderr = inside.module(clone.path, clone.environment, "integrity.doctor")
+    return status, stdout + stderr
 
 
 def cure(clone: Clone, output: str) -> None:
@@ -296,8 +296,8 @@ def toy(ran: Project, tmp_path: Path) -> Project:
 
 
 def toy_doctor(project: Project) -> tuple[int, str]:
-    status, said, output = inside.module(project.path, project.environment, "integrity.doctor")
-    return status, said + output
+    status, stdout, stderr = inside.module(project.path, project.environment, "integrity.doctor")
+    return status, stdout + stderr
 
 
 def edited(name: str, before: str, after: str, commit: bool = False) -> Callable[[Project], None]:

@@ -287,14 +287,14 @@ def train_keys(values: dict[str, Any]) -> list[str]:
 
 def only(values: dict[str, Any], keys: list[str]) -> dict[str, Any]:
     """The parameters with only these keys."""
-    kept: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
     for key in keys:
         section, _, leaf = key.partition(".")
         if leaf:
-            kept.setdefault(section, {})[leaf] = values[section][leaf]
+            chosen.setdefault(section, {})[leaf] = values[section][leaf]
         else:
-            kept[section] = values[section]
-    return copy.deepcopy(kept)
+            chosen[section] = values[section]
+    return copy.deepcopy(chosen)
 
 
 def every_choice() -> list[dict[str, Any]]:

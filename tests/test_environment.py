@@ -119,9 +119,9 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str | None], str]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_harmful_variables_are_removed(case: str, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given, expected, said = CASES[case]
+    given, expected, note = CASES[case]
     monkeypatch.setattr(environment, "SHARED_FOLDERS", (str(clone.parent),))
-    if "TMPDIR" in said:
+    if "TMPDIR" in note:
         monkeypatch.setattr(environment, "LONGEST_TMPDIR", len(LONG) - 1)  # above the length of this test's folders
 
     def full(text: str) -> str:
@@ -133,7 +133,7 @@ def test_harmful_variables_are_removed(case: str, clone: Path, monkeypatch: pyte
     assert environ == before
     for name, value in expected.items():
         assert new.get(name) == (None if value is None else full(value)), name
-    assert (not notes) if not said else (len(notes) == 1 and said in notes[0]), notes
+    assert (not notes) if not note else (len(notes) == 1 and note in notes[0]), notes
     again, repeated = environment.sane(new, str(clone))
     assert (again, repeated) == (new, [])
 
@@ -193,8 +193,8 @@ def test_harmless_entries_of_pythonpath_stay(file: str, stays: bool, clone: Path
     new, notes = environment.sane({**usual(clone), "PYTHONPATH": f"{entry}:{clone}"}, str(clone))
     assert new["PYTHONPATH"].split(":") == ([str(entry)] if stays else []) + [str(clone)]
     name = Path(file).parts[0].partition(".")[0]
-    said = f"left out of the environment: {entry} of PYTHONPATH (its {name} would replace the pinned one)"
-    assert notes == ([] if stays else [said])
+    note = f"left out of the environment: {entry} of PYTHONPATH (its {name} would replace the pinned one)"
+    assert notes == ([] if stays else [note])
 
 
 # Settings of a user, which stay; and a setting that earlier versions of this project wrote.
@@ -280,8 +280,8 @@ def test_plain_python_takes_the_pinned_packages(where: str, clone: Path, tmp_pat
     folder = {"clone": clone, "subfolder": clone / "stages"}.get(where, tmp_path)
     program = "import numpy, os; print(numpy.VERSION, 'PYTHONPATH' in os.environ, os.environ['SHELL'])"
     words = ["--cd", str(clone)] if where == "named by --cd" else []
-    said = python(clone, "-c", program, *words, folder=folder, PYTHONPATH=str(tmp_path / "other"))
-    assert said == ("other True /bin/zsh" if where == "elsewhere" else "pinned False /bin/sh", "")
+    output = python(clone, "-c", program, *words, folder=folder, PYTHONPATH=str(tmp_path / "other"))
+    assert output == ("other True /bin/zsh" if where == "elsewhere" else "pinned False /bin/sh", "")
 
 
 def test_plain_python_finds_the_stages_and_its_own_modules(clone: Path, tmp_path: Path) -> None:
@@ -373,10 +373,10 @@ def test_an_obstacle_is_reported_before_the_installation(change: Any, line: str,
     environ = {**usual(clone), "GIT_DIR": "/gone", "GIT_CEILING_DIRECTORIES": str(clone.parent)}
     if change is no_git:
         environ["PATH"] = "/gone"
-    said = environment.obstacle(environ, str(clone))
-    assert said.startswith(line.format(clone=clone))
-    assert bool(said) is bool(line)
-    assert "\n" not in said
+    obstacle = environment.obstacle(environ, str(clone))
+    assert obstacle.startswith(line.format(clone=clone))
+    assert bool(obstacle) is bool(line)
+    assert "\n" not in obstacle
 
 
 def test_run_returns_the_exit_status_of_the_commands(clone: Path) -> None:
@@ -492,7 +492,7 @@ def test_a_read_only_clone_can_be_read(project: toy.Project) -> None:
 
 
 @pytest.mark.parametrize(
-    ("root", "command", "config", "said"),
+    ("root", "command", "config", "note"),
     [
         ("/a#b", "dvc exp run --temp", "", "dvc fails here, since it reads /a#b as a URL that ends at #"),
         ("/a?b", "dvc exp run --queue", "", "dvc fails here, since it reads /a?b as a URL that ends at ?"),
@@ -506,13 +506,13 @@ def test_a_read_only_clone_can_be_read(project: toy.Project) -> None:
     ids=["number sign", "question mark", "queue start", "in the folder", "no experiment", "umlaut", "cache", "none"],
 )
 def test_a_note_says_where_temporary_experiments_fail(
-    root: str, command: str, config: str, said: str, tmp_path: Path
+    root: str, command: str, config: str, note: str, tmp_path: Path
 ) -> None:
     (tmp_path / "config").write_text(config)
     environ = {"DVC_GLOBAL_CONFIG_DIR": str(tmp_path), "DVC_SYSTEM_CONFIG_DIR": "/gone"}
     line = environment.unusable_for_experiments(environ, root, command.split())
-    assert line.startswith(said)
-    assert bool(line) is bool(said)
+    assert line.startswith(note)
+    assert bool(line) is bool(note)
 
 
 LEFT_BY_OTHERS = (".DS_Store", "Thumbs.db", "desktop.ini", "._x", ".nfs0001", ".x.swp", "x~", ".#x", "#x#", "x.tmp")

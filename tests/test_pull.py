@@ -252,8 +252,8 @@ def test_a_run_with_another_name_than_its_content_is_refused(victim: Victim, tmp
         shutil.copytree(pristine, victim.storage)
         put(victim.storage, EVIL)
         place = a_run(victim.storage, change)
-        status, said, output = victim.pull("--run-cache")
-        if "runs do not travel over HTTP" in said:
+        status, stdout, output = victim.pull("--run-cache")
+        if "runs do not travel over HTTP" in stdout:
             assert status == 0
             assert not here.exists()
             return
@@ -427,9 +427,9 @@ def test_wrong_bytes_in_the_cache_are_fetched_again(directory: Victim) -> None:
     name = md5(b"c/d")
     replace(directory.project.path / ".dvc/cache/files/md5" / name[:2] / name[2:], b"C/D")
     shutil.rmtree(directory.project.path / "added")
-    status, said, _ = directory.pull("added")
+    status, stdout, _ = directory.pull("added")
     assert status == 0
-    assert "its content does not match its name" in said
+    assert "its content does not match its name" in stdout
     assert (directory.project.path / "added/c/d").read_bytes() == b"c/d"
 
 

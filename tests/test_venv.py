@@ -302,17 +302,19 @@ def double_alpha() -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("harm", "message"),
     [
         pytest.param(remove_alpha, "repairing .venv: alpha==1 is pinned, but nothing is installed\n", id="removed"),
         pytest.param(move_alpha, "repairing .venv: alpha==1 is pinned, but 2 is installed\n", id="moved"),
         pytest.param(double_alpha, "repairing .venv: alpha==1 is pinned, but ", id="twice", marks=pytest.mark.soak),
     ],
 )
-def test_a_package_changed_by_hand_is_repaired(harm: Callable[[], None], said: str, project: Path, venv: Call) -> None:
+def test_a_package_changed_by_hand_is_repaired(
+    harm: Callable[[], None], message: str, project: Path, venv: Call
+) -> None:
     harm()
     done = venv("runtime.txt")
-    assert done.stdout.startswith(said)
+    assert done.stdout.startswith(message)
     assert (done.returncode, installed("alpha")) == (0, "1")
     assert [path.name for path in SITE_PACKAGES.glob("alpha-*")] == ["alpha-1.dist-info"]
     assert venv("runtime.txt").stdout == ""

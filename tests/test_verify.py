@@ -339,7 +339,7 @@ def test_a_commit_that_cannot_be_verified(
 
 
 @pytest.mark.parametrize(
-    ("path", "kept", "refused"),
+    ("path", "in_git", "refused"),
     [
         ("__pycache__/train.cpython-311.pyc", True, "compiled code.*: __pycache__/train.cpython-311.pyc;"),
         ("review/a.pyo", True, r"compiled code.*: review/a.pyo;"),
@@ -357,12 +357,12 @@ def test_a_commit_that_cannot_be_verified(
     ],
     ids=lambda value: str(value) if isinstance(value, str) else None,
 )
-def test_code_that_would_replace_other_code(path: str, kept: bool, refused: str, tmp_path: Path) -> None:
+def test_code_that_would_replace_other_code(path: str, in_git: bool, refused: str, tmp_path: Path) -> None:
     (tmp_path / "project").mkdir()
     project = Project(tmp_path / "project")
     project.run("git", "init", "-q")
     added(project, path, "")
-    if not kept:
+    if not in_git:
         project.run("git", "rm", "-q", "--cached", path)
     if not refused:
         hidden_code.refuse(project.path)
