@@ -83,8 +83,9 @@ def print_changes(runs: Sequence[Run], before: dict[str, str]) -> dict[str, str]
     for run in runs:
         if now[run.name] != before.get(run.name):
             print(printable(line(run)), flush=True)
-    for name in before.keys() - now.keys():
-        print(printable(f"{name}: ended"), flush=True)
+    for name in before:
+        if name not in now:
+            print(printable(f"{name}: ended"), flush=True)
     return now
 
 
