@@ -26,7 +26,7 @@ from integrity import revisions
 from integrity.dvc_lock import LockedFile
 from integrity.revisions import Revision
 from review import compare, comparison, pull_request, sequential, sweep, training, watch
-from review.predictions import Found
+from review.results import PredictionsLookup
 from review.search import outcome, space
 from review.watch import DEAD, QUEUED, RUNNING, STARTING, WAITING, Run
 from seeds import __main__ as seeds_program
@@ -121,10 +121,10 @@ def document(
 ) -> dict[str, Any]:
     """The comparison of `main` and `branch`, whose parameters differ by `params` (with __ for the dot)."""
     changed = {key.replace("__", "."): value for key, value in params.items()}
-    missing = Found(None, "data/predictions.csv is not in the cache; no remote is set", [])
-    found = tuple(missing if table is None else Found(table, "", []) for table in (a, b))
+    missing = PredictionsLookup(None, "data/predictions.csv is not in the cache; no remote is set", [])
+    lookup_a, lookup_b = (missing if table is None else PredictionsLookup(table, "", []) for table in (a, b))
     sides = revision("main", a, {}), revision("branch", b, changed)
-    return comparison.revisions(*sides, (found[0], found[1]), "metrics/evaluate.json", "data/test", 0.05, records)
+    return comparison.compare(*sides, (lookup_a, lookup_b), 0.05, records)
 
 
 def by_looks(records: tuple[Record, Record], budget: int) -> dict[str, Any]:
@@ -308,6 +308,7 @@ def watched(patch: pytest.MonkeyPatch) -> str:
     steps = [
         [Run("work tree", RUNNING), Run("lr-0.01", QUEUED), Run("a" * 50, STARTING)],
         [Run("work tree", RUNNING, 1, 10, 0.9, 540.0), Run("lr-0.01", RUNNING, 2, 5, None, 3725.0)],
+        [Run("work tree", RUNNING, 1, 10, 0.9, 530.0), Run("lr-0.01", RUNNING, 2, 5, None, 3715.0)],
         [Run("lr-0.01", DEAD, 2, 5), Run("lr-0.02", WAITING)],
     ]
     patch.setattr(revisions, "repository", lambda writes: contextlib.nullcontext())
@@ -323,7 +324,7 @@ def watched(patch: pytest.MonkeyPatch) -> str:
     ]
     for finished, looks, arguments in sessions:
         patch.setattr(watch, "settled", functools.partial(next_of, iter(looks)))
-        patch.setattr(watch, "over", functools.partial(next_of, itertools.repeat(finished)))
+        patch.setattr(watch, "ended_tasks", functools.partial(next_of, itertools.repeat(finished)))
         told.append(transcript(patch, "review.watch", watch.main, *arguments))
     return "\n".join(told)
 
@@ -452,7 +453,9 @@ CASES: dict[str, Case] = {
 @pytest.mark.parametrize("name", CASES)
 def test_printed(name: str) -> None:
     with workspace() as patch:
-        assert CASES[name](patch) == (FOLDER / f"{name}.txt").read_text(encoding="utf-8"), "python -m tests.test_golden"
+        text = CASES[name](patch)
+    assert text == (FOLDER / f"{name}.txt").read_text(encoding="utf-8"), "python -m tests.test_golden rewrites it"
+    assert not [line for line in text.splitlines() if line != line.rstrip()]
 
 
 def test_every_file_has_a_case() -> None:
