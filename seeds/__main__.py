@@ -17,6 +17,7 @@ from seeds import record
 from seeds.paths import CHOSEN, COLLECTED, LOCK, PIPELINE, PREDICTIONS, ROWS
 from stages.common import children, errors, files, paths
 from stages.common.errors import UserError
+from stages.common.text import counted
 
 MAX_SEEDS = 1000
 COLLECT = "collect@all"  # the stage that writes metrics/seeds.json
@@ -83,8 +84,7 @@ def choose(seeds: list[int]) -> None:
 def summary() -> str:
     """The mean and standard deviation over all seeds, in one line."""
     collected = json.loads(COLLECTED.read_bytes())
-    count = len(collected["seeds"])
-    parts = [f"{count} seed{'s' * (count > 1)}"]
+    parts = [counted(len(collected["seeds"]), "seed")]
     for key, name, scale, decimals, unit in (
         ("accuracy", "test accuracy", 100, 2, " %"),
         ("validation_accuracy", "validation accuracy", 100, 2, " %"),

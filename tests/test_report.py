@@ -424,7 +424,7 @@ def test_the_environment_on_the_page_is_that_of_the_run(
         report.main()
         text = harmless((tmp_path / "page.html").read_text(encoding="utf-8")).text
         assert ("abacus" in text) == shown
-        assert ("the environment of this run of evaluate is not recorded" in text) != shown
+        assert ("the recorded environment of evaluate belongs to another run" in text) != shown
     compared.run("git", "checkout", "-q", "metrics")
 
 
@@ -514,8 +514,8 @@ def test_tables_without_rows_are_of_regression() -> None:
         (results.curves, "", "x: not a CSV file: "),
         (results.curves, "epoch\n", "x: no table of epochs"),
         (results.curves, CURVES.replace("epoch", "step"), "x: no table of epochs"),
-        (results.curves, CURVES.replace("0.4", "nan"), "x: 'nan' is no number of a run"),
-        (results.curves, CURVES.replace("0.4", "1e300"), "x: '1e300' is no number of a run"),
+        (results.curves, CURVES.replace("0.4", "nan"), "x: 'nan' is not a finite number below 1e15"),
+        (results.curves, CURVES.replace("0.4", "1e300"), "x: '1e300' is not a finite number below 1e15"),
         (results.curves, CURVES.replace("0.4", "low"), "x: could not convert string to float: 'low'"),
         (results.curves, CURVES.replace("0.4", "0.4,1"), "x: not a CSV file: "),
         (results.confusion, MATRIX.replace("label", "true"), "x: no table of label, prediction and images"),
@@ -545,5 +545,5 @@ def test_images_of_another_test_set_are_not_shown(compared: Clone, monkeypatch: 
         moved = dataclasses.replace(found, predictions=PredictionsLookup(other, "", []))
         assert report.test_images(repo, moved) == (
             None,
-            "data/processed/test has other labels than data/predictions.csv",
+            "the labels of data/processed/test and data/predictions.csv differ",
         )
