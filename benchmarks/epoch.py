@@ -9,7 +9,6 @@ both. Neither evaluates.
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,20 +18,16 @@ import torch
 from torch import nn
 
 from benchmarks import plain
-from benchmarks.steps import torchs_threads
+from benchmarks.steps import operation_threads, seconds, train_epoch
 from benchmarks.summary import spread
 from stages.common import machine, paths
 from stages.dataset import idx
 from stages.network import device, models
 from stages.network.losses import cross_entropy
 from stages.train import schedules
-from stages.train.augmentation import compose
-from stages.train.batches import Batches, PackedImages
-from stages.train.checkpoint import Checkpoints
-from stages.train.loop import fit
+from stages.train.augmentation import in_order
+from stages.train.batches import PackedImages
 from stages.train.recipe import Recipe
-from stages.train.stopping import StopSignal
-from stages.train.trainer import Trainer
 
 BATCH, LR = 64, 0.01
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"mlp": plain.mlp, "cnn": plain.Net}
@@ -59,16 +54,6 @@ def ours(network: str, parallel: device.Map) -> Callable[[], float]:
     images, labels = torch.tensor(pixels), torch.tensor(targets)
     model = models.fast_layout(nn.Sequential(models.Normalize([0.5], [0.5]), NETWORKS[network]()))
     optimizer = sgd(model, fused=True)
-    stop = StopSignal()
-    batches = Batches(
-        PackedImages(images, labels),
-        batch_size=BATCH,
-        shuffle=True,
-        seed=0,
-        num_workers=0,
-        pin_memory=False,
-        stop=stop,
-    )
     recipe = Recipe(
         objective=partial(cross_entropy, smoothing=0.0, reduction="mean"),
         output="softmax",
@@ -83,15 +68,8 @@ def ours(network: str, parallel: device.Map) -> Callable[[], float]:
         precision="float32",
         shards=SHARDS[network],
     )
-    checkpoints = Checkpoints("none", every_seconds=1e9)
-
-    def epoch() -> float:
-        start = time.perf_counter()
-        trainer = Trainer(model, optimizer, recipe, parallel)
-        fit(trainer, batches, (images[:0], labels[:0]), checkpoints, 10**6, stop, lambda history: None)
-        return time.perf_counter() - start
-
-    return epoch
+    dataset = PackedImages(images, labels)
+    return lambda: seconds(partial(train_epoch, model, optimizer, recipe, dataset, parallel))
 
 
 def main() -> None:
@@ -108,7 +86,7 @@ def main() -> None:
             our_epoch = ours(arguments.network, parallel)
 
             def pair() -> tuple[float, float]:
-                with torchs_threads(all_cores):
+                with operation_threads(all_cores):
                     plain_seconds = plain_epoch()
                 return plain_seconds, our_epoch()
 

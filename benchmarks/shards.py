@@ -10,7 +10,7 @@ import json
 
 import torch
 
-from benchmarks.steps import seconds, torchs_threads, training
+from benchmarks.steps import operation_threads, seconds, training
 from benchmarks.summary import spread
 from stages.network import device
 
@@ -26,7 +26,7 @@ def main() -> None:
     with device.in_parallel(target, 0) as parallel:
         for _ in range(REPEATS + 1):
             ours = seconds(lambda: train(shards, parallel))
-            with torchs_threads(all_cores):
+            with operation_threads(all_cores):
                 torchs = seconds(lambda: train(1, map))
             alone = seconds(lambda: train(shards, map))
             took.append((ours, torchs, alone))
