@@ -56,7 +56,7 @@ def train_pools(pool_size: int, jobs: int) -> None:
             continue
         with tempfile.TemporaryDirectory() as folder, processes(jobs) as pool:
             scratch = Scratch(Path(folder) / "recipe", overrides)
-            for seed, measured in zip(missing, pool.map(trained, map(scratch.prepared, missing)), strict=True):
+            for seed, measured in zip(missing, pool.map(trained, map(scratch.prepare, missing)), strict=True):
                 rows.append({"seed": seed, **measured})
                 files.write_text(RESULTS, json.dumps({**results, "machine": record.machine()}, indent=1) + "\n")
 

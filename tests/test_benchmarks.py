@@ -5,17 +5,18 @@ import json
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import gate, power, pretrained, studies
+from benchmarks import gate, power, pretrained, studies, tables
 from benchmarks.summary import spread
 from tests.imports import ROOT
 
 PAGE = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
 
 
-def test_the_page_has_the_table_of_the_benchmarks() -> None:
+def test_the_page_has_the_tables_of_the_benchmarks() -> None:
     results = json.loads((ROOT / bench.RESULTS).read_text(encoding="utf-8"))
-    assert set(results) == set(bench.PARTS)
-    assert bench.table(results) in PAGE
+    assert set(results) == set(bench.PARTS) == set(tables.ROWS)
+    assert tables.measurements(results) in PAGE
+    assert tables.origins(results) in PAGE
 
 
 def test_the_page_has_the_table_of_the_seed_studies() -> None:
