@@ -1,10 +1,9 @@
-"""An epoch: a plain torchvision + DataLoader loop against this pipeline's loop, with the same network and recipe.
+"""One epoch: a plain loop over torchvision's DataLoader against this pipeline's loop, with the same network and recipe.
 
     PYTHONPATH=. .venv/bin/python -m benchmarks.epoch mlp
 
-Both sides train the same network from the same kind of start with the same optimizer, loss and batch size (64) on the
-same 60,000 images, in turn (A B A B …) in one process after a warm-up of each, so that a machine that slows down slows
-both. Neither evaluates.
+Both sides train the same network with the same optimizer, loss and batch size (64) on the same 60,000 images. They take
+turns in one process, after a warm-up of each, so that a machine that slows down slows both. Neither evaluates.
 """
 
 import argparse
@@ -31,7 +30,7 @@ from stages.train.recipe import Recipe
 
 BATCH, LR = 64, 0.01
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"mlp": plain.mlp, "cnn": plain.Net}
-SHARDS = {"mlp": 1, "cnn": machine.cores()}  # a step of the mlp takes 1 ms: to divide it costs more than it gains
+SHARDS = {"mlp": 1, "cnn": machine.cores()}  # a step of the mlp takes 1 ms, too little to divide
 
 
 def sgd(model: nn.Module, fused: bool) -> torch.optim.Optimizer:
@@ -39,16 +38,16 @@ def sgd(model: nn.Module, fused: bool) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=LR, fused=fused)
 
 
-def theirs(root: Path, network: str) -> Callable[[], float]:
-    """One epoch as the tutorials write it; returns its seconds."""
+def plain_training(root: Path, network: str) -> Callable[[], float]:
+    """A function that trains for one epoch as the tutorials do, and returns the seconds."""
     model = NETWORKS[network]()
     images = plain.batches(root, True, 0.5, 0.5, BATCH)
     optimizer = sgd(model, fused=False)
     return lambda: plain.epoch(model, images, optimizer)
 
 
-def ours(network: str, parallel: device.Map) -> Callable[[], float]:
-    """One epoch of the loop of stages/train with the same recipe; returns its seconds."""
+def our_training(network: str, parallel: device.Map) -> Callable[[], float]:
+    """A function that trains for one epoch in the loop of stages/train, and returns the seconds."""
     pixels = idx.decode((paths.RAW / "train-images-idx3-ubyte").read_bytes())[:, None]
     targets = idx.decode((paths.RAW / "train-labels-idx1-ubyte").read_bytes()).astype(np.int64)
     images, labels = torch.tensor(pixels), torch.tensor(targets)
@@ -74,16 +73,18 @@ def ours(network: str, parallel: device.Map) -> Callable[[], float]:
 
 def main() -> None:
     """Print JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.epoch", description="An epoch, plain and here.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.epoch", description="One epoch, plain loop against ours."
+    )
     parser.add_argument("network", choices=NETWORKS)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     with plain.mnist() as root:
-        plain_epoch = theirs(root, arguments.network)  # before our settings: the plain side runs as it comes
+        plain_epoch = plain_training(root, arguments.network)  # before set_up, which changes settings of torch
         all_cores = torch.get_num_threads()
         target = device.set_up("cpu", 0, "fast", "benchmark")
         with device.in_parallel(target, 0) as parallel:
-            our_epoch = ours(arguments.network, parallel)
+            our_epoch = our_training(arguments.network, parallel)
 
             def pair() -> tuple[float, float]:
                 with operation_threads(all_cores):
@@ -93,9 +94,9 @@ def main() -> None:
             pair()  # warm-up
             pairs = [pair() for _ in range(arguments.repeats)]
     result = {
-        "plain_seconds": spread([slow for slow, _ in pairs]),
-        "our_seconds": spread([fast for _, fast in pairs]),
-        "ratio": spread([slow / fast for slow, fast in pairs]),
+        "plain_seconds": spread([plain for plain, _ in pairs]),
+        "our_seconds": spread([ours for _, ours in pairs]),
+        "ratio": spread([plain / ours for plain, ours in pairs]),
     }
     print(json.dumps(result))
 
