@@ -13,7 +13,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import shlex
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -21,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import studies
 from benchmarks.scratch import Scratch
 from review import significance
 from stages.common import files, paths, record
 from stages.evaluate.scores import Floats
 
 RESULTS = Path(__file__).parent / "gate.json"
-FAST = Path("recipes/fast.txt")
 WORSE = ["-S", "train.label_smoothing=0"]  # 0.14 points
 ONE_PROCESS = ["-S", "machine.threads=1", "-S", "evaluate.numerics=fast"]  # a process has one kind of numerics
 LEVEL, PAIRS = 0.05, 20
@@ -48,7 +47,7 @@ def main() -> None:
 def train_pools(pool_size: int, jobs: int) -> None:
     """Train the seeds of both recipes that RESULTS lacks."""
     results: dict[str, Any] = json.loads(RESULTS.read_bytes()) if RESULTS.is_file() else {"fast": [], "worse": []}
-    fast = [*shlex.split(FAST.read_text(encoding="utf-8")), *ONE_PROCESS]
+    fast = [*studies.recipe("fast"), *ONE_PROCESS]
     for name, overrides in (("fast", fast), ("worse", [*fast, *WORSE])):
         rows: list[dict[str, Any]] = results[name]
         missing = sorted(set(range(pool_size)) - {row["seed"] for row in rows})

@@ -10,7 +10,6 @@ whole train stage with imports and writing.
 
 import argparse
 import json
-import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -19,12 +18,11 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import StepLR
 
-from benchmarks import plain
+from benchmarks import plain, studies
 from benchmarks.scratch import Scratch
 from benchmarks.summary import spread
 
 GOAL = 0.99
-FAST = Path("recipes/fast.txt")
 
 
 def train(overrides: list[str]) -> dict[str, float]:
@@ -41,7 +39,7 @@ def to_the_goal(root: Path, seed: int, most_epochs: int) -> tuple[list[dict[str,
     test = plain.batches(root, False, 0.1307, 0.3081, 1000)
     optimizer = torch.optim.Adadelta(model.parameters(), lr=1.0)
     schedule = StepLR(optimizer, step_size=1, gamma=0.7)
-    fast = shlex.split(FAST.read_text(encoding="utf-8"))
+    fast = studies.recipe("fast")
     epochs: list[dict[str, float]] = []
     between: list[dict[str, Any]] = []
     while len(epochs) < most_epochs and (not epochs or epochs[-1]["accuracy"] < GOAL):

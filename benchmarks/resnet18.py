@@ -37,7 +37,7 @@ from stages.train.batches import PackedImages, in_memory
 from stages.train.optimizers import OPTIMIZERS
 from stages.train.recipe import Recipe
 
-PICTURES, SIDE, BATCH = 640, 128, 32
+PICTURES, SIDE, BATCH = 320, 128, 32
 LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 1e-4  # the reference's defaults, as is BATCH
 REPEATS = 4
 RECIPE = [

@@ -23,7 +23,7 @@ from benchmarks.scratch import CODE, Scratch
 from benchmarks.summary import origin
 from stages.common import files
 
-FOLDER = CODE / "benchmarks/studies"
+FOLDER, RECIPES = CODE / "benchmarks/studies", CODE / "recipes"
 DEFAULT = "default"
 NAMES = {
     DEFAULT: "the default: `params.yaml` as it stands",
@@ -51,18 +51,23 @@ def main() -> None:
 
 def measure(name: str, seeds: int, overrides: Sequence[str]) -> Study:
     """Train and evaluate a recipe with each seed."""
-    recipe = [] if name == DEFAULT else shlex.split((CODE / "recipes" / f"{name}.txt").read_text(encoding="utf-8"))
+    arguments = [*recipe(name), *overrides]
     with tempfile.TemporaryDirectory() as folder:
-        scratch = Scratch(Path(folder) / "recipe", [*recipe, *overrides])
+        scratch = Scratch(Path(folder) / "recipe", arguments)
         runs = [scratch.measure(seed) for seed in range(seeds)]
     return {
         "name": name,
-        "overrides": [word for word in [*recipe, *overrides] if word != "-S"],
+        "overrides": [word for word in arguments if word != "-S"],
         "jobs": 1,
         **{key: summary([run[key] for run in runs]) for key in runs[0] if key not in ("seed", "images")},
         "runs": runs,
         **origin(),
     }
+
+
+def recipe(name: str) -> list[str]:
+    """The overrides of a recipe, as `dvc exp run` takes them: "-S", "train.epochs=3", …"""
+    return [] if name == DEFAULT else shlex.split((RECIPES / f"{name}.txt").read_text(encoding="utf-8"))
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
@@ -80,7 +85,8 @@ def table(studies: dict[str, Study]) -> str:
     columns = ("recipe", "seeds", "test accuracy", "95 % interval of the mean", "validation", "seconds", "measured on")
     rows = [columns, ("---",) * len(columns)]
     for name, text in NAMES.items():
-        study = studies[name]
+        if not (study := studies.get(name)):
+            continue
         test, validation = study["accuracy"], study.get("validation_accuracy")
         rows.append(
             (
