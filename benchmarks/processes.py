@@ -12,6 +12,7 @@ import os
 import socket
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from typing import Any
 
 from benchmarks.steps import STEPS, seconds, training
 from benchmarks.summary import spread
@@ -40,32 +41,34 @@ def work(pipe: Connection, rank: int, size: int, threads: int, store: str, netwo
 
 def main() -> None:
     """Print JSON."""
+    print(json.dumps({network: measure(network) for network in NETWORKS}))
+
+
+def measure(network: str) -> dict[str, Any]:
+    """Seconds of the two processes by those of the two threads, and the milliseconds of a step on both sides."""
     context = multiprocessing.get_context("spawn")
-    result = {}
-    for network in NETWORKS:
-        store, address = serve()
-        if store:
-            pipes = {}
-            for name, size, threads in (("threads", 1, 2), ("processes", 2, 1)):
-                for rank in range(size):
-                    pipes[name, rank], worker_pipe = context.Pipe()
-                    arguments = (worker_pipe, rank, size, threads, address, network)
-                    context.Process(target=work, args=arguments, daemon=True).start()
-            took: dict[str, list[float]] = {"threads": [], "processes": []}
-            for _ in range(NETWORKS[network][2] + 1):
-                for name in took:
-                    group = [pipe for (side, _), pipe in pipes.items() if side == name]
-                    for pipe in group:
-                        pipe.send(True)
-                    took[name].append(max(pipe.recv() for pipe in group) / STEPS)
-            for pipe in pipes.values():
-                pipe.send(False)
-        ratios = [several / one for one, several in zip(took["threads"], took["processes"], strict=True)][1:]
-        result[network] = {"two_processes_by_two_threads": spread(ratios)} | {
-            f"{name}_milliseconds": spread([1000 * step_seconds for step_seconds in times[1:]])
-            for name, times in took.items()
-        }
-    print(json.dumps(result))
+    _store, address = serve()  # it ends with its last reference
+    sides: dict[str, list[Connection]] = {"threads": [], "processes": []}
+    for name, size, threads in (("threads", 1, 2), ("processes", 2, 1)):
+        for rank in range(size):
+            pipe, worker_pipe = context.Pipe()
+            sides[name].append(pipe)
+            arguments = (worker_pipe, rank, size, threads, address, network)
+            context.Process(target=work, args=arguments, daemon=True).start()
+    step_seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for repeat in range(NETWORKS[network][2] + 1):
+        for name, pipes in sides.items():
+            for pipe in pipes:
+                pipe.send(True)
+            slowest = max(pipe.recv() for pipe in pipes)
+            if repeat:  # the first is a warm-up
+                step_seconds[name].append(slowest / STEPS)
+    for pipe in (*sides["threads"], *sides["processes"]):
+        pipe.send(False)
+    ratios = [several / one for one, several in zip(step_seconds["threads"], step_seconds["processes"], strict=True)]
+    return {"two_processes_by_two_threads": spread(ratios)} | {
+        f"{name}_milliseconds": spread([1000 * value for value in values]) for name, values in step_seconds.items()
+    }
 
 
 def serve() -> tuple[object, str]:

@@ -4,9 +4,9 @@
 
 The reference is references/classification of pytorch/vision: ImageFolder with the transforms of its training preset, a
 DataLoader with one worker per core, and the loop of its train_one_epoch, on all of torch's threads. It runs on JPEG
-files, as in the recipe, and on batches that are in memory, which times only the loop. Our side trains on nine tenths of
-these pictures, packed by preprocess (not timed: that happens once), with the same network, optimizer, batch size and
-kinds of augmentation, and train.shards as in params.yaml. The three take turns with a matrix product, after a warm-up,
+files, as in the recipe, and on batches that are in memory, which times only the loop. Our side trains on the same
+pictures, packed by preprocess (not timed: that happens once), with the same network, optimizer, batch size and kinds of
+augmentation, and train.shards as in params.yaml. The three take turns with a matrix product, after a warm-up,
 in float32 with `numerics: fast`. The FLOPs are those of convolutions and matrix products only.
 
 Needs photographs (benchmarks/photographs.py says where to get them).
@@ -37,12 +37,12 @@ from stages.train.batches import PackedImages, in_memory
 from stages.train.optimizers import OPTIMIZERS
 from stages.train.recipe import Recipe
 
-PICTURES, SIDE, BATCH = 320, 128, 32
+PICTURES, TEST_PICTURES, SIDE, BATCH = 320, 40, 128, 32
 LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 1e-4  # the reference's defaults, as is BATCH
 REPEATS = 4
 RECIPE = [
-    *("data.name=images", "data.images=pictures", f"preprocess.image_size={SIDE}", "preprocess.test_fraction=0.1"),
-    *("preprocess.validation_fraction=0", "model.name=torchvision", "models.torchvision.architecture=resnet18"),
+    *("data.name=images", "data.images=pictures", f"preprocess.image_size={SIDE}", "preprocess.validation_fraction=0"),
+    *("model.name=torchvision", "models.torchvision.architecture=resnet18"),
     *("train.epochs=1", f"train.batch_size={BATCH}", "train.label_smoothing=0", "train.schedule=constant"),
     *("train.optimizer=sgd", f"optimizers.sgd.lr={LR}", f"optimizers.sgd.momentum={MOMENTUM}"),
     *(f"optimizers.sgd.weight_decay={WEIGHT_DECAY}", "train.augmentation=[random_resized_crop,flip]"),
@@ -78,8 +78,8 @@ def reference_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, batches:
         loss.item(), top5[:, 0].float().mean().item(), top5.any(dim=1).float().mean().item()
 
 
-def our_training(folder: Path, target: torch.device) -> tuple[Callable[[device.Map], None], int, float]:
-    """What trains for an epoch of the packed pictures, their number, and the GFLOP of one image."""
+def our_training(folder: Path, target: torch.device) -> tuple[Callable[[device.Map], None], float]:
+    """A function that trains for one epoch on the packed pictures, and the GFLOP per image."""
     chosen = options.read(Scratch(folder, RECIPE).values)
     card = data_card.read(folder / paths.DATA_CARD)
     split = packed.open_split(folder / paths.TRAIN, card.shape, len(card.classes))
@@ -90,7 +90,7 @@ def our_training(folder: Path, target: torch.device) -> tuple[Callable[[device.M
     train = partial(train_epoch, model, optimizer, recipe)
     with FlopCounterMode(display=False) as counter:  # counts in this thread only, hence map
         train(PackedImages(images[:BATCH], labels[:BATCH]), map)
-    return partial(train, PackedImages(images, labels)), len(labels), counter.get_total_flops() / BATCH / 1e9
+    return partial(train, PackedImages(images, labels)), counter.get_total_flops() / BATCH / 1e9
 
 
 def main() -> None:
@@ -99,9 +99,10 @@ def main() -> None:
     target = device.set_up("cpu", 0, "fast", "benchmark")
     with tempfile.TemporaryDirectory() as temporary, device.in_parallel(target, 0) as parallel:
         folder = Path(temporary)
-        photographs.cut(folder / "pictures", PICTURES)
-        ours, count, gflop = our_training(folder, target)
-        images = reference_images(folder / "pictures")
+        photographs.cut(folder / "pictures/train", PICTURES)
+        photographs.cut(folder / "pictures/test", TEST_PICTURES)
+        ours, gflop = our_training(folder, target)
+        images = reference_images(folder / "pictures/train")
         files = DataLoader(images, BATCH, shuffle=True, num_workers=machine.cores())
         model = models.resnet18(num_classes=len(images.classes))
         optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
@@ -110,7 +111,6 @@ def main() -> None:
             with operation_threads(all_cores):
                 reference_epoch(model, optimizer, batches)
 
-        counts = {"ours": count, "reference": len(images), "reference_in_memory": len(images)}
         works: dict[str, Callable[[], object]] = {
             "ours": partial(ours, parallel),
             "reference": partial(reference, files),
@@ -119,10 +119,11 @@ def main() -> None:
         }
         rounds = [{name: seconds(work) for name, work in works.items()} for _ in range(REPEATS + 1)]
     rounds = rounds[1:]  # the first is a warm-up
-    rates = {name: [counts[name] / took[name] for took in rounds] for name in counts}
+    sides = ("ours", "reference", "reference_in_memory")
+    rates = {name: [len(images) / took[name] for took in rounds] for name in sides}
     peaks = [MATRIX_PRODUCT_FLOPS / took["matrix_product"] / 1e9 for took in rounds]
     result = {f"{name}_images_per_second": spread(values) for name, values in rates.items()}
-    for name in ("reference", "reference_in_memory"):
+    for name in sides[1:]:
         result[f"ours_by_{name}"] = spread([a / b for a, b in zip(rates["ours"], rates[name], strict=True)])
     shares = [gflop * rate / peak for rate, peak in zip(rates["ours"], peaks, strict=True)]
     result |= {"matrix_product_gflops": spread(peaks), "share_of_the_matrix_product": spread(shares)}

@@ -48,17 +48,17 @@ def main() -> None:
         finally:
             server.terminate()
     classifier = Classifier(str(paths.MODEL))
-    one = np.zeros((1, 1, 28, 28), dtype=np.uint8)
+    black = np.zeros((1, 1, 28, 28), dtype=np.uint8)
 
-    def decoded(part_size: int) -> None:
+    def decode_and_classify(part_size: int) -> None:
         classifier.classify(np.stack([classifier.prepare(content, "auto").pixels]), part_size=part_size)
 
     rows += [
         (f"bare loop, {name}", *loop(work))
         for name, work in {
-            "network alone, a picture at a time": lambda: classifier.classify(one, part_size=1),
-            "with decoding": lambda: decoded(1),
-            f"with decoding, in parts of {PART} as the server": lambda: decoded(PART),
+            "network alone, a picture at a time": lambda: classifier.classify(black, part_size=1),
+            "with decoding": lambda: decode_and_classify(1),
+            f"with decoding, in parts of {PART} as the server": lambda: decode_and_classify(PART),
         }.items()
     ]
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
