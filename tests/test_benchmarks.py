@@ -54,7 +54,7 @@ def test_summary_of_a_study() -> None:
     assert studies.summary([0.98]) == {"mean": 0.98, "min": 0.98, "max": 0.98, "n": 1}
 
 
-def test_the_page_has_the_table_of_what_seeds_find() -> None:
+def test_the_page_has_the_table_of_the_power_of_seeds() -> None:
     assert power.table() in (ROOT / "docs/review.md").read_text(encoding="utf-8")
 
 
