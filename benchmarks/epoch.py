@@ -24,7 +24,7 @@ from stages.dataset import idx
 from stages.network import device, models
 from stages.network.losses import cross_entropy
 from stages.train import schedules
-from stages.train.augmentation import in_order
+from stages.train.augmentation import compose
 from stages.train.batches import PackedImages
 from stages.train.recipe import Recipe
 

@@ -27,8 +27,8 @@ SHARDS, CALLS, PORT = 4, 40, 29400
 def sum_with_others(count: int) -> None:
     """On one of the hosts: sum `count` numbers with the others, CALLS times."""
     torch.set_num_threads(1)  # as in training
-    with joined(torch.device("cpu"), 60) as group:
-        sums, own, seconds = TreeSum(group, [torch.zeros(count)]), group.owned(SHARDS), []
+    with process_group(torch.device("cpu"), 60) as group:
+        sums, own, seconds = TreeSum(group, [torch.zeros(count)]), group.own_shards(SHARDS), []
         roots = {node: [torch.ones(count)] for node in tree.roots(own, SHARDS)}
         for _ in range(CALLS):
             start = time.perf_counter()

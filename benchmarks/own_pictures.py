@@ -162,7 +162,7 @@ def read_shards(split: packed.Split, num_workers: int) -> int:
             stop=StopSignal(),
         )
         for epoch in range(EPOCHS):
-            for images, _ in loader.of_epoch(epoch, first=0):
+            for images, _ in loader.iterate(epoch, skip=0):
                 pixels, crops = images.numpy(), np.empty((len(images), channels, CROP, CROP), dtype=np.uint8)
                 corners = random.integers(0, (height - CROP + 1, width - CROP + 1), (len(images), 2))
                 for index, (top, left) in enumerate(corners.tolist()):

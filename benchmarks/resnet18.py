@@ -33,7 +33,7 @@ from stages.dataset import data_card, packed
 from stages.network import device
 from stages.network import models as our_models
 from stages.train import options
-from stages.train.batches import PackedImages, in_memory
+from stages.train.batches import PackedImages, load_into_memory
 from stages.train.optimizers import OPTIMIZERS
 from stages.train.recipe import Recipe
 
@@ -83,7 +83,7 @@ def our_training(folder: Path, target: torch.device) -> tuple[Callable[[device.M
     chosen = options.read(Scratch(folder, RECIPE).values)
     card = data_card.read(folder / paths.DATA_CARD)
     split = packed.open_split(folder / paths.TRAIN, card.shape, len(card.classes))
-    images, labels = in_memory(split, target), torch.from_numpy(split.labels)
+    images, labels = load_into_memory(split, target), torch.from_numpy(split.labels)
     model = our_models.build(chosen.model, chosen.model_options, card.shape, len(card.classes), card.mean, card.std)
     optimizer = OPTIMIZERS[chosen.train.optimizer](model.parameters(), **chosen.optimizer_options)
     recipe = Recipe.of(chosen, steps=len(labels) // BATCH, images=torch.bincount(labels).tolist())

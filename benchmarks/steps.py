@@ -59,10 +59,10 @@ def train_epoch(
     recipe: Recipe,
     dataset: PackedImages,
     parallel: device.Map,
-    group: Group = ALONE,
+    group: Group = SINGLE,
 ) -> None:
     """Train for one epoch as stages/train does, without validation, checkpoints and log."""
-    stop = Stop()
+    stop = StopSignal()
     batches = Batches(
         dataset,
         batch_size=recipe.batch_size,
@@ -71,7 +71,7 @@ def train_epoch(
         num_workers=0,
         pin_memory=False,
         stop=stop,
-        parts=recipe.shards,
+        shards=recipe.shards,
         group=group,
     )
     trainer = Trainer(model, optimizer, recipe, parallel, group)
