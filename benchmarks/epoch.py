@@ -1,15 +1,13 @@
-"""An epoch: a plain torchvision + DataLoader loop against this pipeline's loop, with the same network and recipe.
+"""One epoch: a plain loop over torchvision's DataLoader against this pipeline's loop, with the same network and recipe.
 
     PYTHONPATH=. .venv/bin/python -m benchmarks.epoch mlp
 
-Both sides train the same network from the same kind of start with the same optimizer, loss and batch size (64) on the
-same 60,000 images, in turn (A B A B …) in one process after a warm-up of each, so that a machine that slows down slows
-both. Neither evaluates.
+Both sides train the same network with the same optimizer, loss and batch size (64) on the same 60,000 images. They take
+turns in one process, after a warm-up of each, so that a machine that slows down slows both. Neither evaluates.
 """
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,7 @@ import torch
 from torch import nn
 
 from benchmarks import plain
-from benchmarks.steps import torchs_threads
+from benchmarks.steps import operation_threads, seconds, train_epoch
 from benchmarks.summary import spread
 from stages.common import machine, paths
 from stages.dataset import idx
@@ -27,16 +25,12 @@ from stages.network import device, models
 from stages.network.losses import cross_entropy
 from stages.train import schedules
 from stages.train.augmentation import compose
-from stages.train.batches import Batches, PackedImages
-from stages.train.checkpoint import Checkpoints
-from stages.train.loop import fit
+from stages.train.batches import PackedImages
 from stages.train.recipe import Recipe
-from stages.train.stopping import StopSignal
-from stages.train.trainer import Trainer
 
 BATCH, LR = 64, 0.01
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"mlp": plain.mlp, "cnn": plain.Net}
-SHARDS = {"mlp": 1, "cnn": machine.cores()}  # a step of the mlp takes 1 ms: to divide it costs more than it gains
+SHARDS = {"mlp": 1, "cnn": machine.cores()}  # a step of the mlp takes 1 ms, too little to divide
 
 
 def sgd(model: nn.Module, fused: bool) -> torch.optim.Optimizer:
@@ -44,31 +38,21 @@ def sgd(model: nn.Module, fused: bool) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=LR, fused=fused)
 
 
-def theirs(root: Path, network: str) -> Callable[[], float]:
-    """One epoch as the tutorials write it; returns its seconds."""
+def plain_training(root: Path, network: str) -> Callable[[], float]:
+    """A function that trains for one epoch as the tutorials do, and returns the seconds."""
     model = NETWORKS[network]()
     images = plain.batches(root, True, 0.5, 0.5, BATCH)
     optimizer = sgd(model, fused=False)
     return lambda: plain.epoch(model, images, optimizer)
 
 
-def ours(network: str, parallel: device.Map) -> Callable[[], float]:
-    """One epoch of the loop of stages/train with the same recipe; returns its seconds."""
+def our_training(network: str, parallel: device.Map) -> Callable[[], float]:
+    """A function that trains for one epoch in the loop of stages/train, and returns the seconds."""
     pixels = idx.decode((paths.RAW / "train-images-idx3-ubyte").read_bytes())[:, None]
     targets = idx.decode((paths.RAW / "train-labels-idx1-ubyte").read_bytes()).astype(np.int64)
     images, labels = torch.tensor(pixels), torch.tensor(targets)
     model = models.fast_layout(nn.Sequential(models.Normalize([0.5], [0.5]), NETWORKS[network]()))
     optimizer = sgd(model, fused=True)
-    stop = StopSignal()
-    batches = Batches(
-        PackedImages(images, labels),
-        batch_size=BATCH,
-        shuffle=True,
-        seed=0,
-        num_workers=0,
-        pin_memory=False,
-        stop=stop,
-    )
     recipe = Recipe(
         objective=partial(cross_entropy, smoothing=0.0, reduction="mean"),
         output="softmax",
@@ -83,41 +67,36 @@ def ours(network: str, parallel: device.Map) -> Callable[[], float]:
         precision="float32",
         shards=SHARDS[network],
     )
-    checkpoints = Checkpoints("none", every_seconds=1e9)
-
-    def epoch() -> float:
-        start = time.perf_counter()
-        trainer = Trainer(model, optimizer, recipe, parallel)
-        fit(trainer, batches, (images[:0], labels[:0]), checkpoints, 10**6, stop, lambda history: None)
-        return time.perf_counter() - start
-
-    return epoch
+    dataset = PackedImages(images, labels)
+    return lambda: seconds(partial(train_epoch, model, optimizer, recipe, dataset, parallel))
 
 
 def main() -> None:
     """Print JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.epoch", description="An epoch, plain and here.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.epoch", description="One epoch, plain loop against ours."
+    )
     parser.add_argument("network", choices=NETWORKS)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     with plain.mnist() as root:
-        plain_epoch = theirs(root, arguments.network)  # before our settings: the plain side runs as it comes
+        plain_epoch = plain_training(root, arguments.network)  # before set_up, which changes settings of torch
         all_cores = torch.get_num_threads()
         target = device.set_up("cpu", 0, "fast", "benchmark")
         with device.in_parallel(target, 0) as parallel:
-            our_epoch = ours(arguments.network, parallel)
+            our_epoch = our_training(arguments.network, parallel)
 
             def pair() -> tuple[float, float]:
-                with torchs_threads(all_cores):
+                with operation_threads(all_cores):
                     plain_seconds = plain_epoch()
                 return plain_seconds, our_epoch()
 
             pair()  # warm-up
             pairs = [pair() for _ in range(arguments.repeats)]
     result = {
-        "plain_seconds": spread([slow for slow, _ in pairs]),
-        "our_seconds": spread([fast for _, fast in pairs]),
-        "ratio": spread([slow / fast for slow, fast in pairs]),
+        "plain_seconds": spread([plain for plain, _ in pairs]),
+        "our_seconds": spread([ours for _, ours in pairs]),
+        "ratio": spread([plain / ours for plain, ours in pairs]),
     }
     print(json.dumps(result))
 

@@ -1,11 +1,11 @@
-"""How often seeds raise an alarm, on real trainings: `python -m benchmarks.gate`.
+"""False and true alarms of review.pull_request on real trainings: `python -m benchmarks.gate`.
 
-Draws pairs of groups of seeds of the fast recipe that share no seed (a branch that changes only the seed), and pairs of
-which one side is of a worse recipe, and judges each as `review.pull_request` does. Groups of different pairs may share
-seeds, since there are more pairs than the seeds have disjoint groups.
+It draws pairs of groups of seeds, and judges each pair as `review.pull_request` does: groups of the fast recipe without
+a common seed (a branch that changes only the seed), and groups of which one is from a worse recipe. Different pairs may
+share seeds, since the seeds have fewer disjoint groups than there are pairs.
 
-The trainings are on record in benchmarks/gate.json; `--pool N` trains what N seeds of both recipes lack there: 10 s per
-seed and core.
+benchmarks/gate.json has the trainings; `--pool N` adds those of N seeds of both recipes that it lacks: 10 s per seed
+and core.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import shlex
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -21,34 +20,34 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import studies
 from benchmarks.scratch import Scratch
 from review import significance
 from stages.common import files, paths, record
 from stages.evaluate.scores import Floats
 
 RESULTS = Path(__file__).parent / "gate.json"
-FAST = Path("recipes/fast.txt")
 WORSE = ["-S", "train.label_smoothing=0"]  # 0.14 points
 ONE_PROCESS = ["-S", "machine.threads=1", "-S", "evaluate.numerics=fast"]  # a process has one kind of numerics
 LEVEL, PAIRS = 0.05, 20
 
 
 def main() -> None:
-    """Train the pools, draw the pairs, write and print the counts."""
+    """Train the seeds that are missing, and print the counts."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gate", description="False and true alarms of the gate.")
     parser.add_argument(
-        "--pool", type=int, default=0, help="train so many seeds of each recipe, if they are not on record"
+        "--pool", type=int, default=0, metavar="N", help="train the seeds 0 to N - 1 that are not recorded"
     )
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at once, a thread each (2)")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at once, one thread each (2)")
     arguments = parser.parse_args()
     train_pools(arguments.pool, arguments.jobs)
     print(table())
 
 
 def train_pools(pool_size: int, jobs: int) -> None:
-    """Train so many seeds of both recipes, as far as they are not in RESULTS yet."""
+    """Train the seeds of both recipes that RESULTS lacks."""
     results: dict[str, Any] = json.loads(RESULTS.read_bytes()) if RESULTS.is_file() else {"fast": [], "worse": []}
-    fast = [*shlex.split(FAST.read_text(encoding="utf-8")), *ONE_PROCESS]
+    fast = [*studies.recipe("fast"), *ONE_PROCESS]
     for name, overrides in (("fast", fast), ("worse", [*fast, *WORSE])):
         rows: list[dict[str, Any]] = results[name]
         missing = sorted(set(range(pool_size)) - {row["seed"] for row in rows})
@@ -56,7 +55,7 @@ def train_pools(pool_size: int, jobs: int) -> None:
             continue
         with tempfile.TemporaryDirectory() as folder, processes(jobs) as pool:
             scratch = Scratch(Path(folder) / "recipe", overrides)
-            for seed, measured in zip(missing, pool.map(trained, map(scratch.prepared, missing)), strict=True):
+            for seed, measured in zip(missing, pool.map(trained, map(scratch.prepare, missing)), strict=True):
                 rows.append({"seed": seed, **measured})
                 files.write_text(RESULTS, json.dumps({**results, "machine": record.machine()}, indent=1) + "\n")
 
@@ -67,7 +66,7 @@ def processes(jobs: int) -> ProcessPoolExecutor:
 
 
 def trained(folder: Path) -> dict[str, int]:
-    """Train and evaluate in a folder that is prepared; returns errors and images of the test set."""
+    """Train and evaluate in a folder of Scratch.prepare; returns errors and images of the test set."""
     from stages.evaluate.__main__ import main as evaluate
     from stages.train.__main__ import main as train
 
@@ -84,30 +83,29 @@ def accuracies(rows: list[dict[str, Any]]) -> Floats:
 
 
 def verdicts(a: Floats, b: Floats, seeds: int, random: np.random.Generator) -> list[str]:
-    """The verdicts on PAIRS pairs of groups of so many seeds. Two groups of the same pool share none."""
-    words = []
+    """The verdicts on PAIRS pairs of groups of `seeds` seeds each. Two groups of the same recipe share none."""
+    result = []
     for _ in range(PAIRS):
         first = random.permutation(len(a))
         second = first[seeds:] if a is b else random.permutation(len(b))
-        found = significance.welch(a[first[:seeds]], b[second[:seeds]], LEVEL)
-        words.append(significance.verdict(found.difference, found.p, LEVEL) if found else "not comparable")
-    return words
+        test = significance.welch(a[first[:seeds]], b[second[:seeds]], LEVEL)
+        result.append(significance.verdict(test.difference, test.p, LEVEL) if test else "not comparable")
+    return result
 
 
 def table() -> str:
-    """A row per number of seeds: alarms where only the seeds differ, and how often the worse recipe is found."""
+    """One row per number of seeds: alarms where only the seeds differ, and how often the worse recipe is found."""
     results = json.loads(RESULTS.read_bytes())
     fast, worse = accuracies(results["fast"]), accuracies(results["worse"])
     lines = [
-        f"| seeds per side | alarms in {PAIRS} pairs that differ in their seeds alone | found worse, of {PAIRS} |",
+        f"| seeds per side | alarms in {PAIRS} pairs that differ only in their seeds | found worse, of {PAIRS} |",
         "| --- | --- | --- |",
     ]
     for seeds in (3, 5, 7, 10):
         random = np.random.default_rng(seeds)
-        noise = verdicts(fast, fast, seeds, random)
-        found = verdicts(fast, worse, seeds, random)
-        alarms = sum(word != significance.NOISE for word in noise)
-        lines.append(f"| {seeds} | {alarms} | {found.count(significance.WORSE)} |")
+        alarms = sum(verdict != significance.NOISE for verdict in verdicts(fast, fast, seeds, random))
+        detected = verdicts(fast, worse, seeds, random).count(significance.WORSE)
+        lines.append(f"| {seeds} | {alarms} | {detected} |")
     return "\n".join(lines)
 
 

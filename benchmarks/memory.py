@@ -1,8 +1,8 @@
-"""Peak memory of train and evaluate as the data set grows: 1, 2 and 4 times the images.
+"""Peak memory of train and evaluate with 1, 2 and 4 times the images.
 
     PYTHONPATH=. .venv/bin/python -m benchmarks.memory
 
-Each stage runs as it is, in a folder of its own, one epoch of the default recipe with large steps.
+The stages run as they are, for one epoch of the default recipe.
 """
 
 import json
@@ -23,13 +23,13 @@ TIMES = (1, 2, 4)
 
 
 def peak(stage: str, folder: Path) -> int:
-    """Megabytes that a stage took at most, in a process that has no other child."""
+    """Peak megabytes of a stage, the only child of a process that asks for the peak of its children."""
     code = (
         "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL);"
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
-    told = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, sys.executable, "-m", f"stages.{stage}"],
         cwd=folder,
         env=environment,
@@ -37,8 +37,8 @@ def peak(stage: str, folder: Path) -> int:
         text=True,
         check=True,
     )
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
-    return round(int(told.stdout) * unit / 1e6)
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS gives bytes, Linux kilobytes
+    return round(int(process.stdout) * unit / 1e6)
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ def run(folder: Path, *command: str) -> float:
 
 
 def clone_of_head(folder: Path) -> None:
-    """Clone HEAD with this .venv and these downloads, so that no stage uses the network."""
+    """Clone HEAD with the .venv and the downloads of this checkout, so that no stage uses the network."""
     run(Path.cwd(), "git", "clone", "--quiet", ".", str(folder))
     (folder / ".venv").symlink_to(Path(".venv").resolve())
     shutil.copytree(paths.RAW, folder / paths.RAW, dirs_exist_ok=True)
@@ -43,7 +43,7 @@ def clone_of_head(folder: Path) -> None:
 
 
 def empty_stages(folder: Path, config: Path) -> None:
-    """A repository of four stages without dependencies that have run. config: DVC's configuration."""
+    """Make a repository of four stages without dependencies, which have run. config: DVC's configuration."""
     folder.mkdir()
     run(folder, "git", "init", "--quiet")
     run(folder, "dvc", "init", "--quiet")
@@ -57,21 +57,21 @@ def empty_stages(folder: Path, config: Path) -> None:
 def main() -> None:
     """Print JSON."""
     with tempfile.TemporaryDirectory() as scratch:
-        clone, empty = Path(scratch) / "clone", Path(scratch) / "empty"
+        clone, empty_repository = Path(scratch) / "clone", Path(scratch) / "empty"
         clone_of_head(clone)
         run(clone, "dvc", "exp", "run", *SHORT)
-        empty_stages(empty, clone / ".dvc/config")
+        empty_stages(empty_repository, clone / ".dvc/config")
         seconds: dict[str, list[float]] = {"empty": [], "dvc": [], "make": []}
         for repeat in range(REPEATS + 1):
             measured = {
-                "empty": run(empty, "dvc", "repro"),
+                "empty": run(empty_repository, "dvc", "repro"),
                 "dvc": run(clone, "dvc", "repro"),
                 "make": run(clone, "make", "repro"),
             }
-            for name in seconds if repeat else ():  # the first time warms the caches up
+            for name in seconds if repeat else ():  # the first round is a warm-up
                 seconds[name].append(measured[name])
     result = {
-        f"{name}_ratio": spread([mine / base for mine, base in zip(seconds[name], seconds["empty"], strict=True)])
+        f"{name}_ratio": spread([ours / empty for ours, empty in zip(seconds[name], seconds["empty"], strict=True)])
         for name in ("dvc", "make")
     }
     print(json.dumps({"empty_seconds": spread(seconds["empty"]), **result}))

@@ -1,11 +1,11 @@
-"""What portable numerics cost: the loop of one epoch of the default recipe, with them and with `fast`, in turn.
+"""The cost of portable numerics: the loop of one epoch of the default recipe, portable and fast in turn.
 
 PYTHONPATH=. .venv/bin/python -m benchmarks.numerics
 """
 
 import json
 
-from benchmarks.recipes import recipe
+from benchmarks.recipes import train
 from benchmarks.summary import spread
 
 REPEATS = 4
@@ -16,7 +16,7 @@ def main() -> None:
     pairs = []
     for _ in range(REPEATS):
         portable, fast = (
-            recipe(["-S", "train.epochs=1", "-S", f"train.numerics={numerics}"])["loop_seconds"]
+            train(["-S", "train.epochs=1", "-S", f"train.numerics={numerics}"])["loop_seconds"]
             for numerics in ("portable", "fast")
         )
         pairs.append((portable, fast))

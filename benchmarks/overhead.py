@@ -1,8 +1,8 @@
-"""What a run costs beside training: imports, hashing, decoding, evaluation, plots, DVC.
+"""The time that a run spends outside the training loop: imports, hashing, decoding, evaluation, plots, DVC.
 
     PYTHONPATH=. .venv/bin/python -m benchmarks.overhead
 
-In a clone of HEAD: `dvc repro` of everything but the download, minus the seconds of the training loop.
+It times `dvc repro` in a clone of HEAD that has the downloads, and subtracts the seconds of the training loop.
 """
 
 import json
@@ -19,17 +19,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         clone = Path(scratch) / "clone"
         clone_of_head(clone)
-        whole = run(clone, "dvc", "repro")
-        facts: dict[str, dict[str, Any]] = {
+        repro_seconds = run(clone, "dvc", "repro")
+        runs: dict[str, dict[str, Any]] = {
             stage: json.loads((clone / paths.RUNS / f"{stage}.json").read_text(encoding="utf-8"))
             for stage in ("preprocess", "train", "evaluate")
         }
-    loop = facts["train"]["loop_seconds"]
+    loop = runs["train"]["loop_seconds"]
     result = {
-        "repro_seconds": round(whole, 2),
+        "repro_seconds": round(repro_seconds, 2),
         "loop_seconds": loop,
-        "seconds_beside_the_loop": round(whole - loop, 2),
-        "seconds_of_each_stage": {stage: of_stage["seconds"] for stage, of_stage in facts.items()},
+        "seconds_beside_the_loop": round(repro_seconds - loop, 2),
+        "seconds_of_each_stage": {stage: run_of_stage["seconds"] for stage, run_of_stage in runs.items()},
     }
     print(json.dumps(result))
 

@@ -1,16 +1,16 @@
-"""Own pictures: how fast they are packed and read, and that memory does not grow with their number.
+"""Own pictures: the speed of packing and of reading, and memory as their number grows.
 
     PYTHONPATH=. .venv/bin/python -m benchmarks.own_pictures
 
-On JPEGs of 500 x 375 cut from photographs (benchmarks/photographs.py says where to get those). Rates are per second of
-processor time, of all processes together: so they are of one core, and other programs on the machine matter little.
+The pictures are JPEGs of 500 x 375 cut from photographs (benchmarks/photographs.py says where to get those). Rates are
+per second of processor time of all processes together: the rates of one core, which other programs hardly change.
 
-- preprocess, whole, against two loops over the same files with the same library, Pillow: one that only decodes, and one
-  that decodes and resizes as preprocess does; in turn. What the processes take to start counts.
-- Batches of 224 x 224 random crops: read as train reads them, 256 x 256 out of shards, and cut out of the batch here;
-  against torchvision's ImageFolder, RandomResizedCrop and ToTensor in a DataLoader of as many workers; in turn.
-- Memory of preprocess (all its processes) and of train, without the page cache (RssAnon), at 1, 4 and 16 times the
-  pictures, and the seconds of a `dvc repro` that has nothing to do. Linux alone tells that memory.
+- The preprocess stage, against two loops over the same files with the same library, Pillow: one only decodes, one
+  decodes and resizes as preprocess does. They take turns. The start of processes counts.
+- Batches of 224 x 224 random crops: images of 256 x 256 read from shards as train does, and cropped here; against
+  torchvision's ImageFolder, RandomResizedCrop and ToTensor in a DataLoader with as many workers. They take turns.
+- Memory of preprocess (all its processes) and of train, without the page cache (RssAnon, Linux only), with 1, 4 and 16
+  times the pictures, and the seconds of a no-op `dvc repro`.
 """
 
 import json
@@ -43,19 +43,19 @@ from stages.train.batches import Batches, PackedImages, ending_workers
 from stages.train.stopping import StopSignal
 
 PICTURES = 1400
-NAMES = 6  # of each file, so that what the processes take to start weighs less
+NAMES = 6  # links to each file, so that the start of processes weighs less
 REPEATS = 2
 CROP, SIZE = 224, 256
-EPOCHS = 5  # of ours, since one takes less than a second
+EPOCHS = 5  # of our batches: one takes less than a second
 BATCH = 64
 TIMES = (1, 4, 16)
-BASE = 280  # pictures of TIMES
+BASE = 280  # pictures that TIMES multiplies
 SAMPLE_SECONDS = 0.05
 
 
 def main() -> None:
     """Print JSON."""
-    torch.set_num_threads(1)  # on both sides: copies of a few hundred kilobytes are not worth more
+    torch.set_num_threads(1)  # on both sides: a copy of a few hundred kilobytes needs no more
     values = params.load(paths.PARAMS)
     values["data"].update(name="images", images="pictures")
     values["preprocess"].update(image_size=[SIZE, SIZE], validation_fraction=0.1, test_fraction=0.1)
@@ -71,12 +71,12 @@ def main() -> None:
         result: dict[str, Any] = {"preprocess": preprocess(folder), "batches": batches(folder)}
         base = Path(scratch, "base")
         photographs.cut(base, BASE)
-        result["rows"] = [row(Path(scratch, f"times-{times}"), base, times, values) for times in TIMES]
+        result["rows"] = [memory(Path(scratch, f"times-{times}"), base, times, values) for times in TIMES]
     print(json.dumps(result))
 
 
 def preprocess(folder: Path) -> dict[str, Any]:
-    """Pictures a second of a core, of the stage and of the loops."""
+    """Pictures per second of processor time, of the stage and of the loops."""
     files = sorted((folder / "pictures").rglob("*.jpg"))
     works: dict[str, Callable[[], object]] = {
         "stage": partial(run, folder, sys.executable, "-c", STAGE, str(Path.cwd())),
@@ -90,7 +90,7 @@ def preprocess(folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = {name: spread(rates[name]) for name in works}
     for name in ("decoding", "decoding_and_resizing"):
         result[f"share_of_{name}"] = spread(
-            [mine / loop for mine, loop in zip(rates["stage"], rates[name], strict=True)]
+            [stage / loop for stage, loop in zip(rates["stage"], rates[name], strict=True)]
         )
     return {"pictures": len(files), **result}
 
@@ -101,14 +101,14 @@ STAGE = (
 
 
 def processor_seconds(work: Callable[[], object]) -> float:
-    """Seconds of processor time that `work` takes in this process and in those that it starts and ends."""
+    """Processor seconds of `work`, in this process and in the processes that it starts and waits for."""
     before = os.times()
     work()
     return sum(os.times()[:4]) - sum(before[:4])
 
 
 def decode(files: list[Path], resize: bool) -> None:
-    """Decode, and if wanted cut out the middle at 256 x 256 pixels as preprocess.resize: crop does."""
+    """Decode each file; with `resize`, also resize its middle to 256 x 256 as preprocess.resize: crop does."""
     width, height = photographs.WIDTH, photographs.HEIGHT
     middle = ((width - height) / 2, 0, (width + height) / 2, height)
     for path in files:
@@ -119,24 +119,24 @@ def decode(files: list[Path], resize: bool) -> None:
 
 
 def batches(folder: Path) -> list[dict[str, Any]]:
-    """Images a second of a core both ways, without workers and with one a core."""
+    """Images per second of processor time on both sides, without workers and with one per core."""
     card = data_card.read(folder / paths.DATA_CARD)
     split = packed.open_split(folder / paths.TRAIN, card.shape, len(card.classes))
     rows = []
     for num_workers in (0, machine.cores()):
-        ours, theirs = [], []
+        ours, torchvision = [], []
         for _ in range(REPEATS):
-            ours.append(rate(partial(cropped, split, num_workers)))
-            theirs.append(rate(partial(torchvisions, folder.parent / "cut", num_workers)))
-        ratio = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+            ours.append(rate(partial(read_shards, split, num_workers)))
+            torchvision.append(rate(partial(read_image_folder, folder.parent / "cut", num_workers)))
+        ratio = [our_rate / rate for our_rate, rate in zip(ours, torchvision, strict=True)]
         rows.append(
-            {"workers": num_workers, "ours": spread(ours), "torchvision": spread(theirs), "ratio": spread(ratio)}
+            {"workers": num_workers, "ours": spread(ours), "torchvision": spread(torchvision), "ratio": spread(ratio)}
         )
     return rows
 
 
 def rate(read: Callable[[], int]) -> float:
-    """Images a second of processor time. read: returns how many it has read."""
+    """Images per second of processor time. read: returns the number of images that it has read."""
     count = 0
 
     def work() -> None:
@@ -147,8 +147,8 @@ def rate(read: Callable[[], int]) -> float:
     return count / seconds
 
 
-def cropped(split: packed.Split, num_workers: int) -> int:
-    """Read batches as train does, and cut a random part out of each image; returns how many."""
+def read_shards(split: packed.Split, num_workers: int) -> int:
+    """Read batches as train does, and crop each image at random; returns the number of images."""
     channels, height, width = split.image_shape
     random, count = np.random.default_rng(0), 0
     with ending_workers(num_workers):
@@ -163,23 +163,23 @@ def cropped(split: packed.Split, num_workers: int) -> int:
         )
         for epoch in range(EPOCHS):
             for images, _ in loader.iterate(epoch, skip=0):
-                whole, parts = images.numpy(), np.empty((len(images), channels, CROP, CROP), dtype=np.uint8)
+                pixels, crops = images.numpy(), np.empty((len(images), channels, CROP, CROP), dtype=np.uint8)
                 corners = random.integers(0, (height - CROP + 1, width - CROP + 1), (len(images), 2))
-                for place, (top, left) in enumerate(corners.tolist()):
-                    parts[place] = whole[place, :, top : top + CROP, left : left + CROP]
+                for index, (top, left) in enumerate(corners.tolist()):
+                    crops[index] = pixels[index, :, top : top + CROP, left : left + CROP]
                 count += len(images)
     return count
 
 
-def torchvisions(folder: Path, num_workers: int) -> int:
-    """Read one epoch of torchvision's ImageFolder; returns how many images it has."""
+def read_image_folder(folder: Path, num_workers: int) -> int:
+    """Read one epoch of torchvision's ImageFolder; returns the number of images."""
     transform = transforms.Compose([transforms.RandomResizedCrop(CROP), transforms.ToTensor()])
     images = datasets.ImageFolder(str(folder), transform)
     return sum(len(batch) for batch, _ in DataLoader(images, BATCH, shuffle=True, num_workers=num_workers))
 
 
-def row(folder: Path, base: Path, times: int, values: dict[str, Any]) -> dict[str, Any]:
-    """The pipeline in a clone, with so many times the pictures."""
+def memory(folder: Path, base: Path, times: int, values: dict[str, Any]) -> dict[str, Any]:
+    """Peak memory of the stages in a clone with `times` links to each picture, and the seconds of a no-op."""
     run(Path.cwd(), "git", "clone", "--quiet", ".", str(folder))
     photographs.repeat(base, folder / "pictures", times)
     (folder / paths.PARAMS).write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -190,7 +190,7 @@ def row(folder: Path, base: Path, times: int, values: dict[str, Any]) -> dict[st
         packed.open_split(folder / path, card.shape, len(card.classes)).nbytes
         for path in (paths.TRAIN, paths.VALIDATION, paths.TEST)
     ]
-    shutil.rmtree(folder)  # the next one needs the disk
+    shutil.rmtree(folder)  # to free the disk for the next one
     return {
         "pictures": len(list(base.rglob("*.jpg"))) * times,
         "images_mb": round(sum(sizes) / 1e6),
@@ -200,14 +200,14 @@ def row(folder: Path, base: Path, times: int, values: dict[str, Any]) -> dict[st
 
 
 def peaks_while(work: Callable[[], object], folder: Path) -> dict[str, int]:
-    """Megabytes that all processes of a stage had at most, without the page cache, while `work` runs stages there."""
+    """Peak megabytes of all processes of each stage in `folder` while `work` runs, without the page cache."""
     peaks: Counter[str] = Counter()
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(work)
         while not running.done():
             now: Counter[str] = Counter()
             for process in Path("/proc").glob("[0-9]*"):
-                with suppress(OSError, KeyError):  # it has ended meanwhile
+                with suppress(OSError, KeyError):  # the process has ended
                     if (process / "cwd").readlink() == folder:
                         now[stage_of(process)] += anonymous_bytes(process)
             peaks |= now
@@ -217,7 +217,7 @@ def peaks_while(work: Callable[[], object], folder: Path) -> dict[str, int]:
 
 
 def stage_of(process: Path) -> str:
-    """The stage that a process belongs to: its own, or that of the process that started it."""
+    """The stage that a process runs, or its parent if it is a worker of multiprocessing."""
     command = (process / "cmdline").read_text(errors="replace")
     if "multiprocessing" in command:
         parent = (process / "stat").read_text(errors="replace").rpartition(") ")[2].split()[1]

@@ -1,8 +1,8 @@
-"""JPEGs of 500 x 375 cut from photographs, and the folder of own pictures that the benchmarks make of them.
+"""JPEGs of 500 x 375 cut from photographs, as own pictures for the benchmarks.
 
-The photographs are Debian's: `apt-get install gnome-backgrounds`, or without installing it
+The photographs are those of a Debian package: `apt-get install gnome-backgrounds`; or, without installing it,
 `apt-get download gnome-backgrounds && dpkg -x gnome-backgrounds_*.deb FOLDER` and then
-BENCH_PHOTOGRAPHS=FOLDER/usr/share/backgrounds/gnome. Any other folder of large pictures does as well.
+BENCH_PHOTOGRAPHS=FOLDER/usr/share/backgrounds/gnome. Any other folder of large pictures also works.
 """
 
 import os
@@ -18,28 +18,28 @@ QUALITY = 90
 
 
 def cut(target: Path, count: int) -> None:
-    """Write `count` JPEGs below `target`, a class for each photograph. The same photographs give the same files."""
+    """Write up to `count` JPEGs below `target`, one class per photograph. The same photographs give the same files."""
     sources = sorted(path for path in FOLDER.glob("*") if path.suffix.lower() in (".webp", ".jpg", ".png"))
     if len(sources) < 2:
-        sys.exit(f"error: {FOLDER}: no photographs there. {(__doc__ or '').partition(chr(10))[2].strip()}")
+        sys.exit(f"error: {FOLDER}: no photographs in this folder. {(__doc__ or '').partition(chr(10))[2].strip()}")
     random = np.random.default_rng(0)
     for number, source in enumerate(sources):
         with Image.open(source) as opened:
             photograph = opened.convert("RGB")
-        photograph.thumbnail((1600, 1600))  # so that a cut shows more than sky
+        photograph.thumbnail((1600, 1600))  # so that a part shows more than sky
         if photograph.width <= WIDTH or photograph.height <= HEIGHT:
             continue
         folder = target / source.stem
         folder.mkdir(parents=True, exist_ok=True)
-        for place in range(number, count, len(sources)):
+        for index in range(number, count, len(sources)):
             left = int(random.integers(0, photograph.width - WIDTH))
             top = int(random.integers(0, photograph.height - HEIGHT))
             part = photograph.crop((left, top, left + WIDTH, top + HEIGHT))
-            part.save(folder / f"{place:06}.jpg", quality=QUALITY)
+            part.save(folder / f"{index:06}.jpg", quality=QUALITY)
 
 
 def repeat(source: Path, target: Path, times: int) -> None:
-    """The pictures of `source`, each with `times` names below `target`: no disk is taken."""
+    """Link each picture of `source` `times` times below `target`, which takes no disk space."""
     for path in sorted(source.rglob("*.jpg")):
         folder = target / path.parent.name
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""The other side of the comparison: training as PyTorch's tutorial and its examples program teach it.
+"""The plain loop of the comparisons: training as in PyTorch's tutorial and its examples program.
 
-Nothing here is tuned, for or against: torchvision's MNIST, a DataLoader that fetches image by image, the optimizer and
-the learning rate of the source.
+Nothing here is tuned: torchvision's MNIST, a DataLoader that fetches image by image, the optimizer and the learning
+rate of the source.
 """
 
 import tempfile
@@ -52,7 +52,7 @@ def mlp() -> nn.Module:
 
 @contextmanager
 def mnist() -> Iterator[Path]:
-    """A folder where torchvision finds the MNIST that the download stage has fetched."""
+    """A folder in which torchvision finds the files of the download stage."""
     with tempfile.TemporaryDirectory() as root:
         link = Path(root) / "MNIST" / "raw"
         link.parent.mkdir()
@@ -61,13 +61,13 @@ def mnist() -> Iterator[Path]:
 
 
 def batches(root: Path, train: bool, mean: float, std: float, batch_size: int) -> DataLoader[Any]:
-    """torchvision's MNIST, image by image."""
+    """Batches of torchvision's MNIST, fetched image by image."""
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((mean,), (std,))])
     return DataLoader(datasets.MNIST(str(root), train=train, transform=transform), batch_size, shuffle=train)
 
 
 def epoch(model: nn.Module, images: DataLoader[Any], optimizer: torch.optim.Optimizer) -> float:
-    """One epoch; returns the seconds it took."""
+    """Train for one epoch; returns the seconds."""
     criterion = nn.CrossEntropyLoss()
     start = time.perf_counter()
     model.train()
@@ -81,7 +81,7 @@ def epoch(model: nn.Module, images: DataLoader[Any], optimizer: torch.optim.Opti
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: DataLoader[Any]) -> float:
-    """Share of images that are right."""
+    """Share of images that are classified correctly."""
     model.eval()
-    right = [model(inputs).argmax(dim=1) == labels for inputs, labels in images]
-    return torch.cat(right).double().mean().item()
+    correct = [model(inputs).argmax(dim=1) == labels for inputs, labels in images]
+    return torch.cat(correct).double().mean().item()

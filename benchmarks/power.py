@@ -1,7 +1,7 @@
-"""What several seeds can find, by simulation: the table in docs/review.md. `python -m benchmarks.power`
+"""The power of several seeds, by simulation: the table in docs/review.md. `python -m benchmarks.power`
 
-Accuracies over seeds are drawn from normal distributions, as many seeds on both sides, and judged as review.compare
-judges: once with a fixed number of seeds, and with `--seeds auto`. Seconds on one core; the draws are seeded.
+It draws accuracies over seeds from normal distributions, equally many on both sides, and judges them as review.compare
+does: with a fixed number of seeds, and with `--seeds auto`. It takes seconds on one core; the draws are seeded.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from scipy import stats
 from review import sequential
 from stages.evaluate.scores import Floats
 
-DEVIATION, MARGIN, LEVEL, TRIALS = 0.0005, 0.001, 0.05, 20_000  # the deviation is that of MNIST's default recipe
+DEVIATION, MARGIN, LEVEL, TRIALS = 0.0005, 0.001, 0.05, 20_000  # standard deviation of the default recipe on MNIST
 BUDGETS = (5, 10, 20)
 
 
@@ -24,11 +24,11 @@ def fixed(difference: float, seeds: int) -> float:
 
 
 def automatic(difference: float, budget: int) -> tuple[float, float, float]:
-    """Of `--seeds auto`: the shares that find a difference and that find equivalence, and the mean number of seeds."""
+    """With `--seeds auto`: shares that find a difference, and equivalence; mean number of seeds per side."""
     schedule = sequential.schedule(budget, 0)
     levels = sequential.nominal_levels(schedule, LEVEL)
-    going, used = np.ones(TRIALS, bool), np.zeros(TRIALS)
-    found, equivalent = 0, 0
+    undecided, used = np.ones(TRIALS, bool), np.zeros(TRIALS)
+    different, equivalent = 0, 0
     for (n, differences, errors), level in zip(
         looks(np.random.default_rng(0), difference, schedule), levels, strict=True
     ):
@@ -36,11 +36,11 @@ def automatic(difference: float, budget: int) -> tuple[float, float, float]:
         low, high = differences - half, differences + half
         inside = (low > -MARGIN) & (high < MARGIN)
         apart = ((low > 0) | (high < 0)) & ~inside
-        used[going] = n
-        found += int((going & apart).sum())
-        equivalent += int((going & inside).sum())
-        going &= ~(inside | apart)
-    return found / TRIALS, equivalent / TRIALS, float(used.mean())
+        used[undecided] = n
+        different += int((undecided & apart).sum())
+        equivalent += int((undecided & inside).sum())
+        undecided &= ~(inside | apart)
+    return different / TRIALS, equivalent / TRIALS, float(used.mean())
 
 
 def looks(random: np.random.Generator, difference: float, schedule: list[int]) -> Iterator[tuple[int, Floats, Floats]]:
@@ -53,14 +53,14 @@ def looks(random: np.random.Generator, difference: float, schedule: list[int]) -
 
 
 def table() -> str:
-    """A row per true difference."""
+    """One row per true difference."""
     head = ["true difference", *(f"{n} seeds" for n in (3, 5, 10)), *(f"auto, at most {n}" for n in BUDGETS)]
     rows = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for points in (0.0, 0.05, 0.1, 0.15, 0.2):
         cells = [f"{points:g} points", *(f"{fixed(points / 100, n):.0%}" for n in (3, 5, 10))]
         for budget in BUDGETS:
-            found, equivalent, mean = automatic(points / 100, budget)
-            cells.append(f"{found:.0%} ({equivalent:.0%}), {mean:.1f}")
+            different, equivalent, mean = automatic(points / 100, budget)
+            cells.append(f"{different:.0%} ({equivalent:.0%}), {mean:.1f}")
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 

@@ -1,9 +1,9 @@
-"""What it costs to train in two processes of one thread each, against one process with two threads.
+"""Training in two processes of one thread each, against one process with two threads.
 
     PYTHONPATH=. .venv/bin/python -m benchmarks.processes
 
-The same steps, in turn, for the default recipe and for a larger network. The two processes send each other gradients
-through the loopback interface, as in the train stage.
+Both train the same steps in turn, with the network of the default recipe and with a larger one. The two processes send
+each other gradients through the loopback interface, as in the train stage.
 """
 
 import json
@@ -12,6 +12,7 @@ import os
 import socket
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from typing import Any
 
 from benchmarks.steps import STEPS, seconds, training
 from benchmarks.summary import spread
@@ -24,7 +25,7 @@ TIMEOUT_SECONDS = 120
 
 
 def work(pipe: Connection, rank: int, size: int, threads: int, store: str, network: str) -> None:
-    """Train whenever the pipe says so, and tell how many seconds it took, until it says False."""
+    """In one process: train for each True from the pipe, and send the seconds; end at False."""
     if size > 1:
         numbers = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
         os.environ |= {name: str(number) for name, number in numbers.items()} | {STORE: store, ROUND: network}
@@ -40,35 +41,38 @@ def work(pipe: Connection, rank: int, size: int, threads: int, store: str, netwo
 
 def main() -> None:
     """Print JSON."""
+    print(json.dumps({network: measure(network) for network in NETWORKS}))
+
+
+def measure(network: str) -> dict[str, Any]:
+    """Seconds of the two processes by those of the two threads, and the milliseconds of a step on both sides."""
     context = multiprocessing.get_context("spawn")
-    result = {}
-    for network in NETWORKS:
-        store, address = serve()
-        if store:
-            pipes = {}
-            for name, size, threads in (("threads", 1, 2), ("processes", 2, 1)):
-                for rank in range(size):
-                    pipes[name, rank], theirs = context.Pipe()
-                    arguments = (theirs, rank, size, threads, address, network)
-                    context.Process(target=work, args=arguments, daemon=True).start()
-            took: dict[str, list[float]] = {"threads": [], "processes": []}
-            for _ in range(NETWORKS[network][2] + 1):
-                for name in took:
-                    group = [pipe for (each, _), pipe in pipes.items() if each == name]
-                    for pipe in group:
-                        pipe.send(True)
-                    took[name].append(max(pipe.recv() for pipe in group) / STEPS)
-            for pipe in pipes.values():
-                pipe.send(False)
-        ratios = [several / one for one, several in zip(took["threads"], took["processes"], strict=True)][1:]
-        result[network] = {"two_processes_by_two_threads": spread(ratios)} | {
-            f"{name}_milliseconds": spread([1000 * each for each in times[1:]]) for name, times in took.items()
-        }
-    print(json.dumps(result))
+    _store, address = serve()  # it ends with its last reference
+    sides: dict[str, list[Connection]] = {"threads": [], "processes": []}
+    for name, size, threads in (("threads", 1, 2), ("processes", 2, 1)):
+        for rank in range(size):
+            pipe, worker_pipe = context.Pipe()
+            sides[name].append(pipe)
+            arguments = (worker_pipe, rank, size, threads, address, network)
+            context.Process(target=work, args=arguments, daemon=True).start()
+    step_seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for repeat in range(NETWORKS[network][2] + 1):
+        for name, pipes in sides.items():
+            for pipe in pipes:
+                pipe.send(True)
+            slowest = max(pipe.recv() for pipe in pipes)
+            if repeat:  # the first is a warm-up
+                step_seconds[name].append(slowest / STEPS)
+    for pipe in (*sides["threads"], *sides["processes"]):
+        pipe.send(False)
+    ratios = [several / one for one, several in zip(step_seconds["threads"], step_seconds["processes"], strict=True)]
+    return {"two_processes_by_two_threads": spread(ratios)} | {
+        f"{name}_milliseconds": spread([1000 * value for value in values]) for name, values in step_seconds.items()
+    }
 
 
 def serve() -> tuple[object, str]:
-    """A store for the processes to find each other in, and its address."""
+    """The store through which the processes find each other, and its address."""
     import torch.distributed as dist
 
     with socket.create_server(("127.0.0.1", 0)) as listener:

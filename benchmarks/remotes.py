@@ -1,10 +1,10 @@
-"""What a remote costs: push and pull of the committed run, to a server of each kind on this machine.
+"""Push and pull of the committed run, with a server of each kind on this machine.
 
     PYTHONPATH=. .venv/bin/python -m benchmarks.remotes
 
-In turn: push to an empty remote, push with nothing to push, pull into a fresh clone with and without `verify`. Seconds
-are those of the whole command. Bytes are those stored, and those that crossed the wire in both directions. Servers and
-recipes are those of the tests. Needs the development requirements; nginx and sshd are installed if they are missing.
+In turn: push to an empty remote, push with nothing to push, pull into a fresh clone with and without `verify`. It
+reports the seconds of each command, the bytes stored, and the bytes sent in both directions. Servers and their
+configuration are those of the tests. Needs the development requirements; installs nginx and sshd if they are missing.
 """
 
 import json
@@ -24,7 +24,7 @@ REPEATS = 3
 
 
 def timed(clone: Clone, remote: Remote, *command: str) -> tuple[float, int]:
-    """Run a dvc command; its seconds, and the bytes that crossed the wire."""
+    """Run a dvc command; returns its seconds, and the bytes sent in both directions."""
     before = remote.proxy.bytes if remote.proxy else 0
     start = time.perf_counter()
     clone.dvc(*command)
@@ -32,7 +32,7 @@ def timed(clone: Clone, remote: Remote, *command: str) -> tuple[float, int]:
 
 
 def clone_of(source: Path, folder: Path, remote: Remote) -> Clone:
-    """A fresh clone in a folder of its own, with its own state of DVC."""
+    """A fresh clone with its own state of DVC."""
     folder.mkdir()
     subprocess.run(["git", "clone", "--quiet", str(source), str(folder / "clone")], check=True)
     clone = Clone(folder / "clone")
@@ -41,7 +41,7 @@ def clone_of(source: Path, folder: Path, remote: Remote) -> Clone:
 
 
 def measure(kind: str, source: Path, scratch: Path) -> dict[str, Any]:
-    """Every command once."""
+    """Run every command once; returns its seconds and bytes."""
     with SERVERS[kind](scratch) as remote:
         owner = clone_of(source, scratch / "owner", remote)
         shutil.copytree(source / ".dvc/cache", owner.path / ".dvc/cache", copy_function=os.link)

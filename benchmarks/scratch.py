@@ -1,4 +1,4 @@
-"""A recipe trained in a folder of its own, beside the tracked run: for measurements.
+"""Run a recipe in a folder of its own, so that a measurement leaves the results of this checkout alone.
 
 The stages run as they are, with the parameters of params.yaml and the overrides of a recipe (recipes/*.txt).
 """
@@ -23,25 +23,25 @@ CODE = Path(__file__).parents[1]
 
 
 def changed(overrides: Sequence[str]) -> dict[str, Any]:
-    """params.yaml with overrides as `dvc exp run` takes them: "-S", "train.epochs=3", …"""
+    """params.yaml with overrides as `dvc exp run` takes them: "-S", "train.epochs=3", … ("-S" may be left out)."""
     values = copy.deepcopy(params.load(CODE / paths.PARAMS))
     for override in overrides:
         if override == "-S":
             continue
         key, _, text = override.partition("=")
         *sections, last = key.split(".")
-        place = values
+        block = values
         for section in sections:
-            place = place[section]
-        assert last in place, f"{key} is no parameter"
-        place[last] = params.parse(text, key)
+            block = block[section]
+        assert last in block, f"{key} is no parameter"
+        block[last] = params.parse(text, key)
     values["data"]["mirrors"] = [str((CODE / paths.RAW).resolve()), *values["data"]["mirrors"]]
     assert not (mistakes := check(values)), mistakes
     return values
 
 
 class Scratch:
-    """A recipe and its data, prepared in a folder."""
+    """A folder with the data of a recipe, in which the recipe is trained with any number of seeds."""
 
     def __init__(self, folder: Path, overrides: Sequence[str]) -> None:
         self.folder, self.values = folder, changed(overrides)
@@ -50,20 +50,27 @@ class Scratch:
         for stage in ("download", "preprocess", "weights"):
             _run(stage, folder)
 
-    def prepared(self, seed: int) -> Path:
-        """A folder in which the stages train and evaluate with a seed."""
-        place = self.folder / f"seed-{seed}"
-        seeds.run.prepare(place, self.values, seed, self.folder)
-        return place
+    def prepare(self, seed: int) -> Path:
+        """Make the folder in which train and evaluate run with a seed."""
+        folder = self.folder / f"seed-{seed}"
+        seeds.run.prepare(folder, self.values, seed, self.folder)
+        return folder
 
     def train(self, seed: int) -> dict[str, float]:
-        """Train with a seed in a process of its own; returns loop_seconds and process_seconds."""
-        place = self.prepared(seed)
+        """Train with a seed in its own process; returns loop_seconds and process_seconds."""
+        folder = self.prepare(seed)
         start = time.perf_counter()
-        _run("train", place)
+        _run("train", folder)
         seconds = round(time.perf_counter() - start, 3)
-        loop: float = json.loads((place / paths.RUNS / "train.json").read_bytes())["loop_seconds"]
+        loop: float = json.loads((folder / paths.RUNS / "train.json").read_bytes())["loop_seconds"]
         return {"loop_seconds": loop, "process_seconds": seconds}
+
+    def measure(self, seed: int) -> dict[str, Any]:
+        """Train and evaluate with a seed; returns the seconds of `train`, and the validation and test metrics."""
+        seconds = self.train(seed)
+        folder = self.folder / f"seed-{seed}"
+        _run("evaluate", folder)
+        return {**seeds.run.row(folder, seed), **seconds}
 
 
 def _run(stage: str, folder: Path) -> None:

@@ -1,9 +1,9 @@
-"""How many pictures a second the server answers, beside a bare loop over the same network in this process.
+"""Pictures per second that the server answers, against a loop over the same network in this process.
 
     python -m benchmarks.serving
 
-For 1, 8 and 64 clients at once, each sending one PNG file of 28 x 28 after the other over one connection. The clients
-are a program of their own on the same cores. Needs a trained model (`dvc repro`) and requirements-serve.txt.
+With 1, 8 and 64 clients, each of which sends one PNG file of 28 x 28 after the other over one connection. Clients and
+server share the cores. Needs a trained model (`dvc repro`) and requirements-serve.txt.
 """
 
 import asyncio
@@ -37,26 +37,28 @@ def main() -> None:
         try:
             line = server.stdout.readline() if server.stdout else ""
             port = int(line.split()[2].rpartition(":")[2])
-            asyncio.run(crowd(port, content, 8, requests=WARM_UP))
+            asyncio.run(send_requests(port, content, 8, requests=WARM_UP))
             for clients in CLIENTS:
                 started = time.perf_counter()
-                took = np.array(asyncio.run(crowd(port, content, clients, seconds=SECONDS)))
-                rate = len(took) / (time.perf_counter() - started)
-                rows.append((f"{clients} client{'s' * (clients > 1)}", rate, *np.percentile(took * 1000, (50, 99))))
+                latencies = np.array(asyncio.run(send_requests(port, content, clients, seconds=SECONDS)))
+                rate = len(latencies) / (time.perf_counter() - started)
+                rows.append(
+                    (f"{clients} client{'s' * (clients > 1)}", rate, *np.percentile(latencies * 1000, (50, 99)))
+                )
         finally:
             server.terminate()
     classifier = Classifier(str(paths.MODEL))
-    one = np.zeros((1, 1, 28, 28), dtype=np.uint8)
+    black = np.zeros((1, 1, 28, 28), dtype=np.uint8)
 
-    def decoded(part_size: int) -> None:
+    def decode_and_classify(part_size: int) -> None:
         classifier.classify(np.stack([classifier.prepare(content, "auto").pixels]), part_size=part_size)
 
     rows += [
         (f"bare loop, {name}", *loop(work))
         for name, work in {
-            "network alone, a picture at a time": lambda: classifier.classify(one, part_size=1),
-            "with decoding": lambda: decoded(1),
-            f"with decoding, in parts of {PART} as the server": lambda: decoded(PART),
+            "network alone, a picture at a time": lambda: classifier.classify(black, part_size=1),
+            "with decoding": lambda: decode_and_classify(1),
+            f"with decoding, in parts of {PART} as the server": lambda: decode_and_classify(PART),
         }.items()
     ]
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
@@ -66,7 +68,7 @@ def main() -> None:
 
 
 def loop(work: Callable[[], object]) -> tuple[float, float, float]:
-    """Calls a second, and the median and 99th percentile of milliseconds."""
+    """Calls per second, and the median and 99th percentile of their milliseconds."""
     for _ in range(WARM_UP):
         work()
     took, end = [], time.perf_counter() + SECONDS
@@ -77,10 +79,10 @@ def loop(work: Callable[[], object]) -> tuple[float, float, float]:
     return len(took) / sum(took), float(median), float(high)
 
 
-async def crowd(
+async def send_requests(
     port: int, content: bytes, clients: int, seconds: float = 3600, requests: int = sys.maxsize
 ) -> list[float]:
-    """The seconds that each answer took; a client stops after so many requests, or so many seconds."""
+    """The seconds of each answer; a client stops after this many requests or seconds."""
     head = f"POST /predict HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {len(content)}\r\n\r\n".encode()
     end = time.perf_counter() + seconds
 
@@ -97,7 +99,7 @@ async def crowd(
         writer.close()
         return took
 
-    return [second for each in await asyncio.gather(*(client() for _ in range(clients))) for second in each]
+    return [second for took in await asyncio.gather(*(client() for _ in range(clients))) for second in took]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,13 @@
-"""Several measurements of one thing as one row."""
+"""Several measurements as one row, and where they were made."""
 
 import statistics
+import subprocess
 from collections.abc import Sequence
+from typing import Any
+
+from stages.common import record
+
+RESULTS = "benchmarks/*.json"  # benchmarks write these, which does not change what they measure
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -14,3 +20,11 @@ def spread(values: Sequence[float]) -> dict[str, float]:
         "max": round(max(values), 4),
         "n": len(values),
     }
+
+
+def origin() -> dict[str, Any]:
+    """The commit, with -dirty if tracked files other than RESULTS differ from it, and the machine."""
+    head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], check=True, stdout=subprocess.PIPE, text=True)
+    difference = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", ".", f":(exclude){RESULTS}"])
+    dirty = "-dirty" if difference.returncode else ""
+    return {"commit": head.stdout.strip() + dirty, "machine": record.machine()}

@@ -1,10 +1,10 @@
-"""Images a second of the default network, and what share that is of the fastest matrix product of this machine.
+"""Images per second of the default network, and its FLOP/s as a share of those of a large matrix product.
 
     PYTHONPATH=. .venv/bin/python -m benchmarks.throughput
 
-Training is the loop of stages/train, evaluation its `predict`, both on random images and all cores, in turn with the
-matrix product. FLOPs are counted by torch (a multiply-add is two), of convolutions and matrix products alone; batch
-norm, pooling, augmentation and the optimizer take time and count for nothing.
+Training is the loop of stages/train, evaluation is `predict`, both on random images and all cores, in turn with the
+matrix product. torch counts the FLOPs of convolutions and matrix products only (a multiply-add is two); batch norm,
+pooling, augmentation and the optimizer take time and count as none.
 """
 
 import json
@@ -14,14 +14,12 @@ from functools import partial
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.steps import seconds, torchs_threads, training
+from benchmarks.steps import MATRIX_PRODUCT_FLOPS, matrix_products, seconds, training
 from benchmarks.summary import spread
 from stages.network import device
 from stages.network.inference import predict
 
 REPEATS = 10
-PRODUCTS = 10  # a repeat
-SIDE = 2048  # of the matrices
 
 
 def main() -> None:
@@ -30,21 +28,15 @@ def main() -> None:
     target = device.set_up("cpu", 0, "fast", "benchmark")
     model, images, shards, train_with = training()
     train = partial(train_with, shards)
-    left, right = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
 
     def evaluate(parallel: device.Map) -> None:
         predict(model, images, "softmax", target, parallel)
-
-    def products() -> None:
-        with torchs_threads(all_cores):
-            for _ in range(PRODUCTS):
-                left @ right
 
     with device.in_parallel(target, 0) as parallel:
         works: dict[str, Callable[[], object]] = {
             "training": partial(train, parallel),
             "evaluation": partial(evaluate, parallel),
-            "matrix_product": products,
+            "matrix_product": matrix_products(all_cores),
         }
         took: dict[str, list[float]] = {name: [] for name in works}
         for repeat in range(REPEATS + 1):
@@ -52,9 +44,9 @@ def main() -> None:
                 measured = seconds(work)
                 if repeat:  # the first is a warm-up
                     took[name].append(measured)
-    flops = {"matrix_product": PRODUCTS * 2 * SIDE**3}
+    flops = {"matrix_product": MATRIX_PRODUCT_FLOPS}
     for name, on in (("training", train), ("evaluation", evaluate)):
-        with FlopCounterMode(display=False) as counter:  # which counts in its own thread
+        with FlopCounterMode(display=False) as counter:  # counts in this thread only, hence map
             on(map)
         flops[name] = counter.get_total_flops()
     rates = {name: flops[name] / spread(took[name])["median"] for name in works}

@@ -1,6 +1,6 @@
-"""Where the lines and labels of a chart lie. report.html.j2 draws them as SVG, so that they follow light and dark.
+"""Positions of the lines and labels of charts. The templates draw them as SVG, so that they follow light and dark.
 
-A chart is some 380 units wide, which is a telephone's width: at that size a unit is a pixel.
+A chart is about 380 units wide, the width of a phone: at that size a unit is a pixel.
 """
 
 import math
@@ -9,20 +9,37 @@ from typing import Any, NamedTuple
 
 from matplotlib.ticker import MaxNLocator
 
+from review.formatting import Interval, Measure
+
 WIDTH, HEIGHT = 380, 250
 LEFT, RIGHT, TOP, BOTTOM = 54, 368, 10, 208  # of the area that holds the lines
-DOTS = 30  # a line of more points has no dots
+DOTS = 30  # a line with more points has no dots
 
 Point = tuple[float, float]
-Tick = tuple[float, str]  # its place on the axis, and its label
+Tick = tuple[float, str]  # its position on the axis, and its label
+Range = tuple[float, float]
 
 
 class Line(NamedTuple):
-    """A line. kind: a class of the page's style, which gives its colour and its dashes."""
+    """A line. kind: a class of the page's style, which defines its colour and dashes."""
 
     name: str
     kind: str
     points: Sequence[Point]
+
+
+class Axes(NamedTuple):
+    """Two axes in the drawing's units. x, y: from values to positions. y_range: the values inside the chart."""
+
+    x: Callable[[float], float]
+    y: Callable[[float], float]
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    y_range: Range
+
+    def place(self, point: Point) -> Point:
+        """The position of a point; a point outside y_range is moved to the edge."""
+        return self.x(point[0]), min(max(self.y(point[1]), TOP), BOTTOM)
 
 
 class Chart(NamedTuple):
@@ -35,26 +52,35 @@ class Chart(NamedTuple):
     y_ticks: list[Tick]
 
 
-def chart(name: str, description: str, lines: Sequence[Line], percent: bool = False) -> Chart:
-    """Lines over whole numbers, such as epochs. percent: label the y axis in percent."""
-    lines = [line._replace(points=[point for point in line.points if all(map(math.isfinite, point))]) for line in lines]
-    x_values, y_values = zip(*[point for line in lines for point in line.points] or [(0, 0), (1, 1)], strict=True)
-    x_ticks, y_ticks = ticks(min(x_values), max(x_values), whole=True), ticks(min(y_values), max(y_values))
-    x_low, x_high = min(x_values), max(x_values)
+def axes(x_range: Range, y_range: Range, percent: bool = False) -> Axes:
+    """Axes for whole numbers, such as epochs, and values. percent: label the y axis in percent."""
+    (x_low, x_high), (y_low, y_high) = x_range, y_range
+    x_ticks, y_ticks = ticks(x_low, x_high, whole=True), ticks(y_low, y_high)
     margin = 0.5 if x_low == x_high else 0.0
-    x = scale(x_low - margin, x_high + margin, LEFT, RIGHT)
-    y = scale(min(y_ticks[0], *y_values), max(y_ticks[-1], *y_values), BOTTOM, TOP)
-    return Chart(
-        name,
-        description,
-        [line._replace(points=[(x(px), y(py)) for px, py in line.points]) for line in lines],
+    y_low, y_high = min(y_ticks[0], y_low), max(y_ticks[-1], y_high)
+    x, y = scale(x_low - margin, x_high + margin, LEFT, RIGHT), scale(y_low, y_high, BOTTOM, TOP)
+    return Axes(
+        x,
+        y,
         [(x(tick), label) for tick, label in labelled(x_ticks) if x_low <= tick <= x_high],
         [(y(tick), label) for tick, label in labelled(y_ticks, percent)],
+        (y_low, y_high),
     )
 
 
+def chart(
+    name: str, description: str, lines: Sequence[Line], percent: bool = False, y_range: Range | None = None
+) -> Chart:
+    """Lines over whole numbers, such as epochs. y_range: the values to show; default: all of them."""
+    lines = [line._replace(points=[point for point in line.points if all(map(math.isfinite, point))]) for line in lines]
+    x_values, y_values = zip(*[point for line in lines for point in line.points] or [(0, 0), (1, 1)], strict=True)
+    frame = axes((min(x_values), max(x_values)), y_range or (min(y_values), max(y_values)), percent)
+    placed = [line._replace(points=[frame.place(point) for point in line.points]) for line in lines]
+    return Chart(name, description, placed, frame.x_ticks, frame.y_ticks)
+
+
 def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    """From values between low and high to places between start and end, to a tenth of a unit."""
+    """A function from values between low and high to positions between start and end, rounded to a tenth of a unit."""
     return lambda value: round(start + (value - low) / (high - low) * (end - start), 1)
 
 
@@ -66,23 +92,24 @@ def ticks(low: float, high: float, whole: bool = False) -> list[float]:
 
 
 def labelled(values: Sequence[float], percent: bool = False) -> list[Tick]:
-    """Ticks with their labels, in as many decimals as tell them apart."""
+    """Ticks with their labels, with enough decimals to distinguish them."""
     factor, unit = (100, " %") if percent else (1, "")
     step = factor * (values[1] - values[0]) if len(values) > 1 else 1.0
     decimals = next((n for n in range(12) if math.isclose(round(step, n), step, rel_tol=1e-6)), 12)
     return [(value, f"{factor * value:.{decimals}f}{unit}") for value in values]
 
 
-def interval(
-    low: float, middle: float, high: float, measure: str = "accuracy", unit: str = " points"
-) -> dict[str, Any]:
-    """The places of a difference of a measure and its interval beside zero; reach: what the ends of the axis mean."""
-    reach = 1.15 * max(abs(low), abs(high), 1e-9)
+def interval(difference: Interval, measure: Measure) -> dict[str, Any]:
+    """The positions of a difference and its interval on an axis around zero. ends: the labels of the axis's ends."""
+    reach = 1.15 * max(abs(difference.low), abs(difference.high), 1e-9)
     x = scale(-reach, reach, 20, WIDTH - 20)
-    decimals = 2 if max(map(abs, (low, middle, high))) < 1 else 1
-    more = 0 if unit else 2  # of a difference without a unit, which is no percentage
-    description = (
-        f"Difference of {measure} {middle:+.{2 + more}f}{unit}, interval {low:+.{2 + more}f} to {high:+.{2 + more}f}"
+    low, middle, high = (
+        measure.difference(value) for value in (difference.low, difference.difference, difference.high)
     )
-    ends = [f"{value:+.{decimals + more}f}{unit}" for value in (-reach, reach)]
-    return {"low": x(low), "middle": x(middle), "high": x(high), "ends": ends, "description": description}
+    return {
+        "low": x(difference.low),
+        "middle": x(difference.difference),
+        "high": x(difference.high),
+        "ends": [measure.difference(-reach), measure.difference(reach)],
+        "description": f"Difference of {measure.name} {middle}, interval {low} to {high}",
+    }

@@ -1,13 +1,13 @@
 """What a run recorded, read and checked: the files that Git keeps (metrics, curves, pictures), and the predictions.
 
-K: classes. A file that is missing or invalid is None, with the reason in `missing`.
+K: classes. A missing or invalid file is None, and `missing` has the reason.
 """
 
 import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -15,12 +15,10 @@ import pandas as pd
 from integrity import revisions
 from integrity.dvc_lock import LOCK
 from integrity.revisions import Revision
-from review import predictions as review_predictions
-from review.predictions import Found
 from stages.common import paths, record
 from stages.common.digests import md5
 from stages.common.errors import UserError, one_line
-from stages.evaluate import scores
+from stages.evaluate import predictions, scores
 from stages.evaluate.predictions import has_values
 from stages.evaluate.scores import Ints
 
@@ -29,6 +27,14 @@ PICTURES = (paths.OVERVIEW.as_posix(), paths.WORST.as_posix())
 BINS = ["low", "high", "images", "confidence", "accuracy", "accuracy_low", "accuracy_high"]
 
 T = TypeVar("T")
+
+
+class PredictionsLookup(NamedTuple):
+    """The predictions of a revision, as `predictions.parse` returns them, or None and the reason."""
+
+    table: pd.DataFrame | None
+    reason: str
+    notes: list[str]  # on copies that were skipped
 
 
 @dataclass(frozen=True)
@@ -41,10 +47,10 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Results:
-    """A run."""
+    """What a run recorded."""
 
     revision: Revision
-    predictions: Found
+    predictions: PredictionsLookup
     curves: pd.DataFrame | None  # one row per epoch: the epoch and its metrics
     confusion: Confusion | None
     reliability: pd.DataFrame | None  # as stages.evaluate.scores.reliability returns it
@@ -53,12 +59,24 @@ class Results:
     missing: list[str] = field(default_factory=list)  # one line each
 
 
+def look_up_predictions(repo: Any, side: Revision) -> PredictionsLookup:
+    """The predictions of a revision, from the work tree, the cache or the remote."""
+    path, notes = paths.PREDICTIONS.as_posix(), list[str]()
+    try:
+        if (out := side.outs.get(path)) is None:
+            raise UserError(f"{LOCK} there does not name {path}; run `dvc repro` there")
+        content, notes = revisions.fetch(repo, out)
+        return PredictionsLookup(predictions.parse(content, path), "", notes)
+    except UserError as error:
+        return PredictionsLookup(None, str(error), notes)
+
+
 def read(repo: Any, name: str | None) -> Results:
-    """Read a revision; None: the work tree. Raises UserError if there is no such revision, or nothing measured."""
+    """Read a revision; None: the work tree. Raises UserError for an unknown revision, or one that measured nothing."""
     side = revisions.read(repo, name)
     missing: list[str] = []
 
-    def kept(path: str, parse: Callable[[bytes, str], T]) -> T | None:
+    def read_file(path: str, parse: Callable[[bytes, str], T]) -> T | None:
         try:
             content = revisions.file(repo, side, path)
             if content is None:
@@ -71,22 +89,22 @@ def read(repo: Any, name: str | None) -> Results:
     outs = {path: out.md5 for path, out in side.outs.items()}
     environment = {}
     for stage in STAGES:
-        recorded = kept((paths.ENVIRONMENT / f"{stage}.json").as_posix(), revisions.parse_json)
+        recorded = read_file((paths.ENVIRONMENT / f"{stage}.json").as_posix(), revisions.parse_json)
         if recorded is not None and record.describes(recorded, outs):
             environment[stage] = recorded
         elif recorded is not None:
-            missing.append(f"{side.name}: the environment of this run of {stage} is not recorded, only that of another")
-    pictures = {path: kept(path, as_recorded(side, path)) for path in PICTURES}
-    found = review_predictions.load(repo, side, paths.PREDICTIONS.as_posix())
-    matrix = kept(paths.CONFUSION.as_posix(), confusion)
-    if matrix is not None and found.table is not None and not counted_from(matrix, found.table):
+            missing.append(f"{side.name}: the recorded environment of {stage} belongs to another run")
+    pictures = {path: read_file(path, as_recorded(side, path)) for path in PICTURES}
+    lookup = look_up_predictions(repo, side)
+    matrix = read_file(paths.CONFUSION.as_posix(), confusion)
+    if matrix is not None and lookup.table is not None and not counts(matrix, lookup.table):
         missing.append(f"{side.name}: {paths.CONFUSION} contradicts the predictions; `dvc repro` there")
     return Results(
         revision=side,
-        predictions=found,
-        curves=kept(paths.TRAINING_CURVES.as_posix(), curves),
+        predictions=lookup,
+        curves=read_file(paths.TRAINING_CURVES.as_posix(), curves),
         confusion=matrix,
-        reliability=kept(paths.RELIABILITY.as_posix(), reliability),
+        reliability=read_file(paths.RELIABILITY.as_posix(), reliability),
         environment=environment,
         pictures={path: content for path, content in pictures.items() if content is not None},
         missing=missing,
@@ -94,7 +112,7 @@ def read(repo: Any, name: str | None) -> Results:
 
 
 def as_recorded(side: Revision, path: str) -> Callable[[bytes, str], bytes]:
-    """A reader of an output that passes on the file which dvc.lock names, and no other."""
+    """A parser that returns the bytes of an output if dvc.lock names them, and raises UserError otherwise."""
 
     def parse(content: bytes, name: str) -> bytes:
         out = side.outs.get(path)
@@ -105,12 +123,12 @@ def as_recorded(side: Revision, path: str) -> Callable[[bytes, str], bytes]:
     return parse
 
 
-def counted_from(found: Confusion, table: pd.DataFrame) -> bool:
-    """Whether a confusion matrix counts the predictions of a table."""
-    if has_values(table) or list(table["label"].cat.categories) != found.classes:
+def counts(matrix: Confusion, table: pd.DataFrame) -> bool:
+    """Whether a confusion matrix counts the predictions of this table."""
+    if has_values(table) or list(table["label"].cat.categories) != matrix.classes:
         return False
     codes = [table[name].cat.codes.to_numpy().astype(np.int64) for name in ("label", "prediction")]
-    return np.array_equal(scores.confusion(codes[0], codes[1], len(found.classes)), found.matrix)
+    return np.array_equal(scores.confusion(codes[0], codes[1], len(matrix.classes)), matrix.matrix)
 
 
 def curves(content: bytes, name: str) -> pd.DataFrame:
@@ -122,7 +140,7 @@ def curves(content: bytes, name: str) -> pd.DataFrame:
 
 
 def confusion(content: bytes, name: str) -> Confusion | None:
-    """metrics/plots/confusion.csv: label, prediction, images; one row per pair of classes; none for regression.
+    """metrics/plots/confusion.csv: label, prediction, images; one row per pair of classes; no rows for regression.
 
     Raises UserError.
     """
@@ -135,14 +153,14 @@ def confusion(content: bytes, name: str) -> Confusion | None:
     pairs = [(label, prediction) for label in classes for prediction in classes]
     if list(zip(table["label"], table["prediction"], strict=True)) != pairs or len(classes) < 2:
         raise UserError(f"{name}: not one row per pair of classes; `dvc repro` writes it again")
-    counts = _numbers(table[["images"]], name)["images"].to_numpy()
-    if counts.min() < 0 or counts.max() > 1e12:
+    images = _numbers(table[["images"]], name)["images"].to_numpy()
+    if images.min() < 0 or images.max() > 1e12:
         raise UserError(f"{name}: images are counts; `dvc repro` writes it again")
-    return Confusion(classes, counts.astype(np.int64).reshape(len(classes), len(classes)))
+    return Confusion(classes, images.astype(np.int64).reshape(len(classes), len(classes)))
 
 
 def reliability(content: bytes, name: str) -> pd.DataFrame | None:
-    """metrics/plots/reliability.csv: one row per bin of confidence; none for regression. Raises UserError."""
+    """metrics/plots/reliability.csv: one row per bin of confidence; no rows for regression. Raises UserError."""
     table = _csv(content, name)
     if table.columns.tolist() != BINS:
         raise UserError(f"{name}: its columns are not {', '.join(BINS)}; `dvc repro` writes it again")
@@ -168,7 +186,7 @@ def _numbers(table: pd.DataFrame, name: str) -> pd.DataFrame:
     def number(text: str) -> float:
         value = float(text)
         if not (math.isfinite(value) and abs(value) < 1e15):
-            raise ValueError(f"{text[:20]!r} is no number of a run")
+            raise ValueError(f"{text[:20]!r} is not a finite number below 1e15")
         return value
 
     try:
@@ -178,6 +196,6 @@ def _numbers(table: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def most_confident(table: pd.DataFrame, places: Ints, most: int) -> Sequence[int]:
-    """Of the images at `places`, the `most` with the highest probability of their prediction, the highest first."""
+    """The `most` images at `places` with the most confident predictions, the most confident first."""
     order = np.argsort(-table["probability"].to_numpy()[places], kind="stable")[:most]
     return [int(place) for place in places[order]]

@@ -1,7 +1,7 @@
-"""Whether a difference between two classifiers is more than chance: pure functions on numbers and numpy arrays.
+"""Whether a difference between two models is more than chance: pure functions on numbers and numpy arrays.
 
-A is what is compared with, B what is judged; a difference is B - A, so above 0 B is better. N: test images.
-The tests and intervals are scipy's. level: the share of false alarms that is accepted, 0.05 unless told otherwise.
+A is the model to compare with, B the one that is judged. A difference is B - A: above 0, B is better. N: test images.
+The tests are scipy's. level: the share of false alarms that is accepted.
 """
 
 from typing import Any, NamedTuple
@@ -13,11 +13,12 @@ from scipy import stats
 from stages.evaluate import scores
 from stages.evaluate.scores import Floats, Ints
 
-DECIMALS = 9  # of an accuracy; the last ones tell apart more images than anybody has
+DECIMALS = 9  # of an accuracy; enough for any number of images
 RESAMPLES = 9_999  # of the bootstrap: its ends then vary by a few hundredths of the interval's width
-MOST_SEEDS = 10_000  # a side; nobody trains more
+MOST_SEEDS = 10_000  # per side; nobody trains more
 
 BETTER, WORSE, NOISE = "better", "worse", "within noise"
+DIFFERENT = (BETTER, WORSE)
 
 
 def verdict(difference: float, p: float, level: float) -> str:
@@ -31,9 +32,9 @@ def verdict(difference: float, p: float, level: float) -> str:
 
 
 def paired(labels: Ints, a: Ints, b: Ints) -> dict[str, npt.NDArray[np.bool_]]:
-    """For predictions a and b, (N,), of the same images: which were fixed, broken, wrong in both, or changed.
+    """For predictions a and b (N,) of the same images: masks (N,) of fixed, broken, wrong in both, and changed.
 
-    Fixed: wrong in A and right in B. Changed: the prediction is another one, right or wrong. Each (N,).
+    Fixed: wrong in A and correct in B. Changed: the two predictions differ, whether correct or not.
     """
     right_a, right_b = a == labels, b == labels
     return {
@@ -45,10 +46,10 @@ def paired(labels: Ints, a: Ints, b: Ints) -> dict[str, npt.NDArray[np.bool_]]:
 
 
 def mcnemar(fixed: int, broken: int) -> float:
-    """The p-value of McNemar's test (1947), two-sided and exact: are fixed and broken a fair coin's two sides?
+    """The p-value of McNemar's test (1947), two-sided and exact: are fixed and broken images equally likely?
 
-    Dietterich (1998) finds it the test to use where each classifier is trained once. It judges the two trained models,
-    not the two ways of training: other seeds are other models.
+    Dietterich (1998) recommends it if each classifier is trained once. It judges the two trained models, not the two
+    recipes: another seed gives another model.
     """
     return float(stats.binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
 
@@ -56,9 +57,9 @@ def mcnemar(fixed: int, broken: int) -> float:
 def bootstrap(fixed: int, broken: int, images: int, level: float) -> tuple[float, float]:
     """The interval of the difference of accuracy, by the percentile bootstrap over images (Efron 1979).
 
-    The difference is the mean of +1 for a fixed image, -1 for a broken one and 0 for the others. How many of each a
-    resample of the images has is multinomial: drawing those counts is the same bootstrap as drawing N images, and takes
-    milliseconds for any N. The seed is fixed: the same predictions give the same interval.
+    The difference is the mean of +1 for a fixed image, -1 for a broken one and 0 for the others. Their counts in a
+    resample are multinomial, so drawing the counts is the same as drawing N images, and takes milliseconds for any N.
+    The seed is fixed: the same predictions give the same interval.
     """
     shares = np.array([fixed, broken, images - fixed - broken]) / images
     draws = stats.multinomial.rvs(images, shares, size=RESAMPLES, random_state=np.random.default_rng(0))  # (R, 3)
@@ -67,32 +68,28 @@ def bootstrap(fixed: int, broken: int, images: int, level: float) -> tuple[float
 
 
 def paired_squares(labels: Floats, a: Floats, b: Floats, level: float) -> "Difference":
-    """The difference of R2 of two regressions, predictions a and b of the same images, (N,), by a paired t test.
+    """The difference of R2 of two regressions, from predictions a and b (N,) of the same images, by a paired t test.
 
-    Each image has one squared error on either side; their differences, over the variance of the labels, have the
-    difference of R2 as their mean. labels: not all the same.
+    The mean over the images of A's squared error minus B's, divided by the variance of the labels, is the difference
+    of R2. labels: (N,), not all the same.
     """
     gains = ((a - labels) ** 2 - (b - labels) ** 2) / labels.var()
-    if not gains.any():
-        return Difference(0.0, 0.0, 0.0, 1.0)
     with np.errstate(divide="ignore", invalid="ignore"):  # all gains may be the same
-        found = stats.ttest_1samp(gains, 0.0)
-        low, high = found.confidence_interval(1 - level)
-    return Difference(float(gains.mean()), float(low), float(high), float(found.pvalue))
+        return _paired_t(gains, level)
 
 
 def fisher(errors_a: int, images_a: int, errors_b: int, images_b: int) -> float:
-    """The p-value of Fisher's exact test (1922): are two shares of errors those of one classifier on two samples?
+    """The p-value of Fisher's exact test (1922): could one classifier have made both shares of errors on two samples?
 
-    For when it is not known which images were wrong. Far weaker than `mcnemar` on the same test set, which need not ask
-    how hard the images are.
+    For results without predictions. On the same test set it is far weaker than `mcnemar`, because it does not know that
+    both sides saw the same images.
     """
     table = np.array([[errors_a, images_a - errors_a], [errors_b, images_b - errors_b]])
     return float(stats.fisher_exact(table).pvalue)
 
 
 def newcombe(errors_a: int, images_a: int, errors_b: int, images_b: int, level: float) -> tuple[float, float]:
-    """The interval of the difference of accuracy of two samples, from Wilson's of each (Newcombe 1998, method 10)."""
+    """The interval of the difference of accuracy, from Wilson's interval of each side (Newcombe 1998, method 10)."""
     accuracy_a, accuracy_b = 1 - errors_a / images_a, 1 - errors_b / images_b
     z = float(stats.norm.isf(level / 2))
     low_a, high_a = scores.wilson(images_a - errors_a, images_a, z)
@@ -104,7 +101,7 @@ def newcombe(errors_a: int, images_a: int, errors_b: int, images_b: int, level: 
 
 
 class Difference(NamedTuple):
-    """A difference of means, B - A, its interval, and the p-value of its test."""
+    """A difference B - A, its interval, and the p-value of its test."""
 
     difference: float
     low: float
@@ -113,56 +110,67 @@ class Difference(NamedTuple):
 
 
 def welch(a: Floats, b: Floats, level: float) -> Difference | None:
-    """Difference of the means of two samples of accuracies, one per seed, (seeds,), by Welch's t (1947).
+    """The difference between the mean accuracies of two sets of seeds, (seeds,) each, by Welch's t test (1947).
 
-    The spread of the two sides may differ. The degrees of freedom are those of the side with fewer seeds, one less than
-    it has: with these, no ratio of the spreads makes false alarms more frequent than the level (Mickey and Brown 1966).
-    Welch's own estimate of them gives 12 % false alarms at level 0.05 for 2 seeds against 20, and 6 % for 3 against 3.
+    The two sides may vary by different amounts. The degrees of freedom are the smaller number of seeds minus one: then
+    false alarms are at most the level for any ratio of the spreads (Mickey and Brown 1966). Welch's own estimate gives
+    12 % false alarms at level 0.05 for 2 seeds against 20, and 6 % for 3 against 3.
 
-    None: the means differ and neither side varies between its seeds. Then there is no measure of chance to compare the
-    difference with. Raises ValueError with fewer than two accuracies per side.
+    None if the means differ and neither side varies: then there is no variation to judge the difference by. Raises
+    ValueError for fewer than two accuracies on a side.
     """
     if min(len(a), len(b)) < 2:
         raise ValueError("a spread needs two numbers or more")
     a, b = _whole(a), _whole(b)
+    difference = float(b.mean() - a.mean())
     error = float(np.sqrt(a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b)))
-    return _student(float(b.mean() - a.mean()), error, min(len(a), len(b)) - 1, level)
+    if not error:
+        return None if difference else Difference(0.0, 0.0, 0.0, 1.0)
+    freedom = min(len(a), len(b)) - 1
+    margin, p = float(stats.t.isf(level / 2, freedom)) * error, float(2 * stats.t.sf(abs(difference) / error, freedom))
+    return _in_shares(Difference(difference, difference - margin, difference + margin, p))
 
 
 def paired_by_seed(a: Floats, b: Floats, level: float) -> Difference | None:
-    """The same difference from pairs: a[i] and b[i] have the same seed. Student's t of the differences, (seeds,).
+    """The same difference from pairs, by Student's t test: a[i] and b[i] have the same seed.
 
-    Narrower than `welch` only if a seed that is lucky on one side is lucky on the other. None, raises: as `welch`.
+    Its interval is narrower than that of `welch` only if a seed that is lucky on one side is lucky on the other, too.
+    None and errors: as for `welch`.
     """
     if len(a) != len(b) or len(a) < 2:
         raise ValueError("pairs need as many numbers on both sides, two or more")
     differences = _whole(b) - _whole(a)
-    error = float(np.sqrt(differences.var(ddof=1) / len(a)))
-    return _student(float(differences.mean()), error, len(a) - 1, level)
+    if differences.any() and not np.ptp(differences):
+        return None
+    return _in_shares(_paired_t(differences, level))
+
+
+def _paired_t(differences: Floats, level: float) -> Difference:
+    """The mean of paired differences, its interval, and the p-value of Student's t test."""
+    if not differences.any():
+        return Difference(0.0, 0.0, 0.0, 1.0)
+    test = stats.ttest_1samp(differences, 0.0)
+    low, high = test.confidence_interval(1 - level)
+    return Difference(float(differences.mean()), float(low), float(high), float(test.pvalue))
 
 
 def _whole(accuracies: Floats) -> Floats:
-    """As whole numbers, floats add up exactly: equal means are equal, and a sample that does not vary has no spread."""
+    """Accuracies in units of 10**-DECIMALS: sums are exact, so equal means are equal, and equal values do not vary."""
     whole: Floats = np.rint(accuracies * 10**DECIMALS)
     return whole
 
 
-def _student(difference: float, error: float, freedom: int, level: float) -> Difference | None:
-    """Interval and p-value of a difference with this standard error; both in units of 10**-DECIMALS."""
-    if not error:
-        return None if difference else Difference(0.0, 0.0, 0.0, 1.0)
-    half = float(stats.t.isf(level / 2, freedom)) * error
-    p = float(2 * stats.t.sf(abs(difference) / error, freedom))
-    low, middle, high = (value / 10**DECIMALS for value in (difference - half, difference, difference + half))
-    return Difference(middle, low, high, p)
+def _in_shares(difference: Difference) -> Difference:
+    """A difference of `_whole` numbers as one of accuracies."""
+    middle, low, high = (value / 10**DECIMALS for value in difference[:3])
+    return Difference(middle, low, high, difference.p)
 
 
 def seeds_needed(difference: float, deviation_a: float, deviation_b: float, level: float, power: float) -> int | None:
-    """How many seeds per side `welch` needs to find a difference of this size in `power` of the comparisons.
+    """How many seeds per side, at least 2, `welch` needs to find a difference of this size with this power.
 
-    difference, and the standard deviations over seeds, in the same unit. The power is that of the noncentral t
-    distribution (Cohen 1988). At least 2. None: more than MOST_SEEDS, or there is no difference or no deviation to
-    compute it from.
+    difference, and the standard deviations over seeds: in the same unit. The power is that of the noncentral t
+    distribution (Cohen 1988). None: more than MOST_SEEDS, or the difference or both deviations are 0.
     """
     variance = deviation_a**2 + deviation_b**2
     if difference == 0 or variance == 0:
@@ -171,6 +179,6 @@ def seeds_needed(difference: float, deviation_a: float, deviation_b: float, leve
     freedom = n - 1
     critical = stats.t.isf(level / 2, freedom)
     noncentrality = abs(difference) / np.sqrt(variance / n)
-    # The other tail, a significant difference the wrong way, is no success and less than 1 % of the power looked for.
+    # The other tail, a significant difference in the wrong direction, is no success, and below 1 % of the power.
     enough: Any = stats.nct.sf(critical, freedom, noncentrality) >= power
     return int(n[enough][0]) if enough.any() else None

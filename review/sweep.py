@@ -1,10 +1,10 @@
-"""Which parameters are best? `python -m review.sweep [NAMES]`: DVC's experiments as a table, a mean over seeds a row.
+"""Which parameters are best? `python -m review.sweep [NAMES]`: DVC's experiments as a table of means over seeds.
 
     dvc exp run --queue -n lr -S 'optimizers.adam.lr=0.005,0.01' -S 'train.seed=range(3)' && dvc queue start --jobs 2
     python -m review.sweep 'lr-*' --plot lr.png
 
-Experiments that differ in nothing but `train.seed` are one setting. Judged is validation alone: a setting that was
-chosen on the test set has no test set left. Not a stage: it reads what Git has, and writes nothing but the plot.
+Experiments that differ only in `train.seed` are one setting. Only validation metrics are compared: after a choice on
+the test set, there is no unbiased test set left. Not a stage: it reads what is in Git, and writes only the plot.
 """
 
 import argparse
@@ -20,50 +20,45 @@ from scipy import stats
 
 from integrity import revisions
 from integrity.revisions import Revision
-from review import comparison_text, options
+from review import formatting, options
+from review.formatting import MISSING, measure_of, parameter
 from stages.common import errors, files, paths
 from stages.common.errors import UserError, printable
-from stages.common.text import shown as printable_key
+from stages.common.text import listed, shown
 
 SEED = "train.seed"
-FORMATS = ("table", "markdown", "json")
-# What a setting may be chosen by.
+# The metrics that a setting can be chosen by.
 HIGHER_IS_BETTER = {"validation_accuracy": True, "validation_balanced_accuracy": True, "validation_loss": False}
 BEST, NOISE, WORSE = "best", "within noise", "worse"
-METHOD = "Tukey's HSD (1949): every pair of settings at once, so that many settings do not make false alarms likely"
+MOST_NAMES = 5  # of experiments, in an error message
+METHOD = "Tukey's HSD (1949): all pairs of settings at once, so that more settings give no more false alarms"
 
 
 def main() -> None:
-    """Read the experiments, print the table, and draw it if asked to."""
-    asked = arguments()
+    """Read the experiments, print the table, and draw it if --plot is given."""
+    arguments = command_line()
     with revisions.repository() as repo:
-        baseline = revisions.resolve(repo, asked.rev)
-        runs = read(repo, baseline, asked.names)
-    document = {"commit": baseline, **summary(runs, asked.metric, asked.level)}
-    if asked.plot:
-        from review import sweep_figure  # matplotlib takes longer to import than the rest to run
+        baseline = revisions.resolve(repo, arguments.rev)
+        runs = read(repo, baseline, arguments.names)
+    document = {"commit": baseline, **summary(runs, arguments.metric, arguments.level)}
+    if arguments.plot:
+        from review import sweep_figure  # importing matplotlib takes longer than all the rest
 
-        files.write_bytes(asked.plot, sweep_figure.draw(document))
-    match asked.format:
-        case "table":
-            print(text(document), end="")
-        case "markdown":
-            print(markdown(document), end="")
-        case "json":
-            print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+        files.write_bytes(arguments.plot, sweep_figure.draw(document))
+    formatting.print_document(document, arguments.format, text, markdown)
 
 
-def arguments() -> argparse.Namespace:
+def command_line() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m review.sweep", description="Which parameters are best?")
-    parser.add_argument("names", nargs="?", default="*", metavar="NAMES", help="of experiments: 'lr-*' (default: all)")
-    parser.add_argument("--rev", default="HEAD", help="the commit that the experiments began at (default: HEAD)")
-    parser.add_argument("--metric", choices=HIGHER_IS_BETTER, default="validation_accuracy")
     parser.add_argument(
-        "--level", type=options.level, default=0.05, help="share of false alarms accepted (default: 0.05)"
+        "names", nargs="?", default="*", metavar="NAMES", help="names of experiments, such as 'lr-*' (default: all)"
     )
-    parser.add_argument("--format", choices=FORMATS, default="table")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it, too")
+    parser.add_argument("--rev", default="HEAD", help="the commit at which the experiments started (default: HEAD)")
+    parser.add_argument("--metric", choices=HIGHER_IS_BETTER, default="validation_accuracy")
+    parser.add_argument("--level", type=options.level, default=0.05, help="accepted share of false alarms (0.05)")
+    formatting.add_format(parser)
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw the table")
     return parser.parse_args()
 
 
@@ -71,49 +66,49 @@ def read(repo: Any, baseline: str, names: str) -> list[Revision]:
     """The experiments of a commit whose names match a pattern. Raises UserError if there are none."""
     from dvc.repo.experiments.utils import exp_refs_by_baseline
 
-    found = exp_refs_by_baseline(repo.scm, {baseline}).get(baseline, [])  # not experiments.ls: that waits for a lock
-    listed = sorted((ref.name, repo.scm.get_ref(str(ref))) for ref in found)
-    matching = [(name, commit) for name, commit in listed if fnmatch.fnmatchcase(name, names)]
-    if not matching:
-        there = ", ".join(name for name, _ in listed[:5]) + (", …" if len(listed) > 5 else "")
+    refs = exp_refs_by_baseline(repo.scm, {baseline}).get(baseline, [])  # experiments.ls would wait for a lock
+    experiments = sorted((ref.name, repo.scm.get_ref(str(ref))) for ref in refs)
+    if not experiments:
         raise UserError(
-            f"no experiment of {baseline[:7]} is named {names!r}; there are: {there}"
-            if listed
-            else f"no experiments of {baseline[:7]}; `dvc exp run --queue …` and `dvc queue start` make some, "
-            "--rev reads those of another commit"
+            f"no experiments of {baseline[:7]}; `dvc exp run --queue …` and `dvc queue start` run some, and --rev "
+            "selects another commit"
         )
+    matching = [(name, commit) for name, commit in experiments if fnmatch.fnmatchcase(name, names)]
+    if not matching:
+        known = listed([name for name, _ in experiments], MOST_NAMES)
+        raise UserError(f"no experiment of {baseline[:7]} is named {names!r}; there are: {known}")
     metrics = paths.TRAIN_METRICS.as_posix()
     return [revisions.read(repo, commit, name, metrics) for name, commit in matching]
 
 
 def summary(runs: list[Revision], metric: str, level: float) -> dict[str, Any]:
-    """Group runs into settings, and measure each over its seeds. Raises UserError for a run that was not measured.
+    """Group runs into settings, and summarize each over its seeds. Raises UserError for a run without the metric.
 
-    metric      what is measured, of the validation part
-    varied      the parameters by which settings differ, in the order of params.yaml
-    deviation   standard, over seeds, pooled over settings; None where no setting has two seeds
-    settings    the best first: parameters (a key that it lacks is not there), seeds, values (one per seed), mean,
-                deviation (None: one seed), and verdict:
-                best | within noise | worse (than the best); None where there is no deviation to judge by
-    notes       what the user must know to trust the rest, a line each
+    metric      the validation metric
+    varied      the parameters that differ between settings, in the order of params.yaml
+    deviation   the standard deviation over seeds, pooled over settings; None if no setting has two seeds
+    settings    the best first: parameters (without the keys that it lacks), seeds, values (one per seed), mean,
+                deviation (None: one seed), and verdict: best | within noise | worse (than the best); None if a setting
+                has only one seed
+    notes       what the reader must know to trust the rest, one line each
     """
     read_keys = {key for run in runs for key in run.read_by}
     keys = dict.fromkeys(key for run in runs for key in run.params or {} if key in read_keys and key != SEED)
     varied = [key for key in keys if len({_plain(run, key) for run in runs}) > 1]
-    notes = [note for run in runs for note in run.notes] + splits(runs)
+    notes = [note for run in runs for note in run.notes] + different_validation_sets(runs)
 
-    seeds_of: dict[tuple[str, ...], dict[str, Revision]] = {}  # setting -> seed -> run
+    runs_by_setting: dict[tuple[str, ...], dict[str, Revision]] = {}  # setting -> seed -> run
     for run in runs:
         if SEED not in (run.params or {}):
             raise UserError(f"{run.name}: {paths.PARAMS} there has no {SEED}")
         _value(run, metric)
-        of_setting = seeds_of.setdefault(tuple(_plain(run, key) for key in varied), {})
-        if of_setting.setdefault(_plain(run, SEED), run) is not run:
+        runs_by_seed = runs_by_setting.setdefault(tuple(_plain(run, key) for key in varied), {})
+        if runs_by_seed.setdefault(_plain(run, SEED), run) is not run:
             notes.append(f"{run.name}: left out: the same parameters and seed as another experiment")
 
     settings: list[dict[str, Any]] = []
-    for of_setting in seeds_of.values():
-        ordered = sorted(of_setting.values(), key=lambda run: (len(_plain(run, SEED)), _plain(run, SEED)))
+    for runs_by_seed in runs_by_setting.values():
+        ordered = sorted(runs_by_seed.values(), key=lambda run: (len(_plain(run, SEED)), _plain(run, SEED)))
         values = [_value(run, metric) for run in ordered]
         parameters = ordered[0].params or {}
         settings.append(
@@ -128,7 +123,7 @@ def summary(runs: list[Revision], metric: str, level: float) -> dict[str, Any]:
     settings.sort(key=lambda setting: setting["mean"], reverse=HIGHER_IS_BETTER[metric])
     counts = {len(setting["seeds"]) for setting in settings}
     if len(counts) > 1:
-        notes.append(f"not every setting has as many seeds: {min(counts)} to {max(counts)}")
+        notes.append(f"the settings have different numbers of seeds: {min(counts)} to {max(counts)}")
     for setting, verdict in zip(settings, verdicts([setting["values"] for setting in settings], level), strict=True):
         setting["verdict"] = verdict
     return {
@@ -147,39 +142,38 @@ def pooled(groups: list[list[float]]) -> float | None:
     freedom = sum(len(group) - 1 for group in groups)
     if not freedom:
         return None
-    squares = sum(statistics.pvariance(group) * len(group) for group in groups)
+    squares = sum(statistics.variance(group) * (len(group) - 1) for group in groups if len(group) > 1)
     return float((squares / freedom) ** 0.5)
 
 
 def verdicts(groups: list[list[float]], level: float) -> list[str | None]:
-    """How each setting stands to the first, which is the best. None for all if a setting has one seed.
+    """The verdict on each setting against the first, which is the best. None for all if a setting has one seed.
 
-    The stages write six decimals, which for accuracies stand for whole numbers of images: judged are whole millionths,
-    whose sums are exact. Of floats, equal ones can have means that differ in the last bit, and so a "significant" one.
+    The stages write six decimals. The test uses whole millionths, whose sums are exact: means of equal floats can
+    differ in the last bit, which would be a "significant" difference.
     """
     if len(groups) < 2:
         return [BEST] * len(groups)
     if min(map(len, groups)) < 2:
         return [None] * len(groups)
     whole = [[round(value * 1e6) for value in group] for group in groups]
-    if all(len(set(group)) == 1 for group in whole):  # seeds change nothing at all: every difference is one
+    if all(len(set(group)) == 1 for group in whole):  # no variation between seeds: every difference is significant
         return [BEST, *(NOISE if group[0] == whole[0][0] else WORSE for group in whole[1:])]
     p = stats.tukey_hsd(*whole).pvalue[0]
     return [BEST, *(WORSE if value < level else NOISE for value in p[1:])]
 
 
-def splits(runs: list[Revision]) -> list[str]:
-    """A note if the runs were not validated on the same images."""
-    parts = {run.outs[path].md5 for run in runs if (path := paths.VALIDATION.as_posix()) in run.outs}
-    if len(parts) < 2:
+def different_validation_sets(runs: list[Revision]) -> list[str]:
+    """A note if the runs were validated on different images."""
+    count = len({run.outs[path].md5 for run in runs if (path := paths.VALIDATION.as_posix()) in run.outs})
+    if count < 2:
         return []
-    return [f"the validation parts are {len(parts)} different ones: other images, so part of a difference is theirs"]
+    return [f"the runs have {count} different validation sets, which cause part of the differences"]
 
 
 def text(document: dict[str, Any]) -> str:
-    """A plain table, the notes, and how to read it."""
-    lines = frame(document, printable_key).to_string(index=False).splitlines()
-    blocks = ["\n".join(line.rstrip() for line in lines)]
+    """A plain table, the notes, and a legend."""
+    blocks = ["\n".join(formatting.plain_table(frame(document, shown)))]
     if document["notes"]:
         blocks.append("\n".join(f"note: {note}" for note in document["notes"]))
     blocks.append(legend(document))
@@ -188,55 +182,41 @@ def text(document: dict[str, Any]) -> str:
 
 def markdown(document: dict[str, Any]) -> str:
     """The same in GitHub's Markdown."""
-    table = frame(document, comparison_text.code)
-    blocks = [table.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, stralign="right")]
-    blocks += [f"> {comparison_text.escaped(note)}" for note in document["notes"]]
-    return "\n\n".join([*blocks, comparison_text.escaped(legend(document))]) + "\n"
+    blocks = [formatting.markdown_table(frame(document, formatting.code))]
+    blocks += [f"> {formatting.escaped(note)}" for note in document["notes"]]
+    return "\n\n".join([*blocks, formatting.escaped(legend(document))]) + "\n"
 
 
-def frame(document: dict[str, Any], shown_as: Callable[[str], str]) -> pd.DataFrame:
-    """One row per setting, as text; parameters first, whatever they are called. shown_as: their names and values."""
-    varied, metric = document["varied"], document["metric"]
+def frame(document: dict[str, Any], quote: Callable[[str], str]) -> pd.DataFrame:
+    """One row per setting, as text, the parameters first. quote: writes names and values of parameters."""
+    varied, measure = document["varied"], measure_of(document["metric"])
     rows = [
         [
-            *(
-                shown_as(comparison_text.value(setting["parameters"][key]))
-                if key in setting["parameters"]
-                else comparison_text.MISSING
-                for key in varied
-            ),
-            str(len(setting["seeds"])),
-            shown(setting["mean"], metric),
-            shown(setting["deviation"], metric, unit=False),
-            setting["verdict"] or comparison_text.MISSING,
+            *(quote(parameter(row["parameters"][key])) if key in row["parameters"] else MISSING for key in varied),
+            str(len(row["seeds"])),
+            measure.value(row["mean"]),
+            MISSING if row["deviation"] is None else measure.number(row["deviation"]),
+            row["verdict"] or MISSING,
         ]
-        for setting in document["settings"]
+        for row in document["settings"]
     ]
-    return pd.DataFrame(rows, columns=[*map(shown_as, varied), "seeds", "mean", "deviation", "against the best"])
+    return pd.DataFrame(rows, columns=[*map(quote, varied), "seeds", "mean", "deviation", "against the best"])
 
 
 def legend(document: dict[str, Any]) -> str:
-    """What the numbers are."""
-    metric = document["metric"]
+    """What the numbers mean."""
+    metric, deviation = document["metric"], document["deviation"]
     runs = sum(len(setting["seeds"]) for setting in document["settings"])
     line = f"{metric.replace('_', ' ')}, mean over {SEED}, {runs} runs of {document['commit'][:7]}"
-    if document["deviation"] is None:
-        return f"{line}; one seed a setting does not tell noise from effect"
-    spread = shown(document["deviation"], metric, unit=False)
-    return f"{line}; deviation over seeds {spread}; Tukey's HSD, level {document['level']:g}"
-
-
-def shown(value: float | None, metric: str, unit: bool = True) -> str:
-    """A number of a metric as text: shares in percent."""
-    if value is None:
-        return comparison_text.MISSING
-    if not metric.endswith("accuracy"):
-        return f"{value:.4f}"
-    return f"{100 * value:.3f}" + " %" * unit
+    if deviation is None:
+        return f"{line}; one seed per setting cannot tell effect from noise"
+    return (
+        f"{line}; deviation over seeds {measure_of(metric).number(deviation)}; Tukey's HSD, level {document['level']:g}"
+    )
 
 
 def _plain(run: Revision, key: str) -> str:
-    """A parameter as text, which is the same for the same value and nothing else: "" for none."""
+    """A parameter as JSON, so that only equal values are equal; "" if the run lacks it."""
     return json.dumps(run.params[key], ensure_ascii=False) if run.params and key in run.params else ""
 
 
@@ -244,7 +224,7 @@ def _value(run: Revision, metric: str) -> float:
     value = run.metrics.get(paths.TRAIN_METRICS.as_posix(), {}).get(metric)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(
-            f"{run.name}: {paths.TRAIN_METRICS} has no {metric}; run it with a preprocess.validation_fraction above 0"
+            f"{run.name}: {paths.TRAIN_METRICS} has no {metric}; run it with preprocess.validation_fraction above 0"
             + ", and train.select_by: balanced_accuracy" * ("balanced" in metric)
         )
     return float(value)

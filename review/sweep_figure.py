@@ -1,37 +1,37 @@
-"""A sweep (of review/sweep.py) as a picture: every run a dot, and the means of each line joined."""
+"""A sweep (of review/sweep.py) as a picture: one dot per run, and lines through the means."""
 
 import math
 import re
 from collections.abc import Callable
 from typing import Any
 
-from review import comparison_text
+from review.formatting import MISSING, parameter
 from stages.common.errors import UserError
 from stages.common.text import shown
 from stages.evaluate import figures
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito 2008
 MARKERS = "osD^vPX"
-LOGARITHMIC = 3.9  # from this ratio of the largest to the smallest value on, they are placed by their logarithm
-APART = 0.012  # of the axis: how far the lines are set apart, so that their dots do not hide each other
+LOGARITHMIC = 3.9  # ratio of the largest to the smallest value from which an axis is logarithmic
+OFFSET = 0.012  # of the axis, between two lines, so that their dots do not hide each other
 
 
 def draw(document: dict[str, Any]) -> bytes:
-    """A PNG of what `sweep.summary` gives. Raises UserError for more lines than can be told apart."""
+    """A PNG of a document of `sweep.summary`. Raises UserError for more lines than there are colours."""
     settings, varied = document["settings"], document["varied"]
     values = {key: [_parameter(setting, key) for setting in settings] for key in varied}
-    # To the right goes what is most of a scale: numbers before names, then the one with the most values.
+    # The x axis is the parameter that most resembles a scale: numbers before names, then the one with most values.
     x = max(varied, key=lambda key: (_numeric(values[key]), len(set(map(str, values[key])))), default=None)
     ticks = _places(values[x]) if x else {"": 0.0}
     others = [key for key in varied if key != x]
     lines: dict[str, list[dict[str, Any]]] = {}
     for setting in settings:
-        label = ", ".join(f"{shown(key)} {comparison_text.value(_parameter(setting, key))}" for key in others)
+        label = ", ".join(f"{shown(key)} {_label(setting, key)}" for key in others)
         lines.setdefault(label, []).append(setting)
     if len(lines) > len(COLOURS):
         raise UserError(
             f"--plot draws {len(COLOURS)} lines at most, and these experiments have {len(lines)} settings of "
-            f"{', '.join(others)}: name fewer of them, or read the table"
+            f"{', '.join(others)}: select fewer experiments, or read the table"
         )
 
     share = document["metric"].endswith("accuracy")
@@ -39,20 +39,20 @@ def draw(document: dict[str, Any]) -> bytes:
     with figures.own_style(parse_math=False):  # a name with $ in it is a name
         figure = figures.page(7.0, 4.2)
         axes = figure.subplots()
-        for at, label in enumerate(sorted(lines, key=_natural)):
-            shift = APART * (at - (len(lines) - 1) / 2)
+        for index, label in enumerate(sorted(lines, key=_natural)):
+            shift = OFFSET * (index - (len(lines) - 1) / 2)
             dots, means = [], []
             for setting in lines[label]:
-                place = ticks[comparison_text.value(_parameter(setting, x)) if x else ""] + shift
+                place = ticks[_label(setting, x) if x else ""] + shift
                 scale = 100 if share else 1
                 dots += [(place, scale * value) for value in setting["values"]]
                 means.append((place, scale * setting["mean"]))
-            style: dict[str, Any] = {"color": COLOURS[at], "marker": MARKERS[at]}
-            axes.plot(*zip(*sorted(means), strict=True), color=COLOURS[at], linewidth=1.5)
+            style: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index]}
+            axes.plot(*zip(*sorted(means), strict=True), color=COLOURS[index], linewidth=1.5)
             axes.plot(*zip(*dots, strict=True), linestyle="none", markersize=5, label=label, **style)
         axes.set_xticks(list(ticks.values()), list(ticks))
         axes.set(xlim=(-0.1, 1.1), xlabel=shown(x or ""), ylabel=f"{name}, %" if share else name)
-        axes.set_title(f"{name}: a dot a seed, lines through the means", fontsize=11)
+        axes.set_title(f"{name}: one dot per seed, lines through the means", fontsize=11)
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         if others:
             axes.legend(frameon=False)
@@ -60,7 +60,11 @@ def draw(document: dict[str, Any]) -> bytes:
 
 
 def _parameter(setting: dict[str, Any], key: str) -> Any:
-    return setting["parameters"].get(key, comparison_text.MISSING)
+    return setting["parameters"].get(key, MISSING)
+
+
+def _label(setting: dict[str, Any], key: str) -> str:
+    return parameter(_parameter(setting, key))
 
 
 def _numeric(values: list[Any]) -> bool:
@@ -68,18 +72,17 @@ def _numeric(values: list[Any]) -> bool:
 
 
 def _places(values: list[Any]) -> dict[str, float]:
-    """Where each different value stands on an axis from 0 to 1: numbers to scale, anything else evenly."""
+    """The position of each different value on an axis from 0 to 1: numbers to scale, anything else evenly."""
     if not _numeric(values):
-        names = sorted({comparison_text.value(value) for value in values}, key=_natural)
-        return {name: at / max(len(names) - 1, 1) for at, name in enumerate(names)}
+        names = sorted({parameter(value) for value in values}, key=_natural)
+        return {name: index / max(len(names) - 1, 1) for index, name in enumerate(names)}
     low, high = min(values), max(values)
-    by_ratio = low > 0 and high / low >= LOGARITHMIC
-    scale: Callable[[float], float] = math.log if by_ratio else float
+    scale: Callable[[float], float] = math.log if low > 0 and high / low >= LOGARITHMIC else float
     width = scale(high) - scale(low) or 1.0
-    return {comparison_text.value(value): (scale(value) - scale(low)) / width for value in sorted(values)}
+    return {parameter(value): (scale(value) - scale(low)) / width for value in sorted(values)}
 
 
 def _natural(label: str) -> list[tuple[float, str]]:
-    """A key to sort by that sets 64 before 128."""
+    """A key that sorts 64 before 128."""
     parts = re.split(r"(\d+(?:\.\d+)?)", label)
-    return [(float(part), "") if at % 2 else (math.inf, part) for at, part in enumerate(parts)]
+    return [(float(part), "") if index % 2 else (math.inf, part) for index, part in enumerate(parts)]

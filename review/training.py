@@ -1,4 +1,4 @@
-"""Training seeds of a revision, in the work tree or in a temporary clone, and comparing while they are trained."""
+"""Train seeds of a revision, in the work tree or in a temporary clone, and compare until the verdict is clear."""
 
 import contextlib
 import sys
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from integrity import git, rebuild, revisions
-from review import comparison, sequential, values
+from review import comparison, sequential
+from review.formatting import MEASURES
 from review.sequential import Look
 from seeds import record
 from seeds.paths import PIPELINE
@@ -18,7 +19,7 @@ from stages.common.errors import UserError
 
 
 def show(line: str) -> None:
-    """Print what training says where it does not mix with the comparison, which may be JSON."""
+    """Print a line of training to stderr, so that it does not mix with the comparison, which may be JSON."""
     print(line, end="", file=sys.stderr, flush=True)
 
 
@@ -30,35 +31,35 @@ class Side(NamedTuple):
     environment: dict[str, str]
 
     def recorded(self) -> Record:
-        """The seeds that are there, as `seeds.record.read` gives them. Raises UserError."""
+        """The recorded seeds, as `seeds.record.read` returns them. Raises UserError."""
         with contextlib.chdir(self.folder), revisions.repository() as repo:
             return record.read(repo, revisions.read(repo, None, self.name))
 
     def trained(self, seeds: int, force: bool = False) -> Record:
-        """As `recorded`, after training whatever is missing of so many seeds; more are fine. Raises UserError.
+        """At least `seeds` seeds, after training those that are missing. Raises UserError.
 
-        force: what is recorded does not count; all of them are trained here, without a cache.
+        force: train all of them here, whatever is recorded or cached.
         """
         if not (self.folder / PIPELINE).is_file():
-            raise UserError(f"{self.name}: no {PIPELINE} there, so that no seeds can be trained")
-        found = self.recorded()
-        if len(found.rows) >= seeds and not force:
-            return found
-        show(f"\n{self.name}: training {seeds} seeds, but for those that are cached\n")
+            raise UserError(f"{self.name}: no {PIPELINE} there, so no seeds can be trained")
+        recorded = self.recorded()
+        if len(recorded.rows) >= seeds and not force:
+            return recorded
+        show(f"\n{self.name}: training {seeds} seeds, except those that are cached\n")
         command = [sys.executable, "-m", "seeds", str(seeds), *(["--force"] if force else [])]
         if children.run(command, self.folder, self.environment, on_line=show).returncode:
-            raise UserError(f"{self.name}: its seeds cannot be trained; the reason is above")
-        found = self.recorded()
-        if len(found.rows) < seeds:
-            raise UserError(f"{self.name}: {found.why}")
-        return found
+            raise UserError(f"{self.name}: training its seeds failed; the reason is above")
+        recorded = self.recorded()
+        if len(recorded.rows) < seeds:
+            raise UserError(f"{self.name}: {recorded.why}")
+        return recorded
 
 
 @contextlib.contextmanager
 def checkout(repo: Any, name: str | None) -> Iterator[Side]:
-    """A side to train seeds of: the work tree (None), or a temporary clone of a revision that shares DVC's cache.
+    """A checkout to train seeds in: the work tree (None), or a temporary clone of a revision that shares DVC's cache.
 
-    In the work tree, training leaves what `make seeds` leaves. Raises UserError.
+    In the work tree, training changes the same files as `make seeds`. Raises UserError.
     """
     root = Path(repo.root_dir)
     if name is None:
@@ -71,44 +72,41 @@ def checkout(repo: Any, name: str | None) -> Iterator[Side]:
 
 
 def until_decided(a: str, b: str | None, level: float, margin: float, budget: int) -> dict[str, Any]:
-    """The document of review/comparison.py of two revisions, after training seeds on both until the verdict is clear.
+    """The document of review/comparison.py, after training seeds on both sides until the verdict is clear.
 
-    margin: a share; see review/sequential.py. budget: the most seeds per side. Raises UserError.
+    margin: a share, as in review/sequential.py. budget: the most seeds per side. Raises UserError.
     """
     with revisions.repository() as repo, checkout(repo, a) as old, checkout(repo, b) as new:
         sides = (old, new)
-        there = min(len(side.recorded().rows) for side in sides)
-        looks = sequential.schedule(budget, there)
+        looks = sequential.schedule(budget, trained=min(len(side.recorded().rows) for side in sides))
         for n, nominal in zip(looks, sequential.nominal_levels(looks, level), strict=True):
             records = (old.trained(n).first(n), new.trained(n).first(n))
-            if obstacles := comparison.not_by_seeds((old.name, new.name), records):
+            if obstacles := comparison.obstacles_to_seeds((old.name, new.name), records):
                 raise UserError(f"seeds cannot decide: {'; '.join(obstacles)}")
-            found = sequential.look(records[0].scores, records[1].scores, nominal, margin)
-            if found.word != sequential.UNDECIDED:
+            look = sequential.look(records[0].scores, records[1].scores, nominal, margin)
+            if look.word != sequential.UNDECIDED:
                 break
         document = comparison.read(a, b, level, records)
-    document["verdict"] = verdict(document, found, looks, looks.index(n) + 1, margin)
+    document["verdict"] = verdict(document, look, looks, looks.index(n) + 1, margin)
     return document
 
 
-def verdict(document: dict[str, Any], found: Look, looks: list[int], taken: int, margin: float) -> dict[str, Any]:
-    """`verdict` of a document whose seeds were judged at several looks, of which so many were `taken`."""
-    level = document["level"]
-    measure = document["measure"]
-    interval = comparison.difference_text(found, measure, level)
-    margin_text = f"{margin:g}" if measure == values.MEASURE else f"{100 * margin:g} points"
+def verdict(document: dict[str, Any], look: Look, looks: list[int], taken: int, margin: float) -> dict[str, Any]:
+    """`verdict` of a document whose seeds were judged at `taken` of the planned looks. look: the last one."""
+    level, measure = document["level"], MEASURES[document["measure"]]
     text = (
-        f"{comparison.seed_means(document['seeds'], measure)}, {interval}; group-sequential test, look {taken} of "
-        f"{len(looks)} (at {', '.join(map(str, looks))} seeds per side), level {level:g}, margin {margin_text}"
+        f"{comparison.seed_difference(document['seeds'], measure.name, look, level)}; group-sequential test, look "
+        f"{taken} of {len(looks)} (at {', '.join(map(str, looks))} seeds per side), level {level:g}, margin "
+        f"{measure.scale * margin:g}{measure.difference_unit}"
     )
     return {
-        "word": found.word,
+        "word": look.word,
         "text": text,
         "method": "Lan and DeMets' alpha spending (1983), Pocock's type; repeated confidence intervals (Jennison and "
         "Turnbull 1989); equivalence: two one-sided tests (Schuirmann 1987)",
         "p": None,
         "basis": comparison.SEEDS,
-        "difference": found.difference,
-        "low": found.low,
-        "high": found.high,
+        "difference": look.difference,
+        "low": look.low,
+        "high": look.high,
     }

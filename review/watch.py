@@ -1,8 +1,8 @@
-"""The runs that are at work or wait, here and in DVC's experiments: `python -m review.watch`, or `make watch`.
+"""The running and queued runs, here and in DVC's experiments: `python -m review.watch`, or `make watch`.
 
-A row per run: epoch, validation accuracy of that epoch, time left at the pace so far. On a terminal the table is drawn
-again as it changes; elsewhere a line is printed for each change. Ends when nothing runs any more, or after one table
-with --once. Reads only.
+One row per run: epoch, validation accuracy of that epoch, time left at the current pace. A terminal shows the table,
+which is updated; any other output gets one line per change. Ends when nothing is running, or with --once after one
+table. Reads only.
 """
 
 import argparse
@@ -17,22 +17,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from integrity import queue_tasks, revisions
-from review import search
+from review import formatting, search
+from review.formatting import MISSING
 from stages.common import errors, paths
 from stages.common.errors import printable
 
 WORK_TREE = "work tree"
 RUNNING, STARTING, QUEUED, WAITING, DEAD = "running", "starting", "queued", "queued, no worker", "no process"
 AT_WORK = (RUNNING, STARTING, QUEUED)
-SUCCESS = 3  # from this status on, an experiment is over: dvc.repo.experiments.executor.base.TaskStatus
+SUCCESS = 3  # an experiment with this status or a higher one has ended: dvc.repo.experiments.executor.base.TaskStatus
+NOTHING = "nothing is running"
 POLL_SECONDS = 1.0
-ENDING_SECONDS = 3.0  # an experiment has no process for a moment while DVC sets it up, or collects its results
+ENDING_SECONDS = 3.0  # an experiment has no process for a moment while DVC sets it up or collects its results
 COLUMNS = ("run", "state", "epoch", "validation", "left")
-NAME = 40  # letters of a name
+LONGEST_NAME = 40  # characters
 
 
 class Run(NamedTuple):
-    """One run. epoch, epochs, accuracy, seconds_left: None where that is not known yet."""
+    """One run. epoch, epochs, accuracy, seconds_left: None if not known yet."""
 
     name: str
     state: str
@@ -44,58 +46,63 @@ class Run(NamedTuple):
     def cells(self) -> list[str]:
         """One text per column."""
         return [
-            self.name if len(self.name) <= NAME else f"{self.name[: NAME - 1]}…",
+            formatting.short(self.name, LONGEST_NAME),
             self.state,
-            "-" if self.epoch is None else f"{self.epoch}/{self.epochs}",
-            "-" if self.accuracy is None else f"{self.accuracy:.2%}",
-            "-" if self.seconds_left is None else duration(self.seconds_left),
+            MISSING if self.epoch is None else f"{self.epoch}/{self.epochs}",
+            MISSING if self.accuracy is None else formatting.percent(self.accuracy),
+            MISSING if self.seconds_left is None else duration(self.seconds_left),
         ]
 
 
 def main() -> None:
-    """Print the table, or draw it until nothing runs."""
-    parser = argparse.ArgumentParser(prog="python -m review.watch", description="The runs that are at work or wait.")
+    """Print the table once, or update it until nothing is running."""
+    parser = argparse.ArgumentParser(prog="python -m review.watch", description="The running and queued runs.")
     parser.add_argument("--once", action="store_true", help="print the table once")
     once, terminal = parser.parse_args().once, sys.stdout.isatty()
-    drawn, before = 0, dict[str, str]()
-    with revisions.repository(writes=True) as repo:  # the queue is not in the temporary folder of a read-only one
+    lines_on_screen, previous = 0, list[Run]()
+    with revisions.repository(writes=True) as repo:  # a read-only one has a temporary folder, without the queue
         while True:
-            runs, finished = settled(repo), over(repo)
-            ends = once or not any(run.state in AT_WORK for run in runs)
+            runs, ended = settled(repo), ended_tasks(repo)
             if terminal or once:
-                lines = table(runs, finished)
-                width = shutil.get_terminal_size().columns
-                shown = [line[: width - 1] for line in lines] if terminal else lines
-                print(f"\x1b[{drawn}F\x1b[J" * bool(drawn) + "\n".join(map(printable, shown)), flush=True)
-                drawn = len(shown)
+                lines = table(runs, ended)
+                if terminal:
+                    lines = [line[: shutil.get_terminal_size().columns - 1] for line in lines]
+                erase = f"\x1b[{lines_on_screen}F\x1b[J" if lines_on_screen else ""
+                print(erase + "\n".join(map(printable, lines)), flush=True)
+                lines_on_screen = len(lines)
             else:
-                before = print_changes(runs, before)
-            if ends:
+                print_changes(runs, previous)
+                previous = runs
+            if once or not any(run.state in AT_WORK for run in runs):
                 break
             time.sleep(POLL_SECONDS)
-    if not once:
+    if not once and (runs or not terminal):  # on a terminal the table already says that nothing is running
         print(printable(last_line(runs)))
 
 
-def print_changes(runs: Sequence[Run], before: dict[str, str]) -> dict[str, str]:
-    """Print a line for each run that changed, but for its time left; returns what is known of all of them."""
-    now = {run.name: f"{run.state} {run.epoch}" for run in runs}
+def print_changes(runs: Sequence[Run], previous: Sequence[Run]) -> None:
+    """Print one line for each run that started, ended, or changed its state or epoch."""
+    before = {run.name: run for run in previous}
     for run in runs:
-        if now[run.name] != before.get(run.name):
-            print(printable(line(run)), flush=True)
-    for name in before.keys() - now.keys():
-        print(printable(f"{name}: ended"), flush=True)
-    return now
+        old = before.pop(run.name, None)
+        if old is None or (old.state, old.epoch) != (run.state, run.epoch):
+            print(printable(log_line(run)), flush=True)
+    for run in before.values():
+        print(printable(f"{run.cells()[0]}: ended"), flush=True)
 
 
-def line(run: Run) -> str:
-    """A run in a line of a log."""
+def log_line(run: Run) -> str:
+    """A run in one line of a log."""
     name, state, epoch, accuracy, left = run.cells()
-    return f"{name}: {state}" + (f", epoch {epoch}, validation accuracy {accuracy}, {left} left" if run.epoch else "")
+    details = (f"epoch {epoch}", f"validation accuracy {accuracy}", f"{left} left")
+    known = (run.epoch, run.accuracy, run.seconds_left)
+    return f"{name}: " + ", ".join(
+        [state, *(text for text, value in zip(details, known, strict=True) if value is not None)]
+    )
 
 
-def table(runs: Sequence[Run], finished: dict[str, int]) -> list[str]:
-    """The lines of the table, names to the left and numbers to the right; finished: how many ended, by state."""
+def table(runs: Sequence[Run], ended: dict[str, int]) -> list[str]:
+    """The lines of the table. ended: the number of tasks that ended, by result."""
     rows = [COLUMNS, *(run.cells() for run in runs)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     sides = [str.ljust, str.ljust, str.rjust, str.rjust, str.rjust]
@@ -103,37 +110,37 @@ def table(runs: Sequence[Run], finished: dict[str, int]) -> list[str]:
         "  ".join(side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    counts = ", ".join(f"{count} {state}" for state, count in finished.items() if count)
+    counts = ", ".join(f"{count} {result}" for result, count in ended.items() if count)
     return [
-        *(lines if runs else ["nothing runs"]),
-        *([f"tasks of the queue that are over: {counts}"] if counts else []),
+        *(lines if runs else [NOTHING]),
+        *([f"tasks of the queue that have ended: {counts}"] if counts else []),
     ]
 
 
 def last_line(runs: Sequence[Run]) -> str:
-    """What is left to do once nothing runs."""
+    """The last line of the output: what to do about runs that are not at work."""
     states = [run.state for run in runs]
     if DEAD in states:
-        return f"{states.count(DEAD)} without a process: `make doctor` says what to do"
+        return f"{states.count(DEAD)} without a process: `make doctor` prints the command that removes it"
     if WAITING in states:
-        return f"{states.count(WAITING)} queued, and no worker: `dvc queue start` runs them"
-    return "nothing runs any more"
+        return f"{states.count(WAITING)} queued, but no worker: `dvc queue start` starts one"
+    return NOTHING
 
 
 def settled(repo: Any) -> list[Run]:
-    """As `running`, but dead is only what stays so for a while."""
-    runs = list(running(repo))
+    """All runs. A run without a process counts as dead only if it has none ENDING_SECONDS later either."""
+    runs = list(find_runs(repo))
     if dead := {run.name for run in runs if run.state == DEAD}:
         time.sleep(ENDING_SECONDS)
-        runs = list(running(repo))
+        runs = list(find_runs(repo))
     return [run._replace(state=RUNNING) if run.state == DEAD and run.name not in dead else run for run in runs]
 
 
-def running(repo: Any) -> Iterator[Run]:
-    """The run in the work tree, then DVC's experiments: at work, dead, queued."""
+def find_runs(repo: Any) -> Iterator[Run]:
+    """The run in the work tree, then DVC's experiments: running, dead, queued."""
     root = Path(repo.root_dir)
     if is_locked(root / paths.LOCK):
-        yield described(WORK_TREE, RUNNING, root)
+        yield with_progress(WORK_TREE, RUNNING, root)
     seen = set()
     for path in sorted((root / queue_tasks.FOLDER / "run").glob("*/*.run")):
         with suppress(OSError, ValueError, KeyError, TypeError):
@@ -142,9 +149,9 @@ def running(repo: Any) -> Iterator[Run]:
             if info["status"] < SUCCESS and folder.is_dir():
                 seen.add(path.stem)
                 state = RUNNING if queue_tasks.has_process(folder) else DEAD
-                yield described(str(info["name"] or path.stem[:7]), state, folder / Path(info["dvc_dir"]).parent)
+                yield with_progress(str(info["name"] or path.stem[:7]), state, folder / Path(info["dvc_dir"]).parent)
     if is_locked(root / search.LOCK):
-        yield Run("search", RUNNING)  # between two trials none of them runs
+        yield Run("search", RUNNING)  # also between two trials
     if (root / queue_tasks.FOLDER / "celery/broker").is_dir():
         queue = repo.experiments.celery_queue
         worker = queue_tasks.worker_is_running(root)
@@ -155,21 +162,21 @@ def running(repo: Any) -> Iterator[Run]:
             yield Run(entry.name or entry.stash_rev[:7], QUEUED if worker else WAITING)
 
 
-def over(repo: Any) -> dict[str, int]:
-    """How many tasks of the queue have ended, by what became of them."""
+def ended_tasks(repo: Any) -> dict[str, int]:
+    """The number of tasks of the queue that have ended, by result."""
     if not (Path(repo.root_dir) / queue_tasks.FOLDER / "celery/broker").is_dir():
         return {}
     from dvc.exceptions import DvcException
 
     try:
         results = [done.result is not None for done in repo.experiments.celery_queue.iter_done()]
-    except DvcException:  # the record of one of them is gone
+    except DvcException:  # the record of a task is missing
         return {}
     return {"finished": results.count(True), "failed": results.count(False)}
 
 
-def described(name: str, state: str, folder: Path) -> Run:
-    """A run whose stage train works in `folder`, as its runs/progress.json describes it."""
+def with_progress(name: str, state: str, folder: Path) -> Run:
+    """A run whose stage train works in `folder`, with the progress that its runs/progress.json has."""
     try:
         progress = json.loads((folder / paths.PROGRESS).read_bytes())
         epoch, epochs = int(progress["epoch"]), int(progress["epochs"])
@@ -181,19 +188,19 @@ def described(name: str, state: str, folder: Path) -> Run:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether another program, such as a stage, holds this lock. Takes it for an instant."""
+    """Whether another program, such as a stage, holds this lock. Takes the lock for a moment."""
     try:
         with path.open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return False
     except BlockingIOError:
         return True
-    except OSError:  # nothing has ever run here, or a file system without locks
+    except OSError:  # no lock file yet, or a file system without locks
         return False
 
 
 def duration(seconds: float) -> str:
-    """Minutes and seconds, with hours where there are some."""
+    """Minutes and seconds, such as 9:05, with hours if needed."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""Collect what each seed measured into metrics/seeds.json, a stage of seeds/dvc.yaml."""
+"""Collect the results of all seeds into metrics/seeds.json, a stage of seeds/dvc.yaml."""
 
 import json
 import statistics
@@ -19,7 +19,7 @@ def main() -> None:
 
 
 def summary(values: list[float]) -> dict[str, Any]:
-    """Mean and, of two values or more, standard deviation."""
+    """Mean and, for two values or more, standard deviation."""
     spread = {"standard_deviation": statistics.stdev(values)} if len(values) > 1 else {}
     return {"mean": statistics.fmean(values), **spread}
 

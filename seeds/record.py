@@ -1,7 +1,7 @@
-"""What a revision recorded of its seeds, and whether it is up to date. Nothing is checked out, pulled or trained.
+"""The seeds that a revision has recorded, and whether they are up to date. Nothing is checked out, pulled or trained.
 
-metrics/seeds.json, seeds/seeds.yaml and seeds/dvc.lock are in Git. The rows must be those that seeds/dvc.lock names,
-for all seeds of seeds/seeds.yaml, trained with the code, parameters and data of the revision.
+metrics/seeds.json, seeds/seeds.yaml and seeds/dvc.lock are in Git. The rows count only if seeds/dvc.lock names them for
+all seeds of seeds/seeds.yaml, and if they were trained with the code, parameters and data of the revision.
 """
 
 import re
@@ -23,32 +23,33 @@ from stages.common.text import listed
 from stages.evaluate.scores import Floats
 
 STAGE = re.compile("seed@([0-9]{1,9})")
+NO_SEEDS = "no seeds; `make seeds` there trains them"
 
 
 class Row(BaseModel):
-    """What one seed measured; other numbers may be there as well."""
+    """The results of one seed; there may be other numbers as well."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
     seed: Annotated[int, Field(ge=0)]
-    errors: Annotated[int, Field(ge=0)] | None = None  # on the test set; None: regression
-    r2: Annotated[float, Field(allow_inf_nan=False)] | None = None  # of regression
+    errors: Annotated[int, Field(ge=0)] | None = None  # on the test set; None for regression
+    r2: Annotated[float, Field(allow_inf_nan=False)] | None = None  # of a regression
     images: Annotated[int, Field(gt=0)]
 
     @model_validator(mode="after")
-    def _of_one_task(self) -> Self:
+    def _one_task(self) -> Self:
         if (self.errors is None) == (self.r2 is None):
             raise ValueError("a seed has errors, or r2 for regression")
         return self
 
     @property
     def score(self) -> float:
-        """Test accuracy, of counts, so that equal ones are equal; or R2."""
+        """Test accuracy, computed from counts so that equal accuracies are equal; or R2."""
         return self.r2 if self.r2 is not None else 1 - (self.errors or 0) / self.images
 
 
 class Record(NamedTuple):
-    """The seeds of a revision. rows: in the order of the seeds; empty if they are missing or stale, as `why` says."""
+    """The seeds of a revision. rows: in the order of the seeds; empty if missing or stale, and `why` says which."""
 
     rows: list[Row]
     why: str = ""
@@ -61,11 +62,11 @@ class Record(NamedTuple):
 
     @property
     def measure(self) -> str:
-        """What the scores are."""
+        """The name of the scores' measure."""
         return "accuracy" if all(row.r2 is None for row in self.rows) else "R2"
 
     def first(self, seeds: int) -> "Record":
-        """The same with its first seeds alone."""
+        """The first `seeds` seeds only."""
         return self._replace(rows=self.rows[:seeds])
 
     @property
@@ -75,33 +76,47 @@ class Record(NamedTuple):
 
 
 def read(repo: Any, side: Revision) -> Record:
-    """The seeds of a revision; without rows, and with the reason, if it has none or these are not up to date."""
+    """The seeds of a revision; if it has none or they are not up to date, no rows but the reason."""
     try:
         return _read(repo, side)
     except UserError as error:
         return Record([], str(error))
 
 
+def count_fresh(repo: Any, side: Revision) -> int:
+    """The number of seeds that are trained and up to date, although others may be missing, as after a kill."""
+    try:
+        chosen, trained = _trained(repo, side)
+    except UserError:
+        return 0
+    stages = [trained[seed] for seed in chosen if seed in trained]
+    return 0 if _changed(repo, side, stages) else len(stages)
+
+
+def _trained(repo: Any, side: Revision) -> tuple[list[int], dict[int, LockedStage]]:
+    """The seeds of seeds/seeds.yaml, ascending, and the stages of seeds/dvc.lock by seed. Raises UserError."""
+    chosen, lock = (revisions.file(repo, side, path.as_posix()) for path in (CHOSEN, LOCK))
+    if not chosen or not lock:
+        raise UserError(NO_SEEDS)
+    stages = parse_lock(lock, str(LOCK)).stages
+    return _chosen(chosen), {int(match[1]): stage for name, stage in stages.items() if (match := STAGE.fullmatch(name))}
+
+
 def _read(repo: Any, side: Revision) -> Record:
     """As `read`. Raises UserError with the reason."""
-    content = {path: revisions.file(repo, side, path.as_posix()) for path in (CHOSEN, LOCK, COLLECTED)}
-    if not content[LOCK] or not content[CHOSEN]:
-        raise UserError("no seeds; `make seeds` there trains them")
-    chosen = _chosen(content[CHOSEN] or b"")
+    chosen, trained = _trained(repo, side)
     again = f"`make seeds N={len(chosen)}` there"
-    lock = parse_lock(content[LOCK] or b"", str(LOCK))
-    trained = {int(match[1]): stage for name, stage in lock.stages.items() if (match := STAGE.fullmatch(name))}
-    done = [seed for seed in chosen if seed in trained]
-    if len(done) < len(chosen):
-        raise UserError(f"{len(done)} of {len(chosen)} seeds are trained; {again} goes on")
+    if missing := [seed for seed in chosen if seed not in trained]:
+        raise UserError(f"{len(chosen) - len(missing)} of {len(chosen)} seeds are trained; {again} trains the others")
     if changed := _changed(repo, side, [trained[seed] for seed in chosen]):
         raise UserError(f"its seeds are stale: trained before {listed(changed, revisions.SHOWN)} changed; {again}")
 
-    given: Any = revisions.parse_json(content[COLLECTED] or b"{}", str(COLLECTED)).get("seeds")
-    rows = _rows(given)
+    collected = revisions.file(repo, side, COLLECTED.as_posix()) or b"{}"
+    content: Any = revisions.parse_json(collected, str(COLLECTED)).get("seeds")
+    rows = _rows(content)
     if [row.seed for row in rows] != chosen:
-        raise UserError(f"{COLLECTED} has not the seeds of {CHOSEN}; {again}")
-    for row, values in zip(rows, given, strict=True):
+        raise UserError(f"{COLLECTED} does not have the seeds of {CHOSEN}; {again}")
+    for row, values in zip(rows, content, strict=True):
         outs = {out.path: out.md5 for out in trained[row.seed].outs}
         if outs.get((ROWS / f"{row.seed}.json").as_posix()) != md5(text(values).encode()):
             raise UserError(f"{COLLECTED}: seed {row.seed} is not the one that {LOCK} names; {again}")
@@ -117,23 +132,23 @@ def _chosen(content: bytes) -> list[int]:
     """The seeds of seeds/seeds.yaml, ascending. Raises UserError."""
     seeds = params.parse_mapping(content, str(CHOSEN)).get("seeds")
     if not isinstance(seeds, list) or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise UserError(f"{CHOSEN}: seeds is no list of whole numbers; `make seeds N=5` writes it")
+        raise UserError(f"{CHOSEN}: seeds is not a list of whole numbers; `make seeds N=5` writes it")
     if not seeds:
-        raise UserError("no seeds; `make seeds` there trains them")
+        raise UserError(NO_SEEDS)
     return sorted(set(seeds))
 
 
-def _rows(given: Any) -> list[Row]:
+def _rows(content: Any) -> list[Row]:
     """The rows of metrics/seeds.json, checked. Raises UserError."""
     try:
-        return [Row.model_validate(row) for row in (given if isinstance(given, list) else [])]
+        return [Row.model_validate(row) for row in (content if isinstance(content, list) else [])]
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{COLLECTED}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def _changed(repo: Any, side: Revision, stages: list[LockedStage]) -> list[str]:
-    """The code, parameters and data that are not those which these seeds were trained with."""
+    """The code, parameters and data that changed since these seeds were trained."""
     names = []
     for stage in stages:
         read = revisions.flatten(stage.params.get(paths.PARAMS.as_posix(), {}), str(LOCK))

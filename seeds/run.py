@@ -1,7 +1,7 @@
 """Train and evaluate with another seed, a stage of seeds/dvc.yaml: `python -m seeds.run SEED`.
 
-The stages run as they are, in runs/seeds/SEED, with a params.yaml in which train.seed alone differs: they write the
-bytes that `dvc repro` would write with that seed. A killed run leaves its checkpoint there, and the next goes on.
+The unchanged stages run in runs/seeds/SEED, with a params.yaml that differs only in train.seed. They write the bytes
+that `dvc repro` would write with that seed. A killed run leaves its checkpoint there, and the next run continues.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from stages.common.errors import UserError
 
 CODE = Path(__file__).parents[1]
 STAGES = ("train", "evaluate")
-# Of metrics/train.json and metrics/evaluate.json, as far as they are there: a run is of one task.
+# Keys of metrics/train.json and metrics/evaluate.json; a run has those of its task.
 VALIDATED = ("epochs_run", "best_epoch", "validation_accuracy", "validation_loss", "validation_r2")
 TESTED = ("accuracy", "errors", "images", "loss", "calibration_error", "r2", "rmse", "mae")
 
@@ -41,14 +41,14 @@ def main() -> None:
 
 
 def prepare(folder: Path, values: dict[str, Any], seed: int, root: Path) -> None:
-    """Make the folder that the stages run in: the parameters with this seed, and links to what they read in `root`."""
+    """Make the folder in which the stages run: the parameters with this seed, and links to their inputs in `root`."""
     changed = {**values, "train": {**values["train"], "seed": seed}}
     files.write_text(folder / paths.PARAMS, yaml.safe_dump(changed, sort_keys=False))
-    for made in (paths.PROCESSED, paths.PRETRAINED.parent, paths.DATA_METRICS):
-        link = folder / made
+    for path in (paths.PROCESSED, paths.PRETRAINED.parent, paths.DATA_METRICS):
+        link = folder / path
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
-        link.symlink_to((root / made).resolve(), target_is_directory=True)
+        link.symlink_to((root / path).resolve(), target_is_directory=True)
 
 
 def run(stage: str, seed: int, folder: Path) -> None:
@@ -56,20 +56,20 @@ def run(stage: str, seed: int, folder: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(CODE)}
     status = children.run([sys.executable, "-m", f"stages.{stage}"], folder, environment).returncode
     if status:
-        raise UserError(f"seed {seed}: {stage} ended with status {status}; its own message is above")
+        raise UserError(f"seed {seed}: {stage} ended with status {status}; its message is above")
 
 
 def row(folder: Path, seed: int) -> dict[str, Any]:
-    """What one seed measured: validation metrics of the epoch that was kept, and test metrics."""
+    """The results of one seed: validation metrics of the epoch that was kept, and test metrics."""
     trained, tested = (json.loads((folder / path).read_bytes()) for path in (paths.TRAIN_METRICS, paths.TEST_METRICS))
-    measured = {key: trained[key] for key in VALIDATED if key in trained}  # none on validation without such images
+    measured = {key: trained[key] for key in VALIDATED if key in trained}  # none without validation images
     return {"seed": seed, **measured, **{key: tested[key] for key in TESTED if key in tested}}
 
 
 def text(measured: dict[str, Any]) -> str:
-    """A row as the file that DVC keeps; its numbers are those of the metrics, which have six decimals."""
+    """A row as the file that DVC keeps. Its numbers have the six decimals of the metrics."""
     return json.dumps(measured, indent=2) + "\n"
 
 
 if __name__ == "__main__":
-    errors.run(main, alone=False, kept="`make seeds` goes on from its last checkpoint")
+    errors.run(main, alone=False, kept="`make seeds` continues from its last checkpoint")

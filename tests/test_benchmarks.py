@@ -5,17 +5,19 @@ import json
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import gate, power, pretrained, studies
+from benchmarks import gate, power, pretrained, studies, tables
+from benchmarks.scratch import changed
 from benchmarks.summary import spread
 from tests.imports import ROOT
 
 PAGE = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
 
 
-def test_the_page_has_the_table_of_the_benchmarks() -> None:
+def test_the_page_has_the_tables_of_the_benchmarks() -> None:
     results = json.loads((ROOT / bench.RESULTS).read_text(encoding="utf-8"))
-    assert set(results) == set(bench.PARTS)
-    assert bench.table(results) in PAGE
+    assert set(results) <= set(bench.PARTS) == set(tables.ROWS)
+    assert tables.measurements(results) in PAGE
+    assert tables.origins(results) in PAGE
 
 
 def test_the_page_has_the_table_of_the_seed_studies() -> None:
@@ -28,9 +30,31 @@ def test_a_study_adds_up(name: str) -> None:
     accuracies = [run["accuracy"] for run in study["runs"]]
     assert study["accuracy"]["mean"] == pytest.approx(sum(accuracies) / len(accuracies), abs=1e-6)
     assert [run["seed"] for run in study["runs"]] == list(range(len(accuracies)))
+    assert set(studies.recipe(name)) - {"-S"} <= set(study.get("overrides", []))  # of the recipe as it is today
 
 
-def test_the_page_has_the_table_of_what_seeds_find() -> None:
+def test_every_recipe_has_a_name_and_valid_parameters() -> None:
+    recipes = sorted(path.stem for path in studies.RECIPES.glob("*.txt"))
+    assert sorted([*recipes, studies.DEFAULT]) == sorted(studies.NAMES)
+    for name in recipes:
+        changed(studies.recipe(name))
+
+
+def test_summary_of_a_study() -> None:
+    deviation_of_mean = 0.01 / 3**0.5
+    assert studies.summary([0.97, 0.98, 0.99]) == {
+        "mean": 0.98,
+        "min": 0.97,
+        "max": 0.99,
+        "n": 3,
+        "standard_deviation": 0.01,
+        "low": round(0.98 - 4.302653 * deviation_of_mean, 6),  # Student's t, two degrees of freedom
+        "high": round(0.98 + 4.302653 * deviation_of_mean, 6),
+    }
+    assert studies.summary([0.98]) == {"mean": 0.98, "min": 0.98, "max": 0.98, "n": 1}
+
+
+def test_the_page_has_the_table_of_the_power_of_seeds() -> None:
     assert power.table() in (ROOT / "docs/review.md").read_text(encoding="utf-8")
 
 

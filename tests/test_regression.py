@@ -21,11 +21,9 @@ from safetensors import safe_open
 
 from integrity import rules
 from integrity.revisions import Revision
-from review import comparison, comparison_text, report_page, results, significance
-from review import values as review_values
-from review.predictions import Found
+from review import comparison, comparison_text, formatting, report_page, results, significance
 from review.report_page import Against
-from review.results import Results
+from review.results import PredictionsLookup, Results
 from seeds import collect
 from seeds.record import Record, Row
 from stages.common import params, paths
@@ -276,7 +274,10 @@ def link_discs(trained: Path, count: int) -> None:
     ("labels", "line"),
     [
         (lambda number: 3, "all pictures of the train part have the label 3; regression needs different ones"),
-        (lambda number: 1e9 + number % 2, r"the labels are about 1e\+09 with a standard deviation of 0\.[45]\d*, too small"),
+        (
+            lambda number: 1e9 + number % 2,
+            r"the labels are about 1e\+09 with a standard deviation of 0\.[45]\d*, too small",
+        ),
     ],
 )
 def test_labels_that_cannot_be_learnt_are_one_line(
@@ -397,16 +398,20 @@ def table(labels: Any, predicted: Any) -> pd.DataFrame:
     return pd.DataFrame({"label": np.asarray(labels, float), "prediction": np.asarray(predicted, float)})
 
 
-def side(name: str, predicted: pd.DataFrame | None, **metrics: Any) -> tuple[Revision, Found]:
+def side(name: str, predicted: pd.DataFrame | None, **metrics: Any) -> tuple[Revision, PredictionsLookup]:
     revision = Revision(name, None, {}, {}, {"metrics/evaluate.json": metrics}, {})
-    return revision, Found(predicted, "lost" if predicted is None else "", [])
+    return revision, PredictionsLookup(predicted, "lost" if predicted is None else "", [])
 
 
-def compared(a: tuple[Revision, Found], b: tuple[Revision, Found], records: Any = None) -> dict[str, Any]:
-    return comparison.revisions(a[0], b[0], (a[1], b[1]), "metrics/evaluate.json", "data/test", 0.05, records)
+def compared(
+    a: tuple[Revision, PredictionsLookup], b: tuple[Revision, PredictionsLookup], records: Any = None
+) -> dict[str, Any]:
+    return comparison.compare(a[0], b[0], (a[1], b[1]), 0.05, records)
 
 
-def two_runs(seed: int = 0, count: int = 300, worse: float = 0.3, better: float = 0.2) -> list[tuple[Revision, Found]]:
+def two_runs(
+    seed: int = 0, count: int = 300, worse: float = 0.3, better: float = 0.2
+) -> list[tuple[Revision, PredictionsLookup]]:
     random = np.random.default_rng(seed)
     labels = random.normal(10, 1, count)
     sides = []
@@ -466,7 +471,7 @@ def test_what_cannot_be_compared_has_no_verdict() -> None:
         document = compared(*pair)
         assert document["verdict"]["word"] == "not comparable"
         assert document["verdict"]["text"] == "old predicts numbers (data.task: regression), classifier classes"
-    lost = compared(old, (new[0], Found(None, "lost", [])))
+    lost = compared(old, (new[0], PredictionsLookup(None, "lost", [])))
     assert lost["verdict"]["text"].startswith("regressions are compared image by image")
     shorter = compared(old, side("new", table([1, 2], [1, 2]), r2=1.0, rmse=0.0, mae=0.0, mse=0.0))
     assert shorter["verdict"]["text"] == "the test sets differ: 300 images in old, 2 in new"
@@ -511,7 +516,7 @@ def test_the_page_of_a_regression() -> None:
     assert "calibration" not in alone.lower()
     both = harmless(page(runs[1], Against(runs[0], compared((old, old_found), (new, new_found))))).text
     assert "Predictions nearer and farther" in both
-    assert review_values.MEASURE in both
+    assert formatting.R2.name in both
 
 
 # --- using the model

@@ -24,9 +24,8 @@ from selenium import webdriver
 from integrity import revisions
 from integrity.revisions import Revision
 from review import comparison, pictures, report, report_page, results
-from review.predictions import Found
 from review.report_page import Against
-from review.results import Confusion, Results
+from review.results import Confusion, PredictionsLookup, Results
 from stages.common import paths, record
 from stages.common.errors import UserError
 from stages.evaluate import figures, scores
@@ -316,7 +315,7 @@ def run(classes: list[str], name: str = "work tree", images: int = 300, seed: in
     )
     return Results(
         revision=side,
-        predictions=Found(table.astype({"label": kind, "prediction": kind}), "", []),
+        predictions=PredictionsLookup(table.astype({"label": kind, "prediction": kind}), "", []),
         curves=pd.DataFrame({"epoch": [1.0], "train_loss": [0.5], EVIL: [1.0]}),
         confusion=Confusion(classes, scores.confusion(labels, taken, len(classes))),
         reliability=scores.reliability(p, labels == taken, 15),
@@ -331,7 +330,7 @@ def page_of(one: Results, other: Results | None = None, channels: int = 1, side:
     against = None
     if other is not None:
         found = (other.predictions, one.predictions)
-        document = comparison.revisions(other.revision, one.revision, found, "metrics/evaluate.json", "", 0.05, None)
+        document = comparison.compare(other.revision, one.revision, found, 0.05, None)
         against = Against(other, document)
     notes = [*one.revision.notes, *one.missing]
     where = [("commit", "0" * 40), ("branch", EVIL), (EVIL, "missing")]
@@ -378,13 +377,15 @@ def test_a_run_without_mistakes() -> None:
     right = table.assign(prediction=table["label"])
     codes = right["label"].cat.codes.to_numpy().astype(np.int64)
     matrix = scores.confusion(codes, codes, 2)
-    perfect = dataclasses.replace(one, predictions=Found(right, "", []), confusion=Confusion(["a", "b"], matrix))
+    perfect = dataclasses.replace(
+        one, predictions=PredictionsLookup(right, "", []), confusion=Confusion(["a", "b"], matrix)
+    )
     assert harmless(page_of(perfect)).text.count("No mistakes.") == 2
     assert "no difference" in harmless(page_of(perfect, dataclasses.replace(perfect))).text
 
 
 def test_nothing_but_metrics() -> None:
-    bare = Results(run(["a", "b"]).revision, Found(None, "not in the cache", []), None, None, None, {})
+    bare = Results(run(["a", "b"]).revision, PredictionsLookup(None, "not in the cache", []), None, None, None, {})
     bare = dataclasses.replace(bare, revision=dataclasses.replace(bare.revision, ran_with={}, params=None, metrics={}))
     text = harmless(page_of(bare)).text
     assert "Not measured on test images" in text
@@ -423,7 +424,7 @@ def test_the_environment_on_the_page_is_that_of_the_run(
         report.main()
         text = harmless((tmp_path / "page.html").read_text(encoding="utf-8")).text
         assert ("abacus" in text) == shown
-        assert ("the environment of this run of evaluate is not recorded" in text) != shown
+        assert ("the recorded environment of evaluate belongs to another run" in text) != shown
     compared.run("git", "checkout", "-q", "metrics")
 
 
@@ -513,8 +514,8 @@ def test_tables_without_rows_are_of_regression() -> None:
         (results.curves, "", "x: not a CSV file: "),
         (results.curves, "epoch\n", "x: no table of epochs"),
         (results.curves, CURVES.replace("epoch", "step"), "x: no table of epochs"),
-        (results.curves, CURVES.replace("0.4", "nan"), "x: 'nan' is no number of a run"),
-        (results.curves, CURVES.replace("0.4", "1e300"), "x: '1e300' is no number of a run"),
+        (results.curves, CURVES.replace("0.4", "nan"), "x: 'nan' is not a finite number below 1e15"),
+        (results.curves, CURVES.replace("0.4", "1e300"), "x: '1e300' is not a finite number below 1e15"),
         (results.curves, CURVES.replace("0.4", "low"), "x: could not convert string to float: 'low'"),
         (results.curves, CURVES.replace("0.4", "0.4,1"), "x: not a CSV file: "),
         (results.confusion, MATRIX.replace("label", "true"), "x: no table of label, prediction and images"),
@@ -541,8 +542,8 @@ def test_images_of_another_test_set_are_not_shown(compared: Clone, monkeypatch: 
         table = found.predictions.table
         assert table is not None
         other = table.assign(label=table["label"].iloc[::-1].to_numpy())
-        moved = dataclasses.replace(found, predictions=Found(other, "", []))
+        moved = dataclasses.replace(found, predictions=PredictionsLookup(other, "", []))
         assert report.test_images(repo, moved) == (
             None,
-            "data/processed/test has other labels than data/predictions.csv",
+            "the labels of data/processed/test and data/predictions.csv differ",
         )

@@ -212,7 +212,7 @@ def test_a_seed_that_diverges_loses_none_of_the_others(project: Project) -> None
     done = python(project, "seeds", "3")
     assert done.returncode == 2
     assert "error: seed 1: the loss is not finite" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: `dvc repro` of the seeds failed; what it says is above.")
+    assert done.stderr.splitlines()[-1].startswith("error: `dvc repro` of the seeds failed; its message is above.")
     assert read(project).why == "its seeds are stale: trained before seed.py changed; `make seeds N=3` there"
     project.write("seed.py", SEED + "\n")
     assert train(project, 3) == [0, 1, 2]
@@ -311,7 +311,9 @@ def test_without_fresh_seeds_one_model_does_not_fail(project: Project) -> None:
     why = "stale: its seeds are stale: trained before train.skill changed; `make seeds N=3` there"
     assert f"Seeds not compared: {why}" in told
     assert "stale against main, one model against another; seeds not compared: worse: accuracy" in told
-    assert err.startswith("not failed: seeds not compared: `make seeds` on both sides and commit, or --seeds auto")
+    assert err.startswith(
+        "not failed: seeds not compared: run `make seeds` on both sides and commit, or let --seeds auto"
+    )
     assert document(project, "main", "stale", "--fail-if", "worse", "--single", status=1)["seeds"] is None
     assert document(project, "main", "worse", "--single")["verdict"]["basis"] == "one model"
 
@@ -324,18 +326,18 @@ def test_without_fresh_seeds_one_model_does_not_fail(project: Project) -> None:
             ("import json", "import  json"),
             "its seeds are stale: trained before seed.py changed; `make seeds N=3`",
         ),
-        ("seeds/seeds.yaml", ("2]", "2, 3, 4]"), "3 of 5 seeds are trained; `make seeds N=5` there goes on"),
+        ("seeds/seeds.yaml", ("2]", "2, 3, 4]"), "3 of 5 seeds are trained; `make seeds N=5` there trains the others"),
         (
             "seeds/seeds.yaml",
             ("[0,", "[-1, 0,"),
-            "seeds/seeds.yaml: seeds is no list of whole numbers; `make seeds N=5`",
+            "seeds/seeds.yaml: seeds is not a list of whole numbers; `make seeds N=5`",
         ),
-        ("seeds/seeds.yaml", ("seeds", "sed"), "seeds/seeds.yaml: seeds is no list of whole numbers; `make seeds N=5`"),
+        ("seeds/seeds.yaml", ("seeds", "sed"), "seeds/seeds.yaml: seeds is not a list of whole numbers; `make"),
         ("seeds/seeds.yaml", ("seeds: [0, 1, 2]", "seeds: []"), "no seeds; `make seeds` there trains them"),
         (
             "seeds/seeds.yaml",
             (", 2]", "]"),
-            "metrics/seeds.json has not the seeds of seeds/seeds.yaml; `make seeds N=2`",
+            "metrics/seeds.json does not have the seeds of seeds/seeds.yaml; `make seeds N=2`",
         ),
         ("seeds/dvc.lock", ("schema", "- schema"), "seeds/dvc.lock: not valid YAML"),
         ("metrics/seeds.json", ('"accuracy": 0.', '"accuracy": 0.9'), "metrics/seeds.json: seed 0 is not the one that"),
@@ -344,7 +346,7 @@ def test_without_fresh_seeds_one_model_does_not_fail(project: Project) -> None:
             ('"seed": 0', '"seed": "0"'),
             "metrics/seeds.json: seed: Input should be a valid integer",
         ),
-        ("metrics/seeds.json", ('"seeds": [', '"rows": ['), "metrics/seeds.json has not the seeds of seeds/seeds.yaml"),
+        ("metrics/seeds.json", ('"seeds": [', '"rows": ['), "metrics/seeds.json does not have the seeds of"),
     ],
 )
 def test_seeds_that_do_not_count(name: str, change: tuple[str, str], why: str, project: Project) -> None:
@@ -368,15 +370,15 @@ def test_another_test_set_on_one_side(project: Project) -> None:
     sides = read(project, "main"), read(project, "noise")
     other = sides[1]._replace(test_set="0" * 32)
     assert sides[0].test_set == dep[1]
-    assert comparison.not_by_seeds(("main", "noise"), sides) == []
-    (why,) = comparison.not_by_seeds(("main", "noise"), (sides[0], other))
-    assert why.startswith("they were measured on other test sets: not the same data/processed/test in main")
+    assert comparison.obstacles_to_seeds(("main", "noise"), sides) == []
+    (why,) = comparison.obstacles_to_seeds(("main", "noise"), (sides[0], other))
+    assert why.startswith("they were measured on different test sets: data/processed/test differs between main")
 
 
 def test_one_seed_is_none(project: Project) -> None:
     one = read(project, "main").first(1)
-    assert comparison.not_by_seeds(("a", "b"), (one, one)) == [
-        "a and b: one seed has no spread; `make seeds N=5` there"
+    assert comparison.obstacles_to_seeds(("a", "b"), (one, one)) == [
+        "a and b: one seed shows no variation; `make seeds N=5` there"
     ]
 
 
@@ -432,8 +434,8 @@ def test_the_gate_judges_by_seeds(project: Project) -> None:
     project.run("git", "checkout", "-q", "worse")
     status, told = judged(project, "main", "--seeds", "3")
     assert status == 1, told
-    assert "note: main: 3 seeds, which seeds/dvc.lock names, on trust; none was trained here\n" in told
-    assert "note: work tree: 3 seeds, which seeds/dvc.lock names, on trust; none was trained here\n" in told
+    assert "note: main: 3 seeds, as seeds/dvc.lock names them, taken on trust\n" in told
+    assert "note: work tree: 3 seeds, as seeds/dvc.lock names them, taken on trust\n" in told
     assert told.splitlines()[-1].startswith("failed: the branch is worse: mean test accuracy ")
 
     project.run("git", "checkout", "-q", "main")

@@ -85,9 +85,7 @@ def progress(folder: Path, **values: Any) -> None:
 
 
 def test_nothing(repo: Repository) -> None:
-    assert list(watch.running(repo)) == []
-    assert watch.table([], {}) == ["nothing runs"]
-    assert watch.last_line([]) == "nothing runs any more"
+    assert list(watch.find_runs(repo)) == []
 
 
 @pytest.mark.parametrize(("lock", "name"), [(paths.LOCK, "work tree"), (search.LOCK, "search")])
@@ -96,12 +94,12 @@ def test_a_lock_tells_what_is_at_work_here(repo: Repository, lock: Path, name: s
     place.parent.mkdir(parents=True)
     progress(Path(repo.root_dir))
     with place.open("w") as file:
-        assert list(watch.running(repo)) == []  # what it left, and nobody is at work
+        assert list(watch.find_runs(repo)) == []  # what it left, and nobody is at work
         fcntl.flock(file, fcntl.LOCK_EX)
-        (run,) = watch.running(repo)
+        (run,) = watch.find_runs(repo)
     assert (run.name, run.state) == (name, RUNNING)
     if name == "work tree":
-        assert run.cells() == ["work tree", "running", "2/10", "98.00%", "8:00"]
+        assert run.cells() == ["work tree", "running", "2/10", "98.00 %", "8:00"]
 
 
 @proc
@@ -116,12 +114,12 @@ def test_experiments_at_work_dead_starting_and_queued(repo: Repository) -> None:
     (repo.task("torn").parent / "run/torn/torn.run").write_text('{"name": "to', encoding="utf-8")
     with subprocess.Popen(["sleep", "600"], cwd=alive) as process:
         try:
-            states = {run.name: (run.state, run.epoch) for run in watch.running(repo)}
+            states = {run.name: (run.state, run.epoch) for run in watch.find_runs(repo)}
             assert states == {"alive": (RUNNING, 2), "dead": (DEAD, 2), "fresh": (DEAD, None), "later": (WAITING, None)}
             worker = Path(repo.root_dir) / queue_tasks.FOLDER / "celery/dvc-exp-worker-1.json"
             with subprocess.Popen(["sh", "-c", "sleep 600; :", "queue-worker"]) as other:
                 worker.write_text(json.dumps({"pid": other.pid}), encoding="utf-8")
-                states = {run.name: (run.state, run.epoch) for run in watch.running(repo)}
+                states = {run.name: (run.state, run.epoch) for run in watch.find_runs(repo)}
                 assert states["fresh"] == (STARTING, None)
                 assert states["later"] == (QUEUED, None)
                 other.kill()
@@ -131,45 +129,20 @@ def test_experiments_at_work_dead_starting_and_queued(repo: Repository) -> None:
 
 def test_dead_is_only_what_stays_so(repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = iter([[Run("a", DEAD), Run("b", DEAD)], [Run("b", DEAD), Run("c", DEAD)]])
-    monkeypatch.setattr(watch, "running", lambda repo: next(looks))
+    monkeypatch.setattr(watch, "find_runs", lambda repo: next(looks))
     monkeypatch.setattr(watch, "ENDING_SECONDS", 0.0)
     assert watch.settled(repo) == [Run("b", DEAD), Run("c", RUNNING)]
 
 
 def test_a_progress_file_that_cannot_be_read_is_no_error(repo: Repository) -> None:
     root = Path(repo.root_dir)
-    assert watch.described("a", RUNNING, root) == Run("a", RUNNING)
+    assert watch.with_progress("a", RUNNING, root) == Run("a", RUNNING)
     for content in ("", "[]", '{"epoch": "x"}'):
         progress(root)
         (root / paths.PROGRESS).write_text(content, encoding="utf-8")
-        assert watch.described("a", RUNNING, root) == Run("a", RUNNING)
+        assert watch.with_progress("a", RUNNING, root) == Run("a", RUNNING)
     progress(root, time=time.time() - 10**6)  # far behind its pace
-    assert watch.described("a", RUNNING, root).seconds_left == 0
-
-
-def test_the_table(repo: Repository) -> None:
-    runs = [Run("a" * 50, RUNNING, 3, 12, 0.9912, 3725.0), Run("b", QUEUED)]
-    assert watch.table(runs, {"finished": 3, "failed": 1, "x": 0}) == [
-        "run                                       state    epoch  validation     left",
-        f"{'a' * 39}…  running   3/12      99.12%  1:02:05",
-        "b                                         queued       -           -        -",
-        "tasks of the queue that are over: 3 finished, 1 failed",
-    ]
-    assert watch.last_line([Run("a", WAITING)]) == "1 queued, and no worker: `dvc queue start` runs them"
-    assert watch.last_line([Run("a", DEAD)]) == "1 without a process: `make doctor` says what to do"
-
-
-def test_a_line_for_each_change(capsys: pytest.CaptureFixture[str]) -> None:
-    before = watch.print_changes([Run("a", RUNNING), Run("b", QUEUED)], {})
-    before = watch.print_changes([Run("a", RUNNING, 1, 2, 0.9, 60.0), Run("b", QUEUED)], before)
-    before = watch.print_changes([Run("a", RUNNING, 1, 2, 0.9, 55.0), Run("b", QUEUED)], before)
-    assert watch.print_changes([Run("b", QUEUED)], before) == {"b": "queued None"}
-    assert capsys.readouterr().out.splitlines() == [
-        "a: running",
-        "b: queued",
-        "a: running, epoch 1/2, validation accuracy 90.00%, 1:00 left",
-        "a: ended",
-    ]
+    assert watch.with_progress("a", RUNNING, root).seconds_left == 0
 
 
 @proc
@@ -207,10 +180,10 @@ def test_real_experiments_live_in_dvc_and_on_a_terminal(tmp_path: Path) -> None:
         assert drawing.wait() == 0
         assert temporary.wait() == 0
     text = content.decode()
-    assert re.search(r"now +running +1/3 +\d\d\.\d\d% +\d:\d\d", text)
+    assert re.search(r"now +running +1/3 +\d\d\.\d\d % +\d:\d\d", text)
     assert re.search("later +queued, no worker +- +- +-", text)
     assert "\x1b[3F\x1b[J" in text  # drawn again
-    assert "1 queued, and no worker: `dvc queue start` runs them\r\n" in text
+    assert "1 queued, but no worker: `dvc queue start` starts one\r\n" in text
 
 
 def read(descriptor: int) -> bytes:

@@ -3,4 +3,4 @@
 from stages.common import paths
 
 FOLDER = paths.RUNS / "search"
-LOCK = FOLDER / "lock"  # held by the search that is at work
+LOCK = FOLDER / "lock"  # held by a running search

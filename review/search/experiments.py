@@ -1,8 +1,8 @@
 """Train one set of parameters as an experiment of DVC, up to the stage train: the test set is not read.
 
-Each runs in a clone of its own, in runs/search, that shares DVC's cache: the work tree stays as it is, however many run
-at once and whatever is killed. A killed one leaves its checkpoint in its clone, and goes on from there. The experiment
-ends up in the user's repository, like those of `dvc exp run`.
+Each run has its own clone in runs/search, which shares DVC's cache. So the work tree does not change, however many runs
+work at once and whatever is killed. A killed run leaves its checkpoint in its clone, and continues from it. The
+experiment is recorded in the user's repository, like those of `dvc exp run`.
 """
 
 import hashlib
@@ -30,17 +30,17 @@ STAGE = "train"
 RUNNING = 2  # dvc.repo.experiments.executor.base.TaskStatus
 CLONE = "clone"
 LOG = "log.txt"  # what DVC and the stage printed
-ORPHAN_SECONDS = 60  # a stage whose search was killed ends within a second, a checkpoint later
+ORPHAN_SECONDS = 60  # a stage whose search was killed ends within seconds, after a checkpoint
 POLL_SECONDS = 0.2
-SHOWN = 200  # characters of a reason
+LONGEST_REASON = 200  # characters
 
 
 class EndedEarlyError(Exception):
-    """To be raised by `on_epochs`: what is still to come of a run is not worth its time."""
+    """Raised by `on_epochs` to end a run before its last epoch."""
 
 
 class Result(NamedTuple):
-    """What became of a run. metrics: metrics/train.json, None if it failed. reason: why it failed."""
+    """The result of a run. metrics: metrics/train.json; None if it failed. reason: why it failed."""
 
     metrics: dict[str, Any] | None
     rows: Rows
@@ -48,7 +48,7 @@ class Result(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the runs of a search belong. root: the user's repository. folder: of the search. inputs: train's data."""
+    """Where the runs of a search belong. root: the user's repository. folder: of the search. inputs: data of train."""
 
     root: Path
     commit: str
@@ -59,10 +59,10 @@ class Place(NamedTuple):
     def run(
         self, name: str, parameters: dict[str, Any], on_epochs: Callable[[Rows], None], group: children.Group
     ) -> Result:
-        """Train, or read what an experiment of this name has recorded.
+        """Train, or read the results that an experiment of this name has recorded.
 
-        on_epochs: called with all rows so far whenever there are new ones, at least once at the end; it may raise
-        EndedEarlyError, which ends the run. Raises UserError if no run can work here.
+        on_epochs: called with all rows so far after each epoch, and at the end; it may raise EndedEarlyError, which
+        ends the run. Raises UserError if no run is possible here.
         """
         if (result := self._recorded(name)) is None:
             clone = self._clone(name)
@@ -81,11 +81,11 @@ class Place(NamedTuple):
         return self._recorded(name) or Result(None, [], "not trained yet")
 
     def forget(self, name: str) -> None:
-        """Delete the clone of a run that is over."""
+        """Delete the clone of a run that has ended."""
         shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _recorded(self, name: str) -> Result | None:
-        """What an experiment in the user's repository has measured; None if there is none of this name."""
+        """The results of the experiment of this name in the user's repository; None if there is none."""
         if (ref := _ref(self.root, name)) is None:
             return None
         measured, curves = (
@@ -97,15 +97,15 @@ class Place(NamedTuple):
         return None if UNFINISHED in metrics else Result(metrics, _rows(curves))
 
     def _clone(self, name: str) -> Path:
-        """A checkout of the commit; the state that a killed run of this name resumes from stays."""
-        place, kept, scratch = self.folder / name, self.folder / name / "runs", self.folder / name / "scratch"
+        """A checkout of the commit, with the checkpoints that a killed run of this name has left."""
+        place, checkpoints, scratch = self.folder / name, self.folder / name / "runs", self.folder / name / "scratch"
         deadline = time.monotonic() + ORPHAN_SECONDS
         while place.is_dir() and queue_tasks.has_process(place) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
-        left = place / CLONE / git.prefix(self.root) / paths.RUNS
-        if left.is_dir():
-            rebuild.delete(kept)
-            left.rename(kept)
+        old = place / CLONE / git.prefix(self.root) / paths.RUNS
+        if old.is_dir():
+            rebuild.delete(checkpoints)
+            old.rename(checkpoints)
         rebuild.delete(place / CLONE)
         rebuild.delete(scratch)
         scratch.mkdir(parents=True)
@@ -116,16 +116,16 @@ class Place(NamedTuple):
                 git.run(clone, "config", key, value)
         files.write_bytes(clone / LOCK, (self.root / LOCK).read_bytes())
         rebuild.isolated(clone, scratch, self.cache)
-        if kept.is_dir():
-            kept.rename(clone / paths.RUNS)
+        if checkpoints.is_dir():
+            checkpoints.rename(clone / paths.RUNS)
         return clone
 
     @contextmanager
     def _shown(self, name: str, clone: Path) -> Iterator[None]:
-        """Let `dvc exp show`, VS Code and `make watch` see a run: as DVC records a temporary experiment at work."""
+        """Show a run in `dvc exp show`, VS Code and `make watch`, with DVC's own record of a temporary experiment."""
         info = {"git_url": f"file://{git.top(clone)}", "baseline_rev": self.commit, "location": "tempdir", "name": name}
         info |= {"root_dir": str(git.top(clone)), "dvc_dir": f"{git.prefix(clone)}.dvc"}
-        number = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()  # DVC has that of a commit here
+        number = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()  # instead of a commit's hash
         places = [self.root / queue_tasks.FOLDER / kind / number for kind in ("run", "standalone/run")]
         try:
             for place in places:
@@ -144,23 +144,23 @@ class Place(NamedTuple):
         on_epochs: Callable[[Rows], None],
         group: children.Group,
     ) -> str:
-        """Run the stage in its clone; returns why it failed, or an empty text."""
+        """Run the stage in its clone; returns why it failed, or an empty string."""
         scratch = self.folder / name / "scratch"
         environment = {key: value for key, value in rebuild.dvc_environment().items() if not key.startswith("DVC_")}
         environment |= {"DVC_SITE_CACHE_DIR": str(scratch / "site-cache"), "TMPDIR": str(scratch / "tmp")}
         settings = [word for key, value in parameters.items() for word in ("-S", f"{key}={json.dumps(value)}")]
-        known, said = 0, []
+        epochs, output = 0, []
 
         def on_line(line: str) -> None:
-            nonlocal known
-            said.append(line)
+            nonlocal epochs
+            output.append(line)
             log.write(line)
             log.flush()
-            with suppress(OSError, ValueError):  # DVC has removed the file, and the stage has not written it yet
+            with suppress(OSError, ValueError):  # DVC has removed the files, and the stage has not written them yet
                 rows = _rows((clone / paths.TRAINING_CURVES).read_bytes())
-                if len(rows) > known and _is_live(clone):
-                    known = len(rows)
-                    signal = json.dumps({"pid": os.getpid(), "step": known})
+                if len(rows) > epochs and _is_live(clone):
+                    epochs = len(rows)
+                    signal = json.dumps({"pid": os.getpid(), "step": epochs})
                     files.write_text(self.root / paths.EPOCH_SIGNAL, signal)
                     on_epochs(rows)
 
@@ -171,7 +171,7 @@ class Place(NamedTuple):
                 raise UserError(f"dvc checkout: {_last_line(done.stderr) or 'failed'}")
             command = ["sh", "-c", 'exec "$@" 2>&1', "sh", *dvc, "exp", "run", "--single-item", "--name", name]
             status = group.run([*command, *settings, STAGE], clone, environment, on_line=on_line).returncode
-        return _reason(said) if status else ""
+        return _reason(output) if status else ""
 
     def _fetch(self, name: str, clone: Path) -> None:
         """Bring the experiment into the user's repository, if there is one. Raises UserError if Git cannot."""
@@ -187,7 +187,7 @@ def _ref(root: Path, name: str) -> str | None:
 
 
 def _is_live(clone: Path) -> bool:
-    """Whether the curves in the clone are of this run, not those of the commit."""
+    """Whether the curves in the clone belong to this run, not to the commit."""
     return UNFINISHED in json.loads((clone / paths.TRAIN_METRICS).read_bytes())
 
 
@@ -198,10 +198,12 @@ def _rows(content: bytes) -> Rows:
 
 
 def _reason(lines: list[str]) -> str:
-    """Why a run failed, in its own words: the first line that says error, of the stage before DVC's."""
+    """The error message of a run: the first one in its output, which is the stage's and not DVC's."""
     errors = [line.strip() for line in lines if line.lower().startswith("error: ")]
-    return (errors[0].partition(": ")[2] if errors else _last_line("".join(lines)) or "no reason given")[:SHOWN]
+    return (errors[0].partition(": ")[2] if errors else _last_line("".join(lines)) or "no reason given")[
+        :LONGEST_REASON
+    ]
 
 
 def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")[:SHOWN]
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")[:LONGEST_REASON]

@@ -1,16 +1,18 @@
-"""What a search has found, as a document, a table and Markdown: pure functions on what the trials have recorded."""
+"""The result of a search as a document, a table and Markdown: pure functions of what the trials have recorded."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from review import comparison_text, significance, sweep
-from review.search.space import HIGHER_IS_BETTER, Plan
+from review import formatting, significance
+from review.formatting import measure_of, p_value, parameter
+from review.search.space import Plan
 from review.search.study import REASON, Study, values
+from review.significance import Difference
+from review.sweep import HIGHER_IS_BETTER
 from stages.common.errors import printable
 from stages.common.text import listed, shown
 
@@ -20,37 +22,36 @@ STATES = {
     TrialState.FAIL: "failed",
     TrialState.RUNNING: "running",
 }
-LEVEL = 0.05  # of the verdict: the share of false alarms, the default of `review.compare`
-MOST_FAILED = 2  # whose reason is told
-TOP = 10  # rows of a table, where there are more
+LEVEL = 0.05  # accepted share of false alarms, the default of `review.compare`
+MOST_FAILED = 2  # failures that are explained
+MOST_ROWS = 10  # of the table on a terminal
 Finals = tuple[list[int], list[float], list[float]]  # seeds; values of the recipe; values of the winner
 
 
 def document(study: Study, name: str, commit: str, finals: Finals | None) -> dict[str, Any]:
-    """All of it. Nothing in it depends on the clock: a search that was killed has the document of one that was not.
+    """The document. It does not depend on the clock, so that a killed search gives the same as an undisturbed one.
 
+    name        of the search; the experiment of trial 12 is called NAME-0012
     trials      by number: number, state, value (None: not finished), epochs (that were run), parameters, curve
                 (epoch, value), reason (of a failure)
     best        number of the best trial; None: none has finished
     recipe      number of the trial with the parameters of params.yaml; None: they are outside the space
-    importance  parameter -> share; empty where too few trials finished
-    name        of the search; that of a trial's experiment is NAME-0012
-    final       the best against the recipe, each with several seeds; None: not compared
+    importance  parameter -> share; empty if too few trials finished
+    final       the best trial against the recipe, each with several seeds; None: not compared
     """
     plan = study.plan
     trials = [row(trial) for trial in study.trials]
     best = study.best()
-    now = {key: plan.recipe[key] for key in plan.space}
-    recipe = next((trial["number"] for trial in trials if trial["parameters"] == now), None)
+    recipe = {key: plan.recipe[key] for key in plan.space}
     return {
         "name": name,
         "commit": commit,
         "metric": plan.options.metric,
         "space": plan.definition,
-        "params": now,
+        "params": recipe,
         "trials": trials,
         "best": best.number if best else None,
-        "recipe": recipe,
+        "recipe": next((trial["number"] for trial in trials if trial["parameters"] == recipe), None),
         "importance": study.importance(),
         "final": final(finals, plan) if finals else None,
     }
@@ -58,129 +59,126 @@ def document(study: Study, name: str, commit: str, finals: Finals | None) -> dic
 
 def row(trial: FrozenTrial) -> dict[str, Any]:
     """A trial of the document."""
-    curve = sorted(trial.intermediate_values.items())
     return {
         "number": trial.number,
         "state": STATES[trial.state],
         "value": trial.value if trial.state == TrialState.COMPLETE else None,
-        "epochs": len(curve),
+        "epochs": len(trial.intermediate_values),
         "parameters": values(trial),
-        "curve": [[epoch, value] for epoch, value in curve],
+        "curve": [[epoch, value] for epoch, value in sorted(trial.intermediate_values.items())],
         "reason": trial.user_attrs.get(REASON, ""),
     }
 
 
 def final(finals: Finals, plan: Plan) -> dict[str, Any]:
-    """Whether the winner is better than the recipe, on seeds of which neither was chosen."""
+    """`final` of a document: whether the winner is better than the recipe, on seeds that chose neither."""
     seeds, recipe, winner = finals
-    difference = significance.welch(np.array(recipe), np.array(winner), LEVEL)
-    mean = float(np.mean(winner) - np.mean(recipe))
     sign = 1 if plan.higher_is_better else -1
-    if difference is None:  # neither varies between its seeds
-        word, interval, p = significance.verdict(sign * mean, 0.0, LEVEL), [mean, mean], None
+    difference = significance.welch(np.array(recipe), np.array(winner), LEVEL)
+    if difference is None:  # neither side varies between its seeds
+        mean = float(np.mean(winner) - np.mean(recipe))
+        difference = Difference(mean, mean, mean, 0.0)
+        p = None
     else:
-        word = significance.verdict(sign * difference.difference, difference.p, LEVEL)
-        interval, p = [difference.low, difference.high], difference.p
+        p = difference.p
     return {
         "seeds": seeds,
         "recipe": recipe,
         "winner": winner,
-        "difference": mean,
-        "interval": interval,
+        "difference": difference.difference,
+        "interval": [difference.low, difference.high],
         "p": p,
-        "word": word,
+        "word": significance.verdict(sign * difference.difference, difference.p, LEVEL),
     }
 
 
-def ranked(found: dict[str, Any]) -> list[dict[str, Any]]:
+def ranked(document: dict[str, Any]) -> list[dict[str, Any]]:
     """Finished trials, the best first, then the others by number."""
-    sign = -1 if HIGHER_IS_BETTER[found["metric"]] else 1
+    sign = -1 if HIGHER_IS_BETTER[document["metric"]] else 1
     return sorted(
-        found["trials"],
+        document["trials"],
         key=lambda trial: (trial["value"] is None, sign * (trial["value"] or 0.0), trial["number"]),
     )
 
 
-def frame(found: dict[str, Any], quote: Callable[[str], str], most: int | None = None) -> pd.DataFrame:
-    """One row per trial, as text. quote: for names and values of parameters."""
-    keys = list(found["space"])
+def state_counts(document: dict[str, Any]) -> dict[str, int]:
+    """The number of trials in each state that occurs."""
+    states = [trial["state"] for trial in document["trials"]]
+    return {state: states.count(state) for state in STATES.values() if state in states}
+
+
+def frame(document: dict[str, Any], quote: Callable[[str], str], most: int | None = None) -> pd.DataFrame:
+    """One row per trial, as text. quote: writes names and values of parameters."""
+    keys, measure = list(document["space"]), measure_of(document["metric"])
     rows = [
         [
             str(trial["number"]),
-            sweep.shown(trial["value"], found["metric"]),
+            measure.value(trial["value"]),
             str(trial["epochs"]),
-            label(found, trial),
-            *(quote(comparison_text.value(trial["parameters"][key])) for key in keys),
+            label(document, trial),
+            *(quote(parameter(trial["parameters"][key])) for key in keys),
         ]
-        for trial in ranked(found)[:most]
+        for trial in ranked(document)[:most]
     ]
     return pd.DataFrame(rows, columns=["trial", "validation", "epochs", "state", *map(quote, keys)])
 
 
-def label(found: dict[str, Any], trial: dict[str, Any]) -> str:
-    """The state of a trial, with what else is to be known of it."""
-    marks = [mark for mark, key in (("best", "best"), ("params.yaml", "recipe")) if found[key] == trial["number"]]
+def label(document: dict[str, Any], trial: dict[str, Any]) -> str:
+    """The state of a trial, and whether it is the best one or that of params.yaml."""
+    marks = [mark for mark, key in (("best", "best"), ("params.yaml", "recipe")) if document[key] == trial["number"]]
     return f"{trial['state']} ({', '.join(marks)})" if marks else str(trial["state"])
 
 
-def text(found: dict[str, Any]) -> str:
+def text(document: dict[str, Any]) -> str:
     """A plain table; the verdict comes last, next to the prompt."""
-    table = frame(found, shown, TOP).to_string(index=False).splitlines()
-    blocks = ["\n".join(line.rstrip() for line in table), "\n".join(lines(found))]
-    return printable("\n\n".join(blocks)) + "\n"
+    table = formatting.plain_table(frame(document, shown, MOST_ROWS)) if document["trials"] else ["no trials yet"]
+    return printable("\n".join([*table, "", *lines(document)])) + "\n"
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(document: dict[str, Any]) -> str:
     """The same in GitHub's Markdown, with every trial."""
-    table = frame(found, comparison_text.code)
-    rows = table.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, stralign="right")
-    return "\n\n".join([rows, *map(comparison_text.escaped, lines(found))]) + "\n"
+    table = formatting.markdown_table(frame(document, formatting.code))
+    return "\n\n".join([table, *map(formatting.escaped, lines(document))]) + "\n"
 
 
-def lines(found: dict[str, Any]) -> list[str]:
+def lines(document: dict[str, Any]) -> list[str]:
     """Counts, importance, verdict."""
-    metric = found["metric"].replace("_", " ")
-    states = [trial["state"] for trial in found["trials"]]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in STATES.values() if state in states)
-    said = [f"{metric} of the epoch that is kept; {len(states)} trials of {found['commit'][:7]}: {counts}"]
-    if found["importance"]:
-        shares = ", ".join(f"{shown(key)} {share:.0%}" for key, share in found["importance"].items())
-        said.append(f"importance (PED-ANOVA): {shares}")
-    failed = [f"trial {trial['number']} failed: {trial['reason']}" for trial in found["trials"] if trial["reason"]]
-    if failed:
-        said.append(listed(failed, MOST_FAILED, "; "))
-    return [*said, verdict(found)]
+    metric, trials = document["metric"].replace("_", " "), document["trials"]
+    counts = ", ".join(f"{count} {state}" for state, count in state_counts(document).items())
+    sentences = [
+        f"{metric} of the epoch that is kept; {len(trials)} trials of {document['commit'][:7]}"
+        + (f": {counts}" if counts else "")
+    ]
+    if document["importance"]:
+        shares = ", ".join(f"{shown(key)} {share:.0%}" for key, share in document["importance"].items())
+        sentences.append(f"importance (PED-ANOVA): {shares}")
+    if failed := [f"trial {trial['number']} failed: {trial['reason']}" for trial in trials if trial["reason"]]:
+        sentences.append(listed(failed, MOST_FAILED, "; "))
+    return [*sentences, verdict(document)]
 
 
-def verdict(found: dict[str, Any]) -> str:
-    """Whether the search was worth it, in a line."""
-    if found["best"] is None:
+def verdict(document: dict[str, Any]) -> str:
+    """Whether the search found better parameters, in one line."""
+    best, final = document["best"], document["final"]
+    if best is None:
         return "no trial finished"
-    if found["best"] == found["recipe"]:
+    if best == document["recipe"]:
         return "no trial is better than params.yaml"
-    if (final := found["final"]) is None:
-        return f"trial {found['best']} is the best by one seed; not compared with params.yaml by several"
-    metric = found["metric"]
-    recipe, winner = (float(np.mean(final[side])) for side in ("recipe", "winner"))
+    if final is None:
+        return f"trial {best} is the best by one seed; not compared with params.yaml by several"
+    measure = measure_of(document["metric"])
+    recipe, winner = (measure.value(float(np.mean(final[side]))) for side in ("recipe", "winner"))
     low, high = final["interval"]
-    if metric.endswith("accuracy"):
-        change = f"{100 * final['difference']:+.3f} points (95 % interval {100 * low:+.3f} to {100 * high:+.3f})"
-    else:
-        change = f"{final['difference']:+.5f} (95 % interval {low:+.5f} to {high:+.5f})"
-    chance = "neither varies between seeds" if final["p"] is None else f"Welch's t test {p_text(final['p'])}"
+    interval = measure.interval(Difference(final["difference"], low, high, final["p"] or 0.0), LEVEL)
+    test = "neither varies between seeds" if final["p"] is None else f"Welch's t test {p_value(final['p'])}"
     return (
-        f"trial {found['best']} against params.yaml: {final['word']}: {len(final['seeds'])} new seeds each, "
-        f"{sweep.shown(recipe, metric)} -> {sweep.shown(winner, metric)}, {change}, {chance}, level {LEVEL:g}"
+        f"trial {best} against params.yaml: {final['word']}: {len(final['seeds'])} new seeds each, {recipe} -> "
+        f"{winner}, {interval}, {test}, level {LEVEL:g}"
     )
 
 
-def p_text(p: float) -> str:
-    """A p-value in as many digits as matter."""
-    return "p < 0.0001" if p < 0.0001 else f"p = {p:.{max(2, 1 - math.floor(math.log10(p)))}f}" if p < 1 else "p = 1"
-
-
-def commands(found: dict[str, Any]) -> Sequence[str]:
-    """The commands with which the winner's parameters come into the work tree."""
-    if found["best"] in (None, found["recipe"]):
+def commands(document: dict[str, Any]) -> list[str]:
+    """The commands that apply the winner's parameters to the work tree."""
+    if document["best"] in (None, document["recipe"]):
         return []
-    return [f"dvc exp apply {found['name']}-{found['best']:04d}", "make repro"]
+    return [f"dvc exp apply {document['name']}-{document['best']:04d}", "make repro"]

@@ -1,4 +1,4 @@
-"""search.yaml: what `make search` tries and how long, checked against params.yaml before anything runs."""
+"""search.yaml: what `make search` tries, and for how long. Checked against params.yaml before anything runs."""
 
 import copy
 import json
@@ -10,6 +10,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from pydantic import Field, model_validator
 
 from integrity import revisions, rules
+from review.sweep import HIGHER_IS_BETTER, SEED
 from stages.common import params, paths
 from stages.common.errors import UserError
 from stages.common.params import Section
@@ -19,12 +20,10 @@ Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
 FILE = Path("search.yaml")
 PIPELINE = Path("dvc.yaml")
-SEED = "train.seed"
-HIGHER_IS_BETTER = {"validation_accuracy": True, "validation_balanced_accuracy": True, "validation_loss": False}
 MEASURED_FOR = {"validation_balanced_accuracy": "balanced_accuracy"}  # the train.select_by that a metric needs
-CHOSEN_BY = {"augmentations": "train.augmentation"}  # sections of which DVC reads all blocks, and train the chosen ones
-DIGITS = 4  # of a number that is drawn: one that a person can read and write down
-GRID = 1e-6  # steps that a value may be off the grid of its range: rounding
+CHOSEN_BY = {"augmentations": "train.augmentation"}  # sections that DVC reads completely, and train in part
+DIGITS = 4  # significant digits of a drawn number, so that a person can read it and type it
+GRID = 1e-6  # steps by which rounding may move a value off the grid of its range
 BLOCK = re.compile(r"(\w+)\.\$\{([\w.]+)\}")  # of dvc.yaml: `optimizers.${train.optimizer}`
 
 
@@ -43,9 +42,9 @@ class Options(Section):
     final_seeds: int = Field(ge=0, le=100)
 
     @model_validator(mode="after")
-    def _a_spread_needs_two(self) -> Self:
+    def _several_seeds(self) -> Self:
         if self.final_seeds == 1:
-            raise ValueError("final_seeds is 1, which shows no spread; allowed: 0, or 2 to 100")
+            raise ValueError("final_seeds is 1, which shows no variation; allowed: 0, or 2 to 100")
         return self
 
 
@@ -77,12 +76,12 @@ class Dimension(Section):
 
 
 class Plan(NamedTuple):
-    """What search.yaml says. space: key of params.yaml -> what it is drawn from. recipe: all of params.yaml, by key."""
+    """The content of search.yaml. space: key of params.yaml -> its distribution. recipe: all of params.yaml, by key."""
 
     options: Options
     space: dict[str, Distribution]
     recipe: dict[str, Any]
-    definition: dict[str, Any]  # section `space` as it was written
+    definition: dict[str, Any]  # section `space` as written
 
     @property
     def higher_is_better(self) -> bool:
@@ -95,15 +94,18 @@ def read() -> Plan:
     rules.read()
     values = params.load(paths.PARAMS)
     if not FILE.is_file():
-        raise UserError(f"{FILE}: no such file; it says what to try: docs/search.md has one to begin with")
-    given = params.load(FILE)
+        raise UserError(f"{FILE}: no such file; it says what to try: docs/search.md has an example")
+    content = params.load(FILE)
     known = ["search", "space"]
-    if wrong := [key for key in given if key not in known]:
-        raise UserError(f"{FILE}: {shown(wrong[0])}: unknown section{nearest(str(wrong[0]), known)}; allowed: {known}")
-    options = params.section(given, "search", Options, FILE)
-    definition = given.get("space")
+    if unknown := [key for key in content if key not in known]:
+        name = unknown[0]
+        raise UserError(
+            f"{FILE}: {shown(name)}: unknown section{nearest(str(name), known)}; allowed: {', '.join(known)}"
+        )
+    options = params.section(content, "search", Options, FILE)
+    definition = content.get("space")
     if not isinstance(definition, dict) or not definition:
-        raise UserError(f"{FILE}: space: names no parameter; add one, such as optimizers.adam.lr: {{low: …, high: …}}")
+        raise UserError(f"{FILE}: space has no parameter; add one, such as optimizers.adam.lr: {{low: …, high: …}}")
     if not values["preprocess"]["validation_fraction"]:
         raise UserError(f"{paths.PARAMS}: preprocess.validation_fraction is 0: a search needs validation images")
     needed = MEASURED_FOR.get(options.metric, values["train"]["select_by"])
@@ -126,7 +128,7 @@ def read() -> Plan:
 
 
 def read_by_train() -> dict[str, str]:
-    """The sections of params.yaml that train reads, by dvc.yaml: name -> the key that chooses a block of it, or ""."""
+    """The sections of params.yaml that train reads, from dvc.yaml: name -> the key that chooses its block, or ""."""
     blocks: dict[str, str] = {}
     for entry in params.load(PIPELINE)["stages"]["train"]["params"]:
         match = BLOCK.fullmatch(str(entry))
@@ -135,28 +137,28 @@ def read_by_train() -> dict[str, str]:
 
 
 def dimension(key: str, definition: dict[str, Any], recipe: dict[str, Any], blocks: dict[str, str]) -> Distribution:
-    """What a key is drawn from. Raises UserError."""
+    """The distribution of a key. Raises UserError."""
     where = f"{FILE}: space.{shown(key)}"
     known = [name for name in recipe if name.partition(".")[0] in blocks and name != SEED]
     if key == SEED:
-        raise UserError(f"{where}: a seed is luck and no setting; final_seeds compares several")
+        raise UserError(f"{where}: a seed is chance, not a setting; final_seeds compares several")
     if key not in known:
-        why = "train does not read it" if key in recipe else f"unknown key of {paths.PARAMS}"
-        raise UserError(f"{where}: {why}{nearest(key, known)}; allowed: keys of {', '.join(blocks)}")
+        reason = "train does not read it" if key in recipe else f"unknown key of {paths.PARAMS}"
+        raise UserError(f"{where}: {reason}{nearest(key, known)}; allowed: keys of {', '.join(blocks)}")
     drawn = params.checked(definition[key], f"space.{key}", Dimension, FILE)
     if drawn.choices is not None:
         return CategoricalDistribution([json.dumps(value) for value in drawn.choices])
-    now = recipe[key]
-    if isinstance(now, bool) or not isinstance(now, int | float):
-        raise UserError(f"{where}: {key} is {now!r}, which has no range; list `choices`")
-    low, high = drawn.low or 0, drawn.high or 0  # which are there, by the schema
-    if all(isinstance(number, int) for number in (now, low, high, drawn.step or 1)):
+    current = recipe[key]
+    if isinstance(current, bool) or not isinstance(current, int | float):
+        raise UserError(f"{where}: {key} is {current!r}, which has no range; list `choices`")
+    low, high = drawn.low or 0, drawn.high or 0  # the schema excludes None
+    if all(isinstance(number, int) for number in (current, low, high, drawn.step or 1)):
         return IntDistribution(int(low), int(high), log=drawn.log, step=int(drawn.step or 1))
     return FloatDistribution(low, high, log=drawn.log, step=drawn.step)
 
 
 def unread(definition: dict[str, Any], recipe: dict[str, Any], blocks: dict[str, str]) -> list[str]:
-    """A line for each key of a block that no trial chooses, such as optimizers.sgd with another train.optimizer."""
+    """One line per key of a block that no trial uses, such as optimizers.sgd with another train.optimizer."""
     lines = []
     for key in definition:
         section, name = key.split(".")[:2]
@@ -164,13 +166,15 @@ def unread(definition: dict[str, Any], recipe: dict[str, Any], blocks: dict[str,
             continue
         chosen = definition[chooser]["choices"] if chooser in definition else [recipe[chooser]]
         if not any(name in choice if isinstance(choice, list) else name == choice for choice in chosen):
-            said = f"{chooser} is {' | '.join(map(str, chosen))}"
-            lines.append(f"{FILE}: space.{key}: no trial reads it, since {said}; leave it out, or change {chooser}")
+            value = " | ".join(map(str, chosen))
+            lines.append(
+                f"{FILE}: space.{key}: no trial reads it, because {chooser} is {value}; remove it, or change {chooser}"
+            )
     return lines
 
 
 def refused(space: dict[str, Distribution], values: dict[str, Any]) -> list[str]:
-    """A line for each choice, and each end of a range, that the rules of params.yaml refuse."""
+    """One line per choice or end of a range that the rules of params.yaml refuse."""
     lines = []
     for key, distribution in space.items():
         for value in ends(distribution):
@@ -187,24 +191,24 @@ def ends(distribution: Distribution) -> list[Any]:
 
 
 def replaced(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """A copy of the parameters with other values at some keys."""
+    """A copy of the parameters with the values of `overrides`."""
     changed = copy.deepcopy(values)
     for key, new in overrides.items():
         *parents, leaf = key.split(".")
-        here = changed
+        section = changed
         for parent in parents:
-            here = here[parent]
-        here[leaf] = new
+            section = section[parent]
+        section[leaf] = new
     return changed
 
 
 def value(drawn: Any) -> Any:
-    """A value as params.yaml has it: a choice is kept as JSON, since Optuna knows no lists."""
+    """A value for params.yaml. Choices are stored as JSON, because Optuna's choices cannot be lists."""
     return json.loads(drawn) if isinstance(drawn, str) else drawn
 
 
 def readable(drawn: Any, distribution: Distribution) -> Any:
-    """A value that was drawn, with no more digits than a person needs to write it down."""
+    """A drawn value, rounded to DIGITS, so that a person can read it and type it."""
     if not isinstance(distribution, FloatDistribution):
         return drawn
     rounded = float(f"{drawn:.{9 if distribution.step else DIGITS}g}")
@@ -212,17 +216,17 @@ def readable(drawn: Any, distribution: Distribution) -> Any:
 
 
 def point(recipe: dict[str, Any], space: dict[str, Distribution]) -> dict[str, Any] | None:
-    """The recipe of params.yaml as a point of the space; None where it is outside."""
-    found = {}
+    """The recipe of params.yaml as a point of the space; None if it is outside."""
+    values = {}
     for key, distribution in space.items():
-        now = recipe[key]
+        current = recipe[key]
         if isinstance(distribution, CategoricalDistribution):
-            now = json.dumps(now)
-            inside = now in distribution.choices
+            current = json.dumps(current)
+            inside = current in distribution.choices
         else:
-            steps = (now - distribution.low) / distribution.step if distribution.step else 0.0
-            inside = distribution.low <= now <= distribution.high and abs(steps - round(steps)) < GRID
+            steps = (current - distribution.low) / distribution.step if distribution.step else 0.0
+            inside = distribution.low <= current <= distribution.high and abs(steps - round(steps)) < GRID
         if not inside:
             return None
-        found[key] = now
-    return found
+        values[key] = current
+    return values

@@ -1,7 +1,7 @@
-"""The trials of a search in Optuna's journal, a file that only grows: what to try next, and what is not worth its time.
+"""The trials of a search in Optuna's journal, an append-only file: what to try next, and which trials to stop early.
 
-What a trial tries is a function of its number and of the trials before it: no sampler keeps a state that a kill could
-lose. A trial is written in one line, with its parameters, so that a killed search has each trial whole or not at all.
+What a trial tries depends only on its number and the trials before it: no sampler has a state that a kill could lose.
+Each trial is written in one line with its parameters, so that after a kill it is recorded completely or not at all.
 """
 
 from pathlib import Path
@@ -18,13 +18,13 @@ from review.search import space
 from review.search.space import Plan
 
 NAME = "search"
-REASON, SECONDS = "reason", "seconds"  # attributes of a trial: why it failed, and how long it ran here
+REASON, SECONDS = "reason", "seconds"  # attributes of a trial: why it failed, and how long it ran
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class Study:
-    """The trials of one search. The caller sees to it that no other process has the same one."""
+    """The trials of one search. No other process may write the same journal: `review.search` holds a lock."""
 
     def __init__(self, journal: Path, plan: Plan) -> None:
         journal.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ class Study:
             storage=self.storage,
             study_name=NAME,
             direction="maximize" if plan.higher_is_better else "minimize",
-            sampler=RandomSampler(seed=0),  # never asked
+            sampler=RandomSampler(seed=0),  # not used: `propose` creates the samplers
             pruner=_pruner(plan),
             load_if_exists=True,
         )
@@ -47,11 +47,11 @@ class Study:
         return self.study.get_trials(deepcopy=False)
 
     def unfinished(self) -> list[FrozenTrial]:
-        """The trials that ran when the search was killed, or run now."""
+        """The trials that are running, or ran when the search was killed."""
         return [trial for trial in self.trials if trial.state == TrialState.RUNNING]
 
     def spent_minutes(self) -> float:
-        """How long all finished trials took, by the clock."""
+        """The time that all finished trials took."""
         return float(sum(trial.user_attrs.get(SECONDS, 0.0) for trial in self.trials)) / 60
 
     def propose(self) -> FrozenTrial | None:
@@ -62,7 +62,7 @@ class Study:
             return None
         params = space.point(self.plan.recipe, self.plan.space) if not trials else None
         if params is None:
-            # A copy, so that nothing half drawn is ever written.
+            # In a copy, so that a trial without parameters is never written.
             copy = optuna.create_study(sampler=self._sampler(len(trials)), direction=self.study.direction)
             copy.add_trials(trials)
             drawn = copy.ask(self.distributions).params
@@ -76,10 +76,10 @@ class Study:
         return TPESampler(seed=seed) if self.plan.options.sampler == "tpe" else RandomSampler(seed=seed)
 
     def report(self, number: int, rows: list[dict[str, float]], epochs: int) -> bool:
-        """Record the epochs of a trial that are new; whether it should end before the last of its epochs.
+        """Record the new epochs of a trial; returns whether it should end before its last epoch.
 
-        rows: one per epoch so far, as in metrics/plots/training.csv. Only whole epochs count, in order, and each once:
-        how late they are read changes no decision.
+        rows: one per epoch so far, as in metrics/plots/training.csv. Epochs are judged in order and once each, so that
+        reading them later changes no decision.
         """
         for row in rows:
             epoch, recorded = int(row["epoch"]), self.trials[number].intermediate_values
@@ -92,15 +92,15 @@ class Study:
         return False
 
     def finish(self, number: int, value: float, seconds: float) -> None:
-        """A trial has run to its end, with this value of the metric."""
+        """Record that a trial has finished, with this value of the metric."""
         self._tell(number, seconds, value=value)
 
     def prune(self, number: int, seconds: float) -> None:
-        """A trial was stopped early."""
+        """Record that a trial was stopped early."""
         self._tell(number, seconds, state=TrialState.PRUNED)
 
     def fail(self, number: int, reason: str, seconds: float) -> None:
-        """A trial ended without a result."""
+        """Record that a trial failed."""
         self.storage.set_trial_user_attr(self._id(number), REASON, reason)
         self._tell(number, seconds, state=TrialState.FAIL)
 
@@ -113,13 +113,13 @@ class Study:
         return self.storage.get_trial_id_from_study_id_trial_number(study, number)
 
     def best(self) -> FrozenTrial | None:
-        """The best trial that ran to its end, of equals the first; None if there is none."""
+        """The best finished trial, the first among equals; None if there is none."""
         finished = [trial for trial in self.trials if trial.state == TrialState.COMPLETE and trial.value is not None]
         sign = -1 if self.plan.higher_is_better else 1
         return min(finished, key=lambda trial: sign * (trial.value or 0.0), default=None)
 
     def importance(self) -> dict[str, float]:
-        """Share of each parameter in which trials are good, by PED-ANOVA (Watanabe et al. 2023); empty if unknown."""
+        """The importance of each parameter, a share, by PED-ANOVA (Watanabe et al. 2023); empty if unknown."""
         finished = [trial for trial in self.trials if trial.state == TrialState.COMPLETE]
         if len(finished) < 4 or len({trial.value for trial in finished}) < 2:
             return {}
@@ -128,7 +128,7 @@ class Study:
 
 
 def values(trial: FrozenTrial) -> dict[str, Any]:
-    """The parameters of a trial, as params.yaml has them."""
+    """The parameters of a trial, as values for params.yaml."""
     return {key: space.value(drawn) for key, drawn in trial.params.items()}
 
 
@@ -140,7 +140,7 @@ def _pruner(plan: Plan) -> optuna.pruners.BasePruner:
 
 
 def _repair(journal: Path) -> None:
-    """Undo what a killed process can have left: half a last line, and a lock that Optuna would wait for 30 s."""
+    """Remove what a killed process may have left: part of a last line, and a lock that Optuna would wait for (30 s)."""
     for lock in journal.parent.glob(f"{journal.name}.lock*"):
         lock.unlink()
     if journal.is_file():
