@@ -200,7 +200,10 @@ JPEG = saved(Image.fromarray(PHOTO), "JPEG")
         (claims(10_000, 10_000), "100,000,000 pixels; at most 89,478,485 are decoded"),
         (claims(30_000, 20_000), "600,000,000 pixels; at most 89,478,485 are decoded"),
         (saved(Image.new("F", (9, 7), 0.5), "TIFF"), "floating-point pixels"),
-        (saved(Image.fromarray(np.full((7, 9), 70_000, np.int32)), "TIFF"), "values from 70000 to 70000; at most 16 bits"),
+        (
+            saved(Image.fromarray(np.full((7, 9), 70_000, np.int32)), "TIFF"),
+            "values from 70000 to 70000; at most 16 bits",
+        ),
     ],
 )
 def test_what_cannot_be_used(content: bytes, reason: str) -> None:

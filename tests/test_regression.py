@@ -274,7 +274,10 @@ def link_discs(trained: Path, count: int) -> None:
     ("labels", "line"),
     [
         (lambda number: 3, "all pictures of the train part have the label 3; regression needs different ones"),
-        (lambda number: 1e9 + number % 2, r"the labels are about 1e\+09 with a standard deviation of 0\.[45]\d*, too small"),
+        (
+            lambda number: 1e9 + number % 2,
+            r"the labels are about 1e\+09 with a standard deviation of 0\.[45]\d*, too small",
+        ),
     ],
 )
 def test_labels_that_cannot_be_learnt_are_one_line(
