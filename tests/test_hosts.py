@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -242,9 +242,9 @@ def test_no_pickle_is_in_the_store_of_the_rendezvous(head: tuple[TCPStore, Place
 
 
 class Cluster:
-    """A head and two more hosts, each with a clone of one repository; and the digests of an undisturbed training."""
+    """A head and other hosts, each with a clone of one repository; digests and duration of an undisturbed training."""
 
-    def __init__(self, made: list[Host], digests: list[str], seconds: float) -> None:
+    def __init__(self, made: list[Host], digests: Sequence[str] = (), seconds: float = 0.0) -> None:
         self.hosts, self.digests, self.seconds = made, digests, seconds
         self.head, *self.others = made
         self.runs: dict[str, subprocess.Popen[str]] = {}
@@ -278,7 +278,7 @@ class Cluster:
         """Wait for the end of the training and of all processes; the results must be those of an undisturbed one."""
         self.wait(lambda: self.status(self.head) is not None)
         assert self.status(self.head) == 0, self.told()
-        assert digests(self.head.folder) == self.digests
+        assert digests(self.head.folder) == [*self.digests]
         self.wait(lambda: not any(host.processes() for host in self.hosts))
         assert not (self.head.folder / paths.RESUME).exists()
 
@@ -295,18 +295,15 @@ def digests(folder: Path) -> list[str]:
     return [hashlib.sha256((folder / path).read_bytes()).hexdigest() for path in Stage.OUTPUTS]
 
 
-@pytest.fixture(scope="module")
-def clones(tmp_path_factory: pytest.TempPathFactory) -> list[Clone]:
-    """Clones of one repository with this code and a small data set in it."""
-    folder = tmp_path_factory.mktemp("hosts")
+def clones_with_data(folder: Path, change: Callable[[dict[str, Any]], None]) -> list[Clone]:
+    """Clones, below `folder`, of a repository with this code and a small data set. change: edits params.yaml."""
     first = copy_of_the_work_tree(folder / HOST_FOLDERS[0])
     (first.path / "dvc.yaml").write_text(PIPELINE)
     (first.path / ".gitignore").write_text("/runs/\n/data/model/\n/metrics/\n__pycache__/\n*.tmp\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(first.path)
         stage = Stage()
-        stage.values["train"].update(epochs=8)
-        stage.values["machine"].update(threads=1, timeout_seconds=12, checkpoint_every_seconds=0.2)
+        change(stage.values)
         stage.write_params()
     for ignored in ("data/.gitignore", "data/processed/.gitignore"):
         (first.path / ignored).unlink()
@@ -314,6 +311,17 @@ def clones(tmp_path_factory: pytest.TempPathFactory) -> list[Clone]:
     for name in HOST_FOLDERS[1:]:
         first.run("git", "clone", "-q", str(first.path), str(folder / name))
     return [first, *(Clone(folder / name) for name in HOST_FOLDERS[1:])]
+
+
+def eight_epochs(values: dict[str, Any]) -> None:
+    """Time for faults, and checkpoints to resume from."""
+    values["train"].update(epochs=8)
+    values["machine"].update(threads=1, timeout_seconds=12, checkpoint_every_seconds=0.2)
+
+
+@pytest.fixture(scope="module")
+def clones(tmp_path_factory: pytest.TempPathFactory) -> list[Clone]:
+    return clones_with_data(tmp_path_factory.mktemp("hosts"), eight_epochs)
 
 
 @pytest.fixture(scope="module")

@@ -371,7 +371,7 @@ def test_elastic_bends_by_pixels_and_smoothly() -> None:
 
 def test_the_bend_is_bicubic_between_the_points() -> None:
     grid = torch.randn(3, 2, 5, 5)
-    ours = augmentation.between(5, 28) @ grid @ augmentation.between(5, 17).T
+    ours = augmentation.interpolation_matrix(5, 28) @ grid @ augmentation.interpolation_matrix(5, 17).T
     assert torch.allclose(ours, torch.nn.functional.interpolate(grid, (28, 17), mode="bicubic"), atol=1e-5)
 
 
