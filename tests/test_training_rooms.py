@@ -871,7 +871,7 @@ def test_why_a_gpu_is_not_seen(visible: str | None, built: bool, usable: int, in
 
 
 def test_a_hidden_gpu_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.network.device.found", lambda: {"cpu": 1, "cuda": 0, "mps": 0})
+    monkeypatch.setattr("stages.network.device.available", lambda: {"cpu": 1, "cuda": 0, "mps": 0})
     monkeypatch.setattr("stages.common.machine.gpus", lambda: 2)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr("torch.version.cuda", "13.0")
@@ -951,7 +951,7 @@ def test_a_gpu_that_cannot_be_used(error: RuntimeError, expected: str, monkeypat
 def test_what_a_later_stage_needs_is_known_before(
     options: object, capability: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stages.network.device.found", lambda: {"cpu": 1, "cuda": 0, "mps": 0})
+    monkeypatch.setattr("stages.network.device.available", lambda: {"cpu": 1, "cuda": 0, "mps": 0})
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
