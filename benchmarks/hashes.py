@@ -65,8 +65,10 @@ def on_hosts(clones: list[Clone], processes: int, threads: int) -> str:
         for host in cluster.others:
             cluster.join(host, **machine)
         cluster.wait(lambda: cluster.status(cluster.head) is not None)
-        assert cluster.status(cluster.head) == 0, cluster.told()
-        assert f"{processes * len(clones)} processes on {len(clones)} machines" in cluster.head.output(), cluster.told()
+        assert cluster.status(cluster.head) == 0, cluster.outputs()
+        assert f"{processes * len(clones)} processes on {len(clones)} machines" in cluster.head.output(), (
+            cluster.outputs()
+        )
     contents = [(clones[0].path / path).read_bytes() for path in OUTPUTS]
     cluster.forget()
     return hashlib.sha256(b"".join(contents)).hexdigest()
