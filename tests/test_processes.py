@@ -177,7 +177,7 @@ def test_a_killed_worker_changes_no_bit(small_steps: Stage) -> None:
     output = "".join(lines) + process.communicate(timeout=300)[0]
     assert process.returncode == 0, output
     assert "device: cpu, 2 processes of " in output
-    assert "a process of training has ended (SIGKILL): going on from the last checkpoint\n" in output
+    assert "a process of training has ended (SIGKILL): resuming from the last checkpoint\n" in output
     assert "resuming after step " in output
     assert output.count("best epoch ") == 1
     assert small_steps.digests() == alone
@@ -219,7 +219,7 @@ def test_a_worker_that_hangs_is_noticed(number: int, small_steps: Stage) -> None
     os.kill(workers(process.pid)[number], signal.SIGSTOP)
     output = "".join(lines) + process.communicate(timeout=300)[0]
     assert process.returncode == 0, output
-    assert "going on from the last checkpoint\n" in output
+    assert "resuming from the last checkpoint\n" in output
     assert output.count("best epoch ") == 1
 
 

@@ -61,7 +61,7 @@ def why_hidden(visible: str | None, built_for_cuda: bool, usable: int, installed
     if not built_for_cuda:
         return f"torch is built without CUDA and cannot use {gpus}"
     if visible is not None:
-        return f"CUDA_VISIBLE_DEVICES={visible} hides {gpus}: unset it, or name one that is there"
+        return f"CUDA_VISIBLE_DEVICES={visible} hides {gpus}: unset it, or name an existing one"
     return f"torch cannot use {gpus}: its driver is too old for this torch, or the container was not given it"
 
 
@@ -278,15 +278,15 @@ def free_bytes(device: torch.device, key: str) -> int | None:
 
 
 def keep_on_device(size: int, free: int | None, num_workers: int) -> bool:
-    """Whether a data set of `size` bytes stays on the device for the whole run, or is sent batch by batch.
+    """Whether a data set of `size` bytes is kept on the device. If not, batches are sent to it.
 
-    With workers it is sent: they read it from the disk. free: as `free_bytes` gives it.
+    Loader workers always send batches. free: as `free_bytes` gives it.
     """
     return num_workers == 0 and size <= (RESIDENT_BYTES if free is None else RESIDENT_SHARE * free)
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether this is what Python, torch or one of its libraries raises where there is not enough memory."""
+    """Whether Python, torch or one of its libraries raised this error for a lack of memory."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)

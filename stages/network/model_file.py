@@ -132,7 +132,7 @@ def read(path: Path) -> tuple[nn.Sequential, Spec]:
         place = ".".join(map(str, first["loc"]))
         raise UserError(f"{path}: not one of this pipeline's models: {place}: {first['msg']}") from None
     except (SafetensorError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a model file ({error}); `dvc repro train` makes it anew") from None
+        raise UserError(f"{path}: not a model file ({error}); `dvc repro train` rebuilds it") from None
     expected = model.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors or name not in expected:

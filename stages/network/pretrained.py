@@ -87,7 +87,7 @@ def check_tensor(name: str, tensor: Tensor, expected: Tensor, origin: Origin, ar
 
 
 def freeze(model: nn.Sequential, choice: int | str) -> None:
-    """As `torchvision_models.freeze`, of a whole model. Raises UserError."""
+    """Like `torchvision_models.freeze`, for a model with its normalization. Raises UserError."""
     network = model[1]
     if not isinstance(network, Network):
         raise TypeError("only a network of torchvision can be frozen")
