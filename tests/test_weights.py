@@ -282,7 +282,7 @@ def test_a_damaged_file(content: bytes | None, here: Path, theirs: nn.Module) ->
     path = Path("x.safetensors")
     save_file(theirs.state_dict(), path)
     path.write_bytes(path.read_bytes()[:-10] if content is None else content)
-    with pytest.raises(UserError, match=r"^x.safetensors: not a safetensors file, or damaged \(.*\); allowed: a safeten"):
+    with pytest.raises(UserError, match=r"^x.safetensors: not a safetensors file, or damaged \(.*\); allowed: a "):
         own.read(path)
     paths.PRETRAINED.parent.mkdir(parents=True)
     path.replace(paths.PRETRAINED)

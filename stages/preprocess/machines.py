@@ -223,7 +223,7 @@ def listening(
     with head.listening(place) as listener:
         machines = Machines(place, facts(data, options), settings.timeout_seconds)
         threading.Thread(target=machines.accept, args=[listener], daemon=True).start()
-        print(f"this machine is the head; on each other one: make join HEAD={place}", flush=True)
+        print(f"this machine is the head; run on each other machine: make join HEAD={place}", flush=True)
         try:
             yield machines
         except BaseException:
