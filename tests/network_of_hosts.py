@@ -1,4 +1,4 @@
-"""Hosts as network namespaces: each with its own address, on one switch, apart from this machine's network."""
+"""Hosts as network namespaces: each has its own address, on one switch, without access to this machine's network."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ def ip(*arguments: str) -> str:
 
 
 class Host:
-    """A namespace, and the folder in which its programs run."""
+    """A network namespace, and the folder in which its programs run."""
 
     def __init__(self, name: str, number: int, folder: Path) -> None:
         self.name, self.folder = name, folder
@@ -28,7 +28,7 @@ class Host:
     def start(
         self, command: Sequence[str], environment: Mapping[str, str], log: str = "log.txt"
     ) -> "subprocess.Popen[str]":
-        """Start a program whose output goes to runs/`log` of the folder."""
+        """Start a program. Its output goes to the file runs/`log` in the folder."""
         (self.folder / "runs").mkdir(exist_ok=True)
         with (self.folder / "runs" / log).open("w") as output:
             process = subprocess.Popen(
@@ -47,7 +47,7 @@ class Host:
         return (self.folder / "runs" / log).read_text()
 
     def processes(self) -> list[int]:
-        """All that run in the namespace, but for zombies."""
+        """The process numbers of the namespace, without zombies."""
         for process in self.started:
             process.poll()
         numbers = [int(text) for text in ip("netns", "pids", self.name).split()]
@@ -60,7 +60,7 @@ class Host:
                 os.kill(number, signum)
 
     def kill(self) -> None:
-        """All processes end at once, as when the power fails."""
+        """Kill all processes at once, as a power failure does."""
         while self.processes():
             self.signal(signal.SIGKILL)
         for process in self.started:
@@ -73,7 +73,7 @@ class Host:
 
 
 def state(process: int) -> str:
-    """The state of a process, as /proc has it; "" if it has ended."""
+    """The state of a process according to /proc; "" if it has ended."""
     try:
         return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(") ")[2].split()[0]
     except OSError:
@@ -82,7 +82,7 @@ def state(process: int) -> str:
 
 @contextmanager
 def hosts(folders: Sequence[Path]) -> Iterator[list[Host]]:
-    """A host for each folder, on one switch. Skips the test where namespaces cannot be made."""
+    """One host per folder, on one switch. Skips the test if namespaces cannot be created."""
     if os.geteuid() or not shutil.which("ip"):
         pytest.skip("hosts are network namespaces, which need root and the program ip (Debian: iproute2)")
     tag = f"t{os.getpid()}"

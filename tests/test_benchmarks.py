@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import gate, power, pretrained, studies, tables
+from benchmarks import gate, hashes, power, pretrained, studies, tables
 from benchmarks.scratch import changed
 from benchmarks.summary import spread
 from tests.imports import ROOT
@@ -77,3 +77,14 @@ def test_spread() -> None:
         "n": 3,
     }
     assert spread([1.5])["standard_deviation"] == 0
+
+
+def test_the_page_has_the_table_of_hashes_which_are_equal() -> None:
+    rows = json.loads((ROOT / hashes.RESULTS).read_text(encoding="utf-8"))["rows"]
+    assert hashes.table(rows) in (ROOT / "docs/several-machines.md").read_text(encoding="utf-8")
+    assert len({text for _, _, row in rows for text in row}) == 1
+
+
+@pytest.mark.night  # 27 trainings
+def test_any_number_of_processes_threads_and_hosts_gives_one_hash() -> None:
+    assert len({text for _, _, row in hashes.measure() for text in row}) == 1

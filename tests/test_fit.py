@@ -1,4 +1,4 @@
-"""The training loop: it learns with every loss and optimizer, repeats itself, selects on validation, stops on NaN."""
+"""The training loop: learning, repeatability, selection on validation, early stopping, losses that are not finite."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,7 +41,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @contextmanager
 def one_thread_an_operation() -> Iterator[None]:
-    """As set_up has it."""
+    """The number of threads that `device.set_up` sets."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -51,7 +51,7 @@ def one_thread_an_operation() -> Iterator[None]:
 
 
 def toy(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Images uint8 (N, 1, 8, 8) of three classes that can be told apart by the height of a bright bar."""
+    """Images uint8 (N, 1, 8, 8) of three classes, which differ in the height of a bright bar."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 3, (count,), generator=generator)
     images = torch.randint(0, 80, (count, 1, 8, 8), dtype=torch.uint8, generator=generator)
@@ -83,7 +83,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     stop: Callable[[], int | None] = lambda: None,
 ) -> tuple[dict[str, Tensor], list[dict[str, float]], float]:
-    """Train on the toy set; return the weights, the history, and the accuracy on images never seen."""
+    """Train on the toy set; return the weights, the history, and the accuracy on new images."""
     images, labels = toy(600, seed=1)
     names = [augmentation] if isinstance(augmentation, str) else augmentation
     torch.manual_seed(seed)
@@ -146,7 +146,7 @@ def test_every_loss_learns_with_every_optimizer(loss: str, optimizer: str, model
 @pytest.mark.parametrize(
     ("lr", "epochs", "warned"), [(1e-9, 1, True), (1e-9, 4, True), (0.01, 1, False), (0.01, 4, False)]
 )
-def test_a_run_that_cannot_learn_is_told(
+def test_a_run_that_does_not_learn_prints_a_warning(
     lr: float, epochs: int, warned: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train("cnn", lr=lr, epochs=epochs, validation=1000)
@@ -190,7 +190,7 @@ def test_a_run_repeats_bit_for_bit_with_any_number_of_threads(model: str) -> Non
     assert all(history == runs[0][1] for _, history, _ in runs[1:])
 
 
-def test_shards_are_seen_by_batch_norm_and_by_rounding_alone() -> None:
+def test_shards_change_only_batch_norm_and_rounding() -> None:
     whole, parts = train("mlp", shards=1, epochs=1)[0], train("mlp", shards=4, epochs=1)[0]
     assert not same(whole, parts)
     assert all(torch.allclose(whole[name], parts[name], atol=1e-4) for name in whole)
@@ -198,14 +198,14 @@ def test_shards_are_seen_by_batch_norm_and_by_rounding_alone() -> None:
     assert not all(torch.allclose(whole[name], parts[name], atol=1e-2) for name in whole)
 
 
-def test_what_ran_before_does_not_matter() -> None:
+def test_earlier_runs_in_the_process_have_no_influence() -> None:
     first = train("cnn", augmentation="shift")[0]
     torch.rand(1000)
     assert same(first, train("cnn", augmentation="shift")[0])
 
 
 def last_weights(**options: Any) -> dict[str, Tensor]:
-    """Those of the last epoch, whichever was the best: validation takes no part in it."""
+    """The weights of the last epoch, whichever was the best."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stages.train.trainer.best_epoch", lambda history, select_by: len(history))
         return train(**options)[0]
@@ -228,7 +228,7 @@ def test_the_weights_are_those_of_the_best_epoch() -> None:
 
 
 @pytest.mark.parametrize("forced", [1, 2, 3])
-def test_the_weights_are_those_of_the_epoch_that_counts_as_best(forced: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_weights_are_those_of_any_epoch_that_is_selected(forced: int, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = last_weights(epochs=forced)
     monkeypatch.setattr("stages.train.trainer.best_epoch", lambda history, select_by: min(len(history), forced))
     assert same(train(epochs=3)[0], wanted)
@@ -241,7 +241,7 @@ def test_training_stops_early() -> None:
     assert accuracies.index(max(accuracies)) + 1 == len(history) - 2
 
 
-def test_a_loss_that_creeps_down_at_the_same_accuracy_stops_early_as_well() -> None:
+def test_a_lower_loss_at_the_same_accuracy_does_not_prevent_early_stopping() -> None:
     _, history, _ = train(lr=1e-9, epochs=20, patience=2)
     losses = [row["validation_loss"] for row in history]
     assert losses[2] < losses[1] < losses[0]
@@ -265,7 +265,7 @@ def test_epochs_without_a_gain(rows: list[tuple[float, float]], epochs: tuple[in
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("output", ["softmax", "sigmoid"])
-def test_a_prediction_depends_on_its_image_alone(model: str, output: Output) -> None:
+def test_a_prediction_depends_on_its_image_only(model: str, output: Output) -> None:
     images = toy(1000, seed=4)[0]
     network = models.build(model, MODELS[model], (1, 8, 8), 3, [0.2], [0.2])
     cpu = torch.device("cpu")
@@ -282,8 +282,8 @@ def test_a_prediction_depends_on_its_image_alone(model: str, output: Output) -> 
     ("rows", "best"),
     [
         ([(0.5, 1.0), (0.9, 0.5), (0.8, 0.1)], 2),
-        ([(0.9, 1.0), (0.9, 0.5), (0.9, 0.7)], 2),  # of equals, the lower loss
-        ([(0.9, 0.5), (0.9, 0.5)], 1),  # of these, the first
+        ([(0.9, 1.0), (0.9, 0.5), (0.9, 0.7)], 2),  # equal accuracy: the lower loss
+        ([(0.9, 0.5), (0.9, 0.5)], 1),  # equal loss: the earlier epoch
     ],
 )
 def test_the_best_epoch(rows: list[tuple[float, float]], best: int) -> None:
@@ -303,7 +303,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step() -> None:
         train(loss="mse", optimizer="sgd", lr=1e38)
 
 
-def test_lines_are_logged_every_so_many_steps_and_every_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_log_has_a_line_for_some_steps_and_every_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     train(epochs=2)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" loss")[0] for line in lines] == [

@@ -1,4 +1,4 @@
-"""Training on several hosts, which are network namespaces with a clone each: the same bytes, whichever of them fails.
+"""Training on several hosts, which are network namespaces with one clone each: the same bytes, whichever host fails.
 
 `make soak` injects HOSTS_FAULTS (4) faults at random moments; HOSTS_FAULTS=100 is the nightly run, and HOSTS_SEED=…
 draws other moments.
@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -66,7 +66,7 @@ stages:
 """
 
 
-# --- what the head and those that join say to each other, without training
+# --- joining, without training
 
 
 @pytest.fixture
@@ -104,12 +104,12 @@ def test_a_machine_that_differs_is_refused_on_both_sides(
         with pytest.raises(UserError, match=rf"this machine cannot join {place}: other {name} \(the head: ") as error:
             hosts.admission(store, seen, own)
         assert "\n" not in str(error.value)
-        told = ""
-        while not told:
-            told = capfd.readouterr().out
+        output = ""
+        while not output:
+            output = capfd.readouterr().out
             time.sleep(0.05)
-    assert told.startswith(f"127.0.0.1 may not join: other {name} (the head: {FACTS[name]}, here: other?[2J)")
-    assert told.count("\n") == 1
+    assert output.startswith(f"127.0.0.1 may not join: other {name} (the head: {FACTS[name]}, here: other?[2J)")
+    assert output.count("\n") == 1
 
 
 def test_a_machine_whose_clock_differs_is_refused(
@@ -122,7 +122,7 @@ def test_a_machine_whose_clock_differs_is_refused(
         hosts.admission(store, place, FACTS)
 
 
-def test_facts_name_what_decides_on_the_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_facts_cover_what_decides_the_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     stage = Stage()
     first = hosts.facts(options.read(stage.values), "cpu")
@@ -160,11 +160,13 @@ def test_pretrained_weights_are_compared_if_training_starts_with_them(
     ("environment", "counts"),
     [({}, None), ({"TRAIN_NODES": "1:4"}, (1, 4)), ({"TRAIN_NODES": "2", "TRAIN_PORT": "5000"}, (2, 2))],
 )
-def test_how_many_machines(environment: dict[str, str], counts: tuple[int, int] | None) -> None:
+def test_the_number_of_machines_from_the_environment(
+    environment: dict[str, str], counts: tuple[int, int] | None
+) -> None:
     place = heads.wanted(environment)
     assert (place and (place.minimum, place.maximum)) == counts
     if place:
-        assert str(place) == f"127.0.0.1:{environment.get('TRAIN_PORT', 29400)}"  # nobody else reaches it
+        assert str(place) == f"127.0.0.1:{environment.get('TRAIN_PORT', 29400)}"  # other machines cannot reach it
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_how_many_machines(environment: dict[str, str], counts: tuple[int, int] 
         ({"TRAIN_NODES": "2", "TRAIN_HOST": "no such host"}, "TRAIN_HOST is 'no such host', which is no host that"),
     ],
 )
-def test_what_the_environment_says_wrongly(environment: dict[str, str], message: str) -> None:
+def test_mistakes_in_the_environment(environment: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         heads.wanted(environment)
 
@@ -192,7 +194,7 @@ def test_two_heads_on_one_port(head: tuple[TCPStore, Place]) -> None:
         pass
 
 
-def test_no_head_is_there() -> None:
+def test_a_head_that_does_not_listen() -> None:
     with socket.create_server((heads.LOOPBACK, 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(UserError, match=rf"127.0.0.1:{port}: Connection refused; no head listens there"):
@@ -206,9 +208,9 @@ def test_no_head_is_there() -> None:
             hosts.connect(text, 10)
 
 
-def test_something_else_listens_there() -> None:
+def test_another_program_listens_on_the_port() -> None:
     with (
-        socket.create_server((heads.LOOPBACK, 0)) as silent,  # accepts, and never says a word
+        socket.create_server((heads.LOOPBACK, 0)) as silent,  # accepts connections, and sends nothing
         pytest.raises(UserError, match="answers, but not as a head of training does; check the port"),
     ):
         hosts.connect(f"127.0.0.1:{silent.getsockname()[1]}", 1)
@@ -220,7 +222,7 @@ def test_the_interface_of_an_address() -> None:
         hosts.interface("192.0.2.1")
 
 
-def test_no_pickle_is_in_the_store_of_the_rendezvous(head: tuple[TCPStore, Place]) -> None:
+def test_the_store_of_the_rendezvous_has_no_pickle(head: tuple[TCPStore, Place]) -> None:
     store, _ = head
     backend = rendezvous.PlainBackend(store, "run")
     state, node = _RendezvousState(), _NodeDesc("head-127.0.0.1", 1, 0)
@@ -231,10 +233,10 @@ def test_no_pickle_is_in_the_store_of_the_rendezvous(head: tuple[TCPStore, Place
     stored = backend.set_state(pickle.dumps(state))
     assert stored
     assert stored[2]
-    found = backend.get_state()
-    assert found
-    assert vars(pickle.loads(found[0])) == vars(state)
-    assert found[1] == stored[1]
+    loaded = backend.get_state()
+    assert loaded
+    assert vars(pickle.loads(loaded[0])) == vars(state)
+    assert loaded[1] == stored[1]
     assert json.loads(base64.b64decode(store.get("torch.rendezvous.run")))["round"] == 3
 
 
@@ -242,9 +244,9 @@ def test_no_pickle_is_in_the_store_of_the_rendezvous(head: tuple[TCPStore, Place
 
 
 class Cluster:
-    """A head and two more hosts, each with a clone of one repository; and the digests of an undisturbed training."""
+    """A head and other hosts, each with a clone of one repository; digests and duration of an undisturbed training."""
 
-    def __init__(self, made: list[Host], digests: list[str], seconds: float) -> None:
+    def __init__(self, made: list[Host], digests: Sequence[str] = (), seconds: float = 0.0) -> None:
         self.hosts, self.digests, self.seconds = made, digests, seconds
         self.head, *self.others = made
         self.runs: dict[str, subprocess.Popen[str]] = {}
@@ -271,23 +273,23 @@ class Cluster:
     def wait(self, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + DEADLINE_SECONDS
         while not condition():
-            assert time.monotonic() < deadline, self.told()
+            assert time.monotonic() < deadline, self.outputs()
             time.sleep(0.1)
 
     def end(self) -> None:
-        """Wait for the end of the training and of all processes; the results must be those of an undisturbed one."""
+        """Wait until training and all processes end; the results must be those of an undisturbed training."""
         self.wait(lambda: self.status(self.head) is not None)
-        assert self.status(self.head) == 0, self.told()
-        assert digests(self.head.folder) == self.digests
+        assert self.status(self.head) == 0, self.outputs()
+        assert digests(self.head.folder) == [*self.digests]
         self.wait(lambda: not any(host.processes() for host in self.hosts))
         assert not (self.head.folder / paths.RESUME).exists()
 
     def forget(self) -> None:
-        """Delete the results, so that the next training begins."""
+        """Delete the results, so that the head trains again."""
         for path in Stage.OUTPUTS:
             (self.head.folder / path).unlink()
 
-    def told(self) -> str:
+    def outputs(self) -> str:
         return "\n".join(f"--- {host.address}\n{host.output()}" for host in self.hosts if host.name in self.runs)
 
 
@@ -295,18 +297,15 @@ def digests(folder: Path) -> list[str]:
     return [hashlib.sha256((folder / path).read_bytes()).hexdigest() for path in Stage.OUTPUTS]
 
 
-@pytest.fixture(scope="module")
-def clones(tmp_path_factory: pytest.TempPathFactory) -> list[Clone]:
-    """Clones of one repository with this code and a small data set in it."""
-    folder = tmp_path_factory.mktemp("hosts")
+def clones_with_data(folder: Path, change: Callable[[dict[str, Any]], None]) -> list[Clone]:
+    """Clones, below `folder`, of a repository with this code and a small data set. change: edits params.yaml."""
     first = copy_of_the_work_tree(folder / HOST_FOLDERS[0])
     (first.path / "dvc.yaml").write_text(PIPELINE)
     (first.path / ".gitignore").write_text("/runs/\n/data/model/\n/metrics/\n__pycache__/\n*.tmp\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(first.path)
         stage = Stage()
-        stage.values["train"].update(epochs=8)
-        stage.values["machine"].update(threads=1, timeout_seconds=12, checkpoint_every_seconds=0.2)
+        change(stage.values)
         stage.write_params()
     for ignored in ("data/.gitignore", "data/processed/.gitignore"):
         (first.path / ignored).unlink()
@@ -314,6 +313,17 @@ def clones(tmp_path_factory: pytest.TempPathFactory) -> list[Clone]:
     for name in HOST_FOLDERS[1:]:
         first.run("git", "clone", "-q", str(first.path), str(folder / name))
     return [first, *(Clone(folder / name) for name in HOST_FOLDERS[1:])]
+
+
+def eight_epochs(values: dict[str, Any]) -> None:
+    """Time for faults, and checkpoints to resume from."""
+    values["train"].update(epochs=8)
+    values["machine"].update(threads=1, timeout_seconds=12, checkpoint_every_seconds=0.2)
+
+
+@pytest.fixture(scope="module")
+def clones(tmp_path_factory: pytest.TempPathFactory) -> list[Clone]:
+    return clones_with_data(tmp_path_factory.mktemp("hosts"), eight_epochs)
 
 
 @pytest.fixture(scope="module")
@@ -337,8 +347,8 @@ def cluster(clones: list[Clone], undisturbed: tuple[list[str], float]) -> Iterat
         clone.run("git", "clean", "-qfdx")
 
 
-def of_training(host: Host) -> list[int]:
-    """The processes of training on a host, without the program that started them."""
+def workers(host: Host) -> list[int]:
+    """The workers on a host, without the program that started them."""
     return [
         process
         for process in host.processes()
@@ -347,15 +357,15 @@ def of_training(host: Host) -> list[int]:
 
 
 def inject(kind: str, cluster: Cluster, moments: random.Random) -> None:
-    """A fault, and what a person does about it."""
+    """Inject a fault, and do what a user would do about it."""
     host, seconds = moments.choice(cluster.others), 14.0  # longer than machine.timeout_seconds
     if kind == "process":
         host = moments.choice(cluster.hosts)
-        host.signal(signal.SIGKILL, of_training(host)[:1])
+        host.signal(signal.SIGKILL, workers(host)[:1])
     elif kind == "host":
         host.kill()
     elif kind == "hang":
-        frozen = of_training(host) if moments.random() < 0.5 else host.processes()
+        frozen = workers(host) if moments.random() < 0.5 else host.processes()
         host.signal(signal.SIGSTOP, frozen)
         time.sleep(seconds)
         host.signal(signal.SIGCONT, frozen)
@@ -372,7 +382,7 @@ KINDS = ("process", "host", "hang", "link", "head")
 
 
 @pytest.mark.soak
-def test_whatever_fails_it_ends_in_the_same_bytes(cluster: Cluster) -> None:
+def test_training_ends_in_the_same_bytes_whatever_fails(cluster: Cluster) -> None:
     moments, together = random.Random(SEED), False
     kinds = [KINDS[number % len(KINDS)] for number in range(FAULTS)]
     moments.shuffle(kinds)
@@ -380,10 +390,10 @@ def test_whatever_fails_it_ends_in_the_same_bytes(cluster: Cluster) -> None:
         cluster.start_head()
         while kinds:
             cluster.wait(cluster.head_listens)
-            for host in cluster.others:  # those that have ended come back
+            for host in cluster.others:  # also those that have ended
                 if host.name not in cluster.runs or cluster.status(host) is not None:
                     cluster.join(host)
-            if not together:  # at least one fault finds all at work
+            if not together:  # at least one fault happens while all hosts train
                 cluster.wait(
                     lambda: "on 3 machines" in cluster.head.output() or cluster.status(cluster.head) is not None
                 )
@@ -407,15 +417,15 @@ def has_ended(cluster: Cluster, host: Host) -> bool:
     return cluster.status(host) is not None
 
 
-def has_said(host: Host, line: str) -> bool:
+def has_printed(host: Host, line: str) -> bool:
     return line in host.output()
 
 
 @pytest.mark.soak
-def test_hosts_that_cannot_take_part(cluster: Cluster, clones: list[Clone]) -> None:
+def test_hosts_that_cannot_join(cluster: Cluster, clones: list[Clone]) -> None:
     head, (second, third) = cluster.head, cluster.others
     head_place = f"{head.address}:29400"
-    # A firewall: the neighbour is known, and never answers.
+    # As behind a firewall: the neighbour has an address, and never answers.
     ip("-n", second.name, "neighbor", "add", "10.213.0.99", "lladdr", "02:00:00:00:00:99", "dev", "eth0")
     for place, message in (
         ("10.213.0.99:29400", "does not answer within 10 s; does a firewall block it, or is the machine off?"),
@@ -438,5 +448,5 @@ def test_hosts_that_cannot_take_part(cluster: Cluster, clones: list[Clone]) -> N
         cluster.wait(partial(has_ended, cluster, host))
         assert cluster.status(host) == 2
         assert f"error: this machine cannot join {head_place}: other {differing} (the head: " in host.output()
-        cluster.wait(partial(has_said, head, f"{host.address} may not join: other {differing}"))
+        cluster.wait(partial(has_printed, head, f"{host.address} may not join: other {differing}"))
     cluster.end()

@@ -1,4 +1,4 @@
-"""What a run shows while it trains, and what a killed one leaves."""
+"""The files that show the state of a run, during training and after it was killed."""
 
 import json
 import os
@@ -16,16 +16,16 @@ from tests.test_resume import Stage
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL."""
+    """In place of SIGKILL."""
 
 
-def test_files_grow_each_epoch_and_those_of_a_killed_run_are_no_results(
+def test_files_grow_each_epoch_and_those_of_a_killed_run_are_marked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     stage, repository, seen = Stage(), tmp_path / "repository", []
     stage.values["machine"]["checkpoint_every_seconds"] = 0.2
-    stage.values["train"]["numerics"] = "fast"  # other tests of this process may have computed something already
+    stage.values["train"]["numerics"] = "fast"  # other tests of this process may have used torch before
     stage.write_params()
     monkeypatch.setenv(live.ROOT, str(repository))
     show = Live.__call__
@@ -61,12 +61,12 @@ def test_files_grow_each_epoch_and_those_of_a_killed_run_are_no_results(
     assert stage.digests() == resumed
 
 
-def test_a_repository_that_cannot_be_written_to_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_repository_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     monkeypatch.setenv(live.ROOT, "file")
     run = Live(parameters=1, epochs=2, select_by="accuracy")
-    run([{"epoch": 1, "lr": 0.1, "train_loss": 1.0}])  # nor need there be a validation part
+    run([{"epoch": 1, "lr": 0.1, "train_loss": 1.0}])  # without a validation part
     assert json.loads(paths.TRAIN_METRICS.read_bytes()) == {
         "unfinished": "epoch 1 of 2",
         "best_epoch": 1,

@@ -1,4 +1,4 @@
-"""Numerics that do not depend on what a processor could do, each run in a process of its own."""
+"""Portable numerics do not depend on the processor. Each run is a new process."""
 
 import json
 import os
@@ -23,7 +23,7 @@ COMMAND = ["-m", "tests.numbers"]
 
 
 def start(*arguments: str, emulator: Sequence[str] = (), **environment: str) -> subprocess.Popen[str]:
-    """tests/numbers.py in a process of its own."""
+    """Run tests/numbers.py in a new process."""
     return subprocess.Popen(
         [*emulator, sys.executable, *COMMAND, *arguments],
         cwd=ROOT,
@@ -35,7 +35,7 @@ def start(*arguments: str, emulator: Sequence[str] = (), **environment: str) -> 
 
 
 def end(process: subprocess.Popen[str]) -> dict[str, str]:
-    """The digests that it printed."""
+    """The digests that it prints."""
     out, err = process.communicate(timeout=1800)
     assert process.returncode == 0, err
     numbers: dict[str, str] = json.loads(out.splitlines()[-1])
@@ -83,18 +83,18 @@ def test_any_number_of_threads_gives_the_same_bits(numerics: str) -> None:
 
 @pytest.mark.skipif(not HAS_AVX512, reason="needs a processor with more than AVX2 to tell the difference")
 @pytest.mark.soak
-def test_fast_is_what_the_processor_can_do() -> None:
+def test_fast_uses_the_widest_instructions() -> None:
     fast, portable = digests("fast"), digests("portable")
     assert fast["instructions"] == "AVX512"
     assert set(fast.values()).isdisjoint(portable.values())
-    # The same processor held to AVX2 from outside is what an older one would do.
+    # Restricted to AVX2 by environment variables, this processor computes as an older one would.
     held = digests("fast", ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", MKL_CBWR="COMPATIBLE")
     assert held == portable
 
 
 @pytest.mark.night
 @pytest.mark.skipif(not X86 or sys.platform != "linux", reason="emulates processors of x86-64 on Linux")
-def test_portable_is_the_same_on_processors_of_both_makers() -> None:
+def test_portable_is_the_same_on_intel_and_amd() -> None:
     """Intel's of 2013 and AMD's of 2017, emulated, against this one.
 
     MKL looks at the maker, not only at what a processor can do: see fix_numerics.
@@ -114,13 +114,13 @@ def test_a_processor_without_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not HAS_AVX512, reason="needs a processor with more than AVX2 to tell the difference")
-def test_too_late_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calling_it_too_late_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", dict(os.environ))
     torch.ones(2) + 1
     with pytest.raises(RuntimeError, match="before the first tensor operation"):
         device.fix_numerics("portable", "x86_64", "train.numerics")
 
 
-def test_other_processors_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_architectures_print_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     device.fix_numerics("portable", "arm64", "train.numerics")
     assert "portable is for x86-64; on arm64" in capsys.readouterr().out

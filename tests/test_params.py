@@ -138,7 +138,7 @@ def test_the_committed_file_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyP
             [4, 3],
             "params.yaml: models.cnn: kernel_sizes is [4, 3] and channels is [16, 32, 32, 64, 64];",
         ),
-        ("models.cnn.pool_sizes", [2], "allowed: lists of the same length, an entry a block"),
+        ("models.cnn.pool_sizes", [2], "allowed: lists of the same length, one entry per block"),
         ("models.mlp", {}, "params.yaml: models.mlp.hidden is missing; allowed: a whole number, at least 1"),
         (
             "model.name",

@@ -1,4 +1,4 @@
-"""Training in several processes: the same bytes, whoever computes which part of a batch."""
+"""Training in several processes: the same bytes, whichever process computes which shard."""
 
 import os
 import re
@@ -36,7 +36,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def stage() -> Stage:
     stage = Stage()
-    stage.values["train"].update(epochs=2, batch_size=250)  # nine batches, and one of 150 images, in two parts
+    stage.values["train"].update(epochs=2, batch_size=250)  # nine batches, and one of 150 images in two shards
     return stage
 
 
@@ -58,31 +58,31 @@ def as_text(left: str, right: str) -> str:
         (7, "(((0+1)+(2+3))+((4+5)+6))"),
     ],
 )
-def test_the_tree_is_a_function_of_the_number_of_parts(count: int, expected: str) -> None:
-    parts = {(number, number + 1): str(number) for number in range(count)}
-    assert tree.sum_up((0, count), parts, as_text) == expected
+def test_the_tree_is_a_function_of_the_number_of_shards(count: int, expected: str) -> None:
+    values = {(shard, shard + 1): str(shard) for shard in range(count)}
+    assert tree.sum_up((0, count), values, as_text) == expected
 
 
 @given(count=st.integers(1, 70), size=st.integers(1, 9))
-def test_each_part_has_one_owner_and_the_sums_do_not_depend_on_the_owners(count: int, size: int) -> None:
-    owned = [tree.shards_of(count, rank, size) for rank in range(size)]
-    assert [number for parts in owned for number in parts] == list(range(count))
-    assert owned[0]
-    assert max(map(len, owned)) - min(map(len, owned)) <= 1
-    parts = {(number, number + 1): str(number) for number in range(count)}
-    roots = [tree.roots(own, count) for own in owned]
-    sums = {node: tree.sum_up(node, parts, as_text) for nodes in roots for node in nodes}
-    assert tree.sum_up((0, count), sums, as_text) == tree.sum_up((0, count), parts, as_text)
-    for own, nodes in zip(owned, roots, strict=True):
-        assert [number for node in nodes for number in range(*node)] == list(own)
-        assert len(nodes) <= max(2 * len(own).bit_length() - 1, 0)  # few, and so are the messages
+def test_each_shard_has_one_process_and_the_sums_do_not_depend_on_the_processes(count: int, size: int) -> None:
+    by_rank = [tree.shards_of(count, rank, size) for rank in range(size)]
+    assert [shard for shards in by_rank for shard in shards] == list(range(count))
+    assert by_rank[0]
+    assert max(map(len, by_rank)) - min(map(len, by_rank)) <= 1
+    values = {(shard, shard + 1): str(shard) for shard in range(count)}
+    roots = [tree.roots(shards, count) for shards in by_rank]
+    sums = {node: tree.sum_up(node, values, as_text) for nodes in roots for node in nodes}
+    assert tree.sum_up((0, count), sums, as_text) == tree.sum_up((0, count), values, as_text)
+    for shards, nodes in zip(by_rank, roots, strict=True):
+        assert [shard for node in nodes for shard in range(*node)] == list(shards)
+        assert len(nodes) <= max(2 * len(shards).bit_length() - 1, 0)  # each node is a message
 
 
-@given(images=st.integers(2, 300), batch_size=st.integers(2, 64), parts=st.integers(1, 9), size=st.integers(1, 7))
-def test_the_processes_divide_each_batch(images: int, batch_size: int, parts: int, size: int) -> None:
-    whole = list(EpochBatches(images, batch_size, True, 0))
-    divided = [list(EpochBatches(images, batch_size, True, 0, parts, Group(rank, size))) for rank in range(size)]
-    assert [[*chain(*batch)] for batch in zip(*divided, strict=True)] == whole
+@given(images=st.integers(2, 300), batch_size=st.integers(2, 64), shards=st.integers(1, 9), size=st.integers(1, 7))
+def test_the_processes_divide_each_batch(images: int, batch_size: int, shards: int, size: int) -> None:
+    batches = list(EpochBatches(images, batch_size, True, 0))
+    divided = [list(EpochBatches(images, batch_size, True, 0, shards, Group(rank, size))) for rank in range(size)]
+    assert [[*chain(*batch)] for batch in zip(*divided, strict=True)] == batches
 
 
 @pytest.mark.parametrize("count", [0, 1, PART, PART + 1, 5 * PART + 3])
@@ -98,7 +98,7 @@ def test_validation_is_divided_by_whole_parts(count: int, size: int) -> None:
 
 
 def digests(combinations: str) -> dict[str, str]:
-    """What training ends in, by "processes x threads"."""
+    """The SHA-256 of the results, by "PROCESSESxTHREADS"."""
     command = [sys.executable, "-m", "tests.workers", *combinations.split()]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
@@ -106,28 +106,26 @@ def digests(combinations: str) -> dict[str, str]:
     return dict(line.split()[1:] for line in done.stdout.splitlines() if line.startswith("ended "))
 
 
-def check_same(combinations: str) -> str:
-    found = digests(combinations)
-    assert list(found) == combinations.split()
-    assert len(set(found.values())) == 1, found
-    digest = next(iter(found.values()))
-    assert re.fullmatch("[0-9a-f]{64}", digest)
-    return digest
+def check_same(combinations: str) -> None:
+    results = digests(combinations)
+    assert list(results) == combinations.split()
+    assert len(set(results.values())) == 1, results
+    assert re.fullmatch("[0-9a-f]{64}", next(iter(results.values())))
 
 
 def test_any_number_of_processes_and_threads_ends_in_the_same_bytes(stage: Stage) -> None:
     stage.values["models"]["cnn"]["dropout"] = 0.3
-    stage.values["train"].update(epochs=1, shards=7)  # of which three processes have several roots each
+    stage.values["train"].update(epochs=1, shards=7)  # three processes have several nodes of the tree each
     stage.write_params()
-    check_same("1x2 2x1 3x2 8x1")  # the eighth has no part of any batch
+    check_same("1x2 2x1 3x2 8x1")  # the eighth process never has a shard
 
 
 CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "the default": lambda values: None,
-    "seven parts": lambda values: values["train"].update(shards=7, batch_size=64),
-    "fewer parts than processes": lambda values: values["train"].update(shards=2),
-    "one part": lambda values: values["train"].update(shards=1),
-    "the tail has one part": lambda values: values["train"].update(batch_size=2300),
+    "seven shards": lambda values: values["train"].update(shards=7, batch_size=64),
+    "fewer shards than processes": lambda values: values["train"].update(shards=2),
+    "one shard": lambda values: values["train"].update(shards=1),
+    "one shard in the last batch": lambda values: values["train"].update(batch_size=2300),
     "loader workers": lambda values: values["machine"].update(num_workers=1),
     "early stopping": lambda values: values["train"].update(early_stopping_patience_epochs=1, epochs=20),
     "clipped gradients": lambda values: values["train"].update(clip_norm=0.05),
@@ -164,13 +162,13 @@ def test_the_same_bytes_with_every_kind_of_recipe(change: str, stage: Stage) -> 
 
 @pytest.fixture
 def small_steps(stage: Stage) -> Stage:
-    """Of 150 steps, the first lines of whose log come early."""
+    """A run of 150 steps, which soon prints the first lines of its log."""
     stage.values["train"].update(epochs=1, batch_size=16)
     stage.values["machine"]["log_every_steps"] = 20
     return stage
 
 
-def test_a_killed_worker_costs_a_checkpoint_and_no_bit(small_steps: Stage) -> None:
+def test_a_killed_worker_changes_no_bit(small_steps: Stage) -> None:
     small_steps.run()
     alone = small_steps.digests()
     process = small_steps.start(MACHINE_PROCESSES="2")
@@ -180,7 +178,7 @@ def test_a_killed_worker_costs_a_checkpoint_and_no_bit(small_steps: Stage) -> No
     output = "".join(lines) + process.communicate(timeout=300)[0]
     assert process.returncode == 0, output
     assert "device: cpu, 2 processes of " in output
-    assert "a process of training has ended (SIGKILL): going on from the last checkpoint\n" in output
+    assert "a process of training has ended (SIGKILL): resuming from the last checkpoint\n" in output
     assert "resuming after step " in output
     assert output.count("best epoch ") == 1
     assert small_steps.digests() == alone
@@ -195,10 +193,10 @@ def test_a_killed_worker_costs_a_checkpoint_and_no_bit(small_steps: Stage) -> No
         pytest.param(signal.SIGINT, 130, marks=pytest.mark.night),
     ],
 )
-def test_told_to_stop_they_all_end_and_another_number_of_processes_goes_on(
+def test_all_processes_end_after_a_signal_and_another_number_of_processes_resumes(
     signum: int, status: int, small_steps: Stage
 ) -> None:
-    small_steps.values["machine"]["checkpoint_every_seconds"] = 1000  # the one at the end is the only one
+    small_steps.values["machine"]["checkpoint_every_seconds"] = 1000  # only one, at the end
     small_steps.run()
     alone = small_steps.digests()
     process = small_steps.start(MACHINE_PROCESSES="2")
@@ -206,7 +204,7 @@ def test_told_to_stop_they_all_end_and_another_number_of_processes_goes_on(
     lines = [process.stdout.readline() for _ in range(2)]
     started = workers(process.pid)
     process.send_signal(signum)
-    output = "".join(lines) + process.communicate(timeout=300)[0]  # the end of the pipe that the workers have as well
+    output = "".join(lines) + process.communicate(timeout=300)[0]  # also waits for the workers, which have the pipe
     assert process.returncode == status, output
     assert output.count("interrupted: `dvc repro` resumes after step ") == 1
     assert "Traceback" not in output
@@ -217,7 +215,7 @@ def test_told_to_stop_they_all_end_and_another_number_of_processes_goes_on(
 
 @pytest.mark.parametrize("number", [pytest.param(1, marks=pytest.mark.soak), pytest.param(0, marks=pytest.mark.night)])
 def test_a_worker_that_hangs_is_noticed(number: int, small_steps: Stage) -> None:
-    # Longer than any two processes of a busy machine differ in how long they take to start.
+    # Longer than the start of one process takes more than that of another on a busy machine.
     small_steps.values["machine"]["timeout_seconds"] = 12
     process = small_steps.start(MACHINE_PROCESSES="2")
     assert process.stdout is not None
@@ -225,11 +223,11 @@ def test_a_worker_that_hangs_is_noticed(number: int, small_steps: Stage) -> None
     os.kill(workers(process.pid)[number], signal.SIGSTOP)
     output = "".join(lines) + process.communicate(timeout=300)[0]
     assert process.returncode == 0, output
-    assert "going on from the last checkpoint\n" in output
+    assert "resuming from the last checkpoint\n" in output
     assert output.count("best epoch ") == 1
 
 
-def test_an_error_of_all_is_one_line(small_steps: Stage) -> None:
+def test_an_error_in_all_processes_is_one_line(small_steps: Stage) -> None:
     small_steps.values["train"].update(optimizer="sgd")
     small_steps.values["optimizers"]["sgd"].update(lr=1000.0, momentum=0.9)
     process = small_steps.start(MACHINE_PROCESSES="3")
@@ -241,7 +239,7 @@ def test_an_error_of_all_is_one_line(small_steps: Stage) -> None:
 
 
 def workers(launcher: int) -> list[int]:
-    """The process numbers of a launcher's workers, in the order of their ranks."""
+    """The process numbers of a launcher's workers, by rank."""
     children = [int(folder.name) for folder in Path("/proc").glob("[0-9]*") if parent_and_state(folder)[0] == launcher]
     ranks = {child: environment(child)["RANK"] for child in children}
     return sorted(ranks, key=ranks.__getitem__)
@@ -257,7 +255,7 @@ def parent_and_state(folder: Path) -> tuple[int, str]:
 
 def environment(process: int) -> dict[str, str]:
     text = Path(f"/proc/{process}/environ").read_text(errors="replace")
-    return dict(each.split("=", 1) for each in text.split("\0") if "=" in each)
+    return dict(entry.split("=", 1) for entry in text.split("\0") if "=" in entry)
 
 
 def runs(process: int) -> bool:
@@ -267,7 +265,7 @@ def runs(process: int) -> bool:
 # --- decisions
 
 
-def test_what_is_odd_about_a_number_of_processes_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_warnings_about_the_number_of_processes(capsys: pytest.CaptureFixture[str]) -> None:
     launch.warn(shards=4, processes=5, cores=8, device="cpu")
     launch.warn(shards=1, processes=2, cores=8, device="auto")
     launch.warn(shards=4, processes=4, cores=2, device="cpu")
@@ -287,7 +285,7 @@ def test_the_cores_are_divided_among_the_processes(threads: int, processes: int,
     assert device.threads_of(threads, processes, cores) == expected
 
 
-def test_each_process_has_a_gpu_of_its_own() -> None:
+def test_each_process_has_its_own_gpu() -> None:
     assert [device.gpu_of(process, 2, 2) for process in range(2)] == [0, 1]
     with pytest.raises(
         UserError, match="machine.processes is 3, and this machine has 2 GPUs for one process each; set 2"
@@ -295,7 +293,7 @@ def test_each_process_has_a_gpu_of_its_own() -> None:
         device.gpu_of(0, 3, 2)
 
 
-def test_attempts_that_write_no_checkpoint_come_to_an_end() -> None:
+def test_attempts_without_a_new_checkpoint_end() -> None:
     latest = paths.RESUME / "a" / LATEST
     latest.parent.mkdir(parents=True)
     attempts = Attempts()

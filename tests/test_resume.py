@@ -1,4 +1,4 @@
-"""A run that is killed, and resumed, ends in the bytes of one that was not."""
+"""A run that is killed and resumed ends in the same bytes as an undisturbed one."""
 
 import hashlib
 import os
@@ -32,11 +32,11 @@ from stages.train.stopping import StopSignal
 from tests.imports import ROOT
 from tests.test_fit import same, train
 
-STEPS = 19  # an epoch of tests.test_fit.train
+STEPS = 19  # per epoch of tests.test_fit.train
 
 
 def after(steps: int) -> Callable[[], int | None]:
-    """A `stop` that comes with the given step, counted over all epochs of this process."""
+    """A stop signal that comes in the given step, counted over all epochs of this process."""
     seen = 0
 
     def stop() -> int | None:
@@ -76,14 +76,14 @@ def test_a_run_stopped_at_any_step_ends_in_the_same_weights(optimizer: str, mode
 @pytest.mark.parametrize(
     "options",
     [
-        {"lr": 0.3, "epochs": 50, "patience": 2},  # early stopping goes by epochs before the stop
+        {"lr": 0.3, "epochs": 50, "patience": 2},  # early stopping depends on epochs before the interruption
         {"validation": 0},
         {"model": "cnn", "precision": "bfloat16"},
         {"model": "cnn", "num_workers": 2},
     ],
     ids=["early stopping", "no validation", "bfloat16", "workers"],
 )
-def test_what_else_a_run_remembers(options: dict[str, Any]) -> None:
+def test_a_resumed_run_with(options: dict[str, Any]) -> None:
     whole, history = undisturbed(**options)
     with pytest.raises(Interrupted):
         train(**options, checkpoints=Checkpoints("a", 1e9), stop=after(2 * STEPS + 3))
@@ -92,7 +92,7 @@ def test_what_else_a_run_remembers(options: dict[str, Any]) -> None:
     assert resumed_history == history
 
 
-def test_it_may_be_resumed_on_another_number_of_threads() -> None:
+def test_a_run_can_be_resumed_with_another_number_of_threads() -> None:
     whole, history, _ = train("cnn", augmentation="affine", shards=4)
     with pytest.raises(Interrupted):
         train("cnn", augmentation="affine", shards=4, threads=3, checkpoints=Checkpoints("a", 1e9), stop=after(30))
@@ -126,11 +126,11 @@ def spoil(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "a bit flipped", "a bit flipped in the header", "a pickle"])
-def test_a_spoilt_checkpoint_is_set_aside_and_the_one_before_is_used(
+def test_a_damaged_checkpoint_is_set_aside_and_the_previous_one_is_used(
     how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = undisturbed(model="cnn")[0]
-    with pytest.raises(Interrupted):  # a checkpoint every step: the last two are kept
+    with pytest.raises(Interrupted):  # a checkpoint in every step; the last two are kept
         train("cnn", checkpoints=Checkpoints("a", 0), stop=after(30))
     folder = paths.RESUME / "a"
     assert sorted(path.name for path in folder.iterdir()) == [LATEST, PREVIOUS]
@@ -140,8 +140,8 @@ def test_a_spoilt_checkpoint_is_set_aside_and_the_one_before_is_used(
     log = capsys.readouterr().out
     assert log.startswith("set a checkpoint aside that cannot be resumed from, as runs/resume/a/latest.unreadable: ")
     assert log.splitlines()[1] == "resuming after step 9/19 of epoch 2"
-    assert sorted(path.name for path in Path().iterdir()) == ["runs"]  # nothing was run
-    # Both spoilt: from the start.
+    assert sorted(path.name for path in Path().iterdir()) == ["runs"]  # no code was run
+    # Both are damaged: the run starts again.
     with pytest.raises(Interrupted):
         train("cnn", checkpoints=Checkpoints("a", 0), stop=after(3))
     for name in (LATEST, PREVIOUS):
@@ -160,7 +160,7 @@ def test_a_checkpoint_of_another_run_is_not_resumed(capsys: pytest.CaptureFixtur
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Whether two values are the same in type, content and, for tensors, memory layout."""
+    """Whether two values have the same type and content, and for tensors the same memory layout."""
     if isinstance(one, Tensor):
         layout = (one.dtype, one.shape, one.stride())
         return layout == (other.dtype, other.shape, other.stride()) and torch.equal(one, other)
@@ -171,7 +171,7 @@ def alike(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-def test_a_checkpoint_gives_back_any_state_in_type_and_memory_layout() -> None:
+def test_a_checkpoint_restores_types_and_memory_layouts() -> None:
     weights = torch.arange(48.0).reshape(2, 3, 2, 4)
     state = {
         "channels last": weights.to(memory_format=torch.channels_last),
@@ -187,7 +187,7 @@ def test_a_checkpoint_gives_back_any_state_in_type_and_memory_layout() -> None:
 
 
 @pytest.mark.parametrize("value", [{1, 2}, np.float64(1), Path("a"), b"a"], ids=["set", "numpy", "path", "bytes"])
-def test_a_checkpoint_refuses_what_it_cannot_give_back(value: object) -> None:
+def test_a_checkpoint_refuses_values_that_it_cannot_restore(value: object) -> None:
     with pytest.raises(TypeError, match="a checkpoint cannot contain "):
         Checkpoints("a", 1e9).save({"state": [value]})
     assert not paths.RESUME.exists()
@@ -197,7 +197,7 @@ def test_a_checkpoint_refuses_what_it_cannot_give_back(value: object) -> None:
 
 
 class Stage:
-    """A folder with a prepared data set and params.yaml, in which the train stage runs as a process of its own."""
+    """A folder with a prepared data set and params.yaml, in which the train stage can run."""
 
     OUTPUTS = (paths.MODEL, paths.TRAIN_METRICS, paths.TRAINING_CURVES)
 
@@ -247,7 +247,7 @@ def stage() -> Stage:
 
 
 @pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.soak), pytest.param(10, marks=pytest.mark.night)])
-def test_killed_at_random_moments_it_ends_in_the_same_bytes(kills: int, stage: Stage) -> None:
+def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(kills: int, stage: Stage) -> None:
     stage.values["machine"]["log_every_steps"] = 10  # of 450
     stage.run()
     undisturbed = stage.digests()
@@ -272,7 +272,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(kills: int, stage: S
 @pytest.mark.parametrize(
     ("signum", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.night)]
 )
-def test_told_to_stop_it_writes_a_checkpoint_and_says_so(signum: int, status: int, stage: Stage) -> None:
+def test_a_signal_makes_training_write_a_checkpoint(signum: int, status: int, stage: Stage) -> None:
     stage.values["machine"].update(checkpoint_every_seconds=1000, log_every_steps=5)
     stage.values["train"]["epochs"] = 2
     stage.run()
@@ -290,21 +290,21 @@ def test_told_to_stop_it_writes_a_checkpoint_and_says_so(signum: int, status: in
 
 
 class InProcess:
-    """The stage without a process of its own: the signal comes after a number of steps."""
+    """The stage in this process, with a stop signal after a number of steps."""
 
     def __init__(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
         self.stage, self.monkeypatch = stage, monkeypatch
-        stage.values["train"].update(numerics="fast", batch_size=128)  # 19 steps an epoch
+        stage.values["train"].update(numerics="fast", batch_size=128)  # 19 steps per epoch
         stage.values["evaluate"]["numerics"] = "fast"
 
     def run(self, steps: int | None = None) -> None:
-        """Run the stage, or the given number of steps and no more of it."""
+        """Run the stage, or only the given number of steps of it."""
         self.stage.write_params()
         if steps is None:
             train_stage.main()
             return
 
-        class Told(StopSignal):
+        class SignalAfterSteps(StopSignal):
             def __call__(self) -> int | None:
                 return count()
 
@@ -312,7 +312,7 @@ class InProcess:
 
         @contextmanager
         def handle_stop_signals() -> Iterator[StopSignal]:
-            yield Told()
+            yield SignalAfterSteps()
 
         with self.monkeypatch.context() as patch:
             patch.setattr("stages.train.__main__.handle_stop_signals", handle_stop_signals)
@@ -334,7 +334,7 @@ def in_process(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[InProc
         ("machine.num_workers", 1, True),
         ("machine.log_every_steps", 7, True),
         ("machine.checkpoint_every_seconds", 12.5, True),
-        ("train.device", "cpu", True),  # which `auto` was before
+        ("train.device", "cpu", True),  # `auto` was the cpu before
         ("train.seed", 4, False),
         ("train.label_smoothing", 0.1, False),
         ("train.shards", 2, False),
@@ -342,7 +342,7 @@ def in_process(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[InProc
     ],
     ids=str,
 )
-def test_what_changes_no_bit_may_change_before_a_run_is_resumed(
+def test_a_run_resumes_after_a_change_that_changes_no_bit(
     key: str, value: Any, resumed: bool, in_process: InProcess, capsys: pytest.CaptureFixture[str]
 ) -> None:
     in_process.run(steps=25)
@@ -358,7 +358,7 @@ def test_what_changes_no_bit_may_change_before_a_run_is_resumed(
 
 
 def pipeline_at(root: Path) -> None:
-    """A repository whose stage of two folders and a file reads what another stage makes."""
+    """A repository with a stage that depends on two folders, a file, and an output of another stage."""
     files = {"code/a.py": "1", "code/deep/b.py": "2", "one.py": "3", "other.py": "4", "data/x": "5", "folder/y": "6"}
     for name, content in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -370,11 +370,11 @@ def pipeline_at(root: Path) -> None:
     (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}), encoding="utf-8")
 
 
-def test_the_code_of_a_run_is_what_dvc_yaml_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_of_a_run_is_its_dependencies_in_dvc_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "PACKAGE", tmp_path / "code")
     pipeline_at(tmp_path)
     names = [path.relative_to(tmp_path).as_posix() for path in checkpoint.code("train", tmp_path)]
-    assert names == ["code/a.py", "code/deep/b.py", "one.py"]  # what another stage makes is data
+    assert names == ["code/a.py", "code/deep/b.py", "one.py"]  # outputs of other stages are data
 
     def key() -> str:
         return checkpoint.key("train", {"lr": 1}, [tmp_path / "data/x"], "cpu")
@@ -397,13 +397,13 @@ def test_the_code_of_a_run_is_what_dvc_yaml_says(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("content", [None, "", "stages: {}", "stages: [1]"], ids=["none", "empty", "no stage", "list"])
-def test_without_a_word_in_dvc_yaml_the_code_is_the_whole_package(content: str | None, tmp_path: Path) -> None:
+def test_without_the_stage_in_dvc_yaml_the_code_is_the_whole_package(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "dvc.yaml").write_text(content, encoding="utf-8")
     assert ROOT / "stages/train/__main__.py" in checkpoint.code("train", tmp_path)
 
 
-def test_the_code_of_this_pipeline_is_all_of_dvc_yaml_but_its_data() -> None:
+def test_the_code_of_this_pipeline_is_all_of_dvc_yaml_except_its_data() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     files = {path.relative_to(ROOT).as_posix() for path in checkpoint.code("train", ROOT)}
     assert {path for path in stages["train"]["deps"] if path.endswith(".py")} <= files
@@ -412,7 +412,7 @@ def test_the_code_of_this_pipeline_is_all_of_dvc_yaml_but_its_data() -> None:
 
 
 @pytest.mark.soak
-def test_a_killed_run_of_other_code_is_not_resumed(stage: Stage, tmp_path: Path) -> None:
+def test_a_killed_run_with_other_code_is_not_resumed(stage: Stage, tmp_path: Path) -> None:
     code = tmp_path / "code"
     shutil.copytree(ROOT / "stages", code / "stages")
     shutil.copy2(ROOT / "dvc.yaml", code)
@@ -426,12 +426,12 @@ def test_a_killed_run_of_other_code_is_not_resumed(stage: Stage, tmp_path: Path)
     assert "resuming after step" in stage.run(code)
     shutil.rmtree(paths.RUNS)
     shutil.move(tmp_path / "kept", paths.RUNS)
-    running = code / "stages/train/__main__.py"  # which is called __main__ in its process
+    running = code / "stages/train/__main__.py"  # this module is called __main__ in its process
     running.write_text(running.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
     assert "resuming" not in stage.run(code)
 
 
-def test_a_finished_run_forgets_its_own_checkpoints_and_those_that_nobody_used_for_a_week() -> None:
+def test_a_finished_run_deletes_its_checkpoints_and_those_unused_for_a_week() -> None:
     for name in ("a", "at work", "old"):
         (paths.RESUME / name).mkdir(parents=True)
         (paths.RESUME / name / LATEST).write_text(name, encoding="utf-8")
@@ -456,7 +456,7 @@ def test_workers_train_below_a_tmpdir_with_a_long_name(stage: Stage, tmp_path: P
 
 
 @pytest.mark.soak
-def test_memory_that_ends_while_it_trains_is_one_line(stage: Stage) -> None:
+def test_too_little_memory_during_training_is_one_line(stage: Stage) -> None:
     stage.values["models"]["cnn"]["channels"] = [512, 512]
     stage.values["train"].update(batch_size=2400, shards=1)
     stage.write_params()
@@ -471,7 +471,7 @@ def test_memory_that_ends_while_it_trains_is_one_line(stage: Stage) -> None:
 
 
 @pytest.mark.soak
-def test_two_at_once_do_not_write_over_each_other(stage: Stage) -> None:
+def test_two_equal_runs_at_once_have_separate_checkpoints(stage: Stage) -> None:
     stage.values["train"].update(epochs=1, batch_size=128)
     first = stage.start()
     assert first.stdout is not None

@@ -1,4 +1,4 @@
-"""A batch in parts: what each part sees, draws and leaves in the weights."""
+"""Shards: their sizes, their gradients, their random numbers, and their memory."""
 
 import itertools
 import subprocess
@@ -26,7 +26,7 @@ from tests.imports import ROOT
         (168, 4, 256, [84, 84]),  # the last batch of an epoch: no shard is smaller than 64
         (5, 4, 256, [5]),
         (7, 3, 7, [3, 2, 2]),
-        (8, 8, 8, [2, 2, 2, 2]),  # batch norm learns nothing from one image
+        (8, 8, 8, [2, 2, 2, 2]),  # batch norm cannot train on one image
         (2, 4, 2, [2]),
         (1, 4, 1, [1]),
         (100, 1, 100, [100]),
@@ -41,7 +41,7 @@ def test_the_sizes_of_shards(images: int, count: int, batch_size: int, sizes: li
 
 
 class Network(nn.Module):
-    """With each layer that shards make a difference to."""
+    """A network with a layer of each kind that shards affect."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,12 +63,12 @@ def test_gradients_are_those_of_the_whole_batch() -> None:
     values, labels = torch.randn(30, 6), torch.randint(0, 3, (30,))
     plain = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
     F.cross_entropy(plain(values), labels).backward()
-    whole = [weight.grad for weight in plain.parameters() if weight.grad is not None]
+    expected = [weight.grad for weight in plain.parameters() if weight.grad is not None]
     plain.zero_grad()
     replicas = Replicas(plain, 3, batch_size=30, seed=0, group=SINGLE)
     step(replicas, values, labels)
-    assert len(whole) == 4
-    for weight, before in zip(plain.parameters(), whole, strict=True):
+    assert len(expected) == 4
+    for weight, before in zip(plain.parameters(), expected, strict=True):
         assert weight.grad is not None
         assert torch.allclose(weight.grad, before, atol=1e-6)
     assert all(weight.grad is None for replica in replicas.replicas[1:] for weight in replica.weights)
@@ -82,7 +82,7 @@ def test_replicas_share_weights_and_the_mean_of_their_statistics() -> None:
         step(replicas, values, labels)
     mean = torch.zeros(5)
     for _ in range(3):
-        mean = 0.9 * mean + 0.1 * model.first(values).mean(dim=0)  # of equal shards: that of the whole
+        mean = 0.9 * mean + 0.1 * model.first(values).mean(dim=0)  # the mean over equal shards is that over the batch
     assert model.norm.running_mean is not None
     assert torch.allclose(model.norm.running_mean, mean, atol=1e-4)
     with torch.no_grad():
@@ -91,15 +91,15 @@ def test_replicas_share_weights_and_the_mean_of_their_statistics() -> None:
 
 
 @pytest.mark.parametrize("kind", [Dropout, StochasticDepth])
-def test_dropout_is_torchs_with_a_generator_of_its_own(kind: type[RandomLayer]) -> None:
+def test_dropout_is_torchs_with_its_own_generator(kind: type[RandomLayer]) -> None:
     model = nn.Sequential(kind(0.5), nn.Linear(4000, 1))
     replicas = Replicas(model, 3, batch_size=3, seed=1, group=SINGLE).replicas
-    layers = [next(each for each in replica.model.modules() if isinstance(each, kind)) for replica in replicas]
+    layers = [next(module for module in replica.model.modules() if isinstance(module, kind)) for replica in replicas]
     ones, drops = torch.ones(4000), []
     for _ in range(2):
         for number, (replica, layer) in enumerate(zip(replicas, layers, strict=True)):
             replica.seed(1, 2, 3, number)
-            torch.rand(7)  # torch's own generator is not asked
+            torch.rand(7)  # the global generator has no influence
             drops.append(layer(ones))
     assert torch.equal(drops[0], drops[3])
     assert not torch.equal(drops[0], drops[1])
@@ -129,7 +129,7 @@ def test_rmsprop_is_torchs(momentum: float, weight_decay: float) -> None:
     assert not torch.allclose(ours, Network().first.weight, rtol=0.01)
 
 
-def test_sums_do_not_depend_on_the_order_in_which_parts_come() -> None:
+def test_sums_do_not_depend_on_the_order_of_the_values() -> None:
     def brackets(left: str, right: str) -> str:
         return f"({left}+{right})"
 
@@ -141,7 +141,7 @@ def test_sums_do_not_depend_on_the_order_in_which_parts_come() -> None:
         assert sums.sums == {(0, 5): tree.sum_up((0, 5), parts, brackets)}
 
 
-def test_parts_in_order_leave_one_sum_per_level() -> None:
+def test_shards_in_order_need_one_sum_per_level() -> None:
     sums, most = tree.Sums([(0, 64)], int.__add__), 0
     for number in range(64):
         sums.put((number, number + 1), number)
@@ -162,7 +162,7 @@ from stages.train.recipe import Recipe
 from stages.train.trainer import Trainer
 
 torch.set_num_threads(1)
-def peak():  # ru_maxrss would begin with what the process that started this one had
+def peak():  # ru_maxrss would include the peak of the parent process
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024
 
 def step(shards, hidden, width, batch, side):
@@ -178,7 +178,7 @@ def step(shards, hidden, width, batch, side):
     trainer = Trainer(model, optimizer, recipe, map)
     trainer.step(torch.zeros(batch, 1, side, side, dtype=torch.uint8), torch.zeros(batch, dtype=torch.int64))
 
-step(shards=1, hidden=4, width=2, batch=2, side=8)  # what torch sets up at its first step
+step(shards=1, hidden=4, width=2, batch=2, side=8)  # includes what torch sets up in its first step
 start = peak()
 step(SHARDS)
 print(peak() - start)
@@ -186,7 +186,7 @@ print(peak() - start)
 
 
 def megabytes(shards: int, shape: str) -> int:
-    """What a step takes at its peak, in a process of its own, besides what torch does. shape: see `step` above."""
+    """The peak memory of a step in a new process, without torch's own. shape: see `step` above."""
     code = MEMORY.replace("step(SHARDS)", f"step({shards}, {shape})")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return int(done.stdout)
@@ -194,7 +194,7 @@ def megabytes(shards: int, shape: str) -> int:
 
 @pytest.mark.soak
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the peak of memory")
-def test_a_batch_takes_the_memory_of_the_shards_that_are_computed_at_once() -> None:
+def test_a_batch_takes_the_memory_of_the_shards_that_are_computed_in_parallel() -> None:
     activations = "hidden=0, width=16, batch=256, side=64"  # of 64 MB per layer
     whole, parts = megabytes(1, activations), megabytes(16, activations)
     assert whole > 200

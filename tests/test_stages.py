@@ -243,7 +243,7 @@ def test_an_environment_is_of_these_outputs(environment: object, outs: dict[str,
 def test_what_the_machine_lacks_is_told_before_anything_is_read(
     section: str, options: dict[str, Any], expected: str, bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stages.network.device.found", lambda: {"cpu": 1, "cuda": 0, "mps": 0})
+    monkeypatch.setattr("stages.network.device.available", lambda: {"cpu": 1, "cuda": 0, "mps": 0})
     bench.values[section] |= options
     with pytest.raises(UserError, match=expected):
         bench.run(train_stage)  # there are no data at all
@@ -408,7 +408,7 @@ def test_networks_that_do_not_fit_the_images(bench: Workbench) -> None:
 
 
 def test_a_gpu_that_is_not_there(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.network.device.found", lambda: {"cpu": 1, "cuda": 0, "mps": 0})
+    monkeypatch.setattr("stages.network.device.available", lambda: {"cpu": 1, "cuda": 0, "mps": 0})
     bench.run(download, preprocess)
     for stage, section in ((train_stage, "train"), (evaluate, "evaluate")):
         bench.values[section]["device"] = "cuda"

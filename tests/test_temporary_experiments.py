@@ -122,7 +122,7 @@ def test_two_experiments_of_one_key_at_once(tmp_path: Path, monkeypatch: pytest.
             stopped.send_signal(signal.SIGSTOP)  # it keeps its key, for longer than the other one waits
         else:
             output = stage.run()
-            assert "another run of the same code, parameters and data is at work" in output
+            assert "another run of the same code, parameters and data is running" in output
             assert "resuming" not in output
             results.append(stage.digests())
             stopped.send_signal(signal.SIGCONT)
@@ -171,7 +171,7 @@ def test_a_second_run_of_a_key_gets_a_folder_of_its_own_and_says_so(
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 2
     assert out[0].startswith(
-        "another run of the same code, parameters and data is at work: it keeps its checkpoints in "
+        "another run of the same code, parameters and data is running: it keeps its checkpoints in "
     )
     assert not third.exists()  # nothing is in it
     assert (first / LATEST).exists()

@@ -143,12 +143,12 @@ def pickle_of(content: object, path: Path) -> bytes:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({"weight": Code()}, "it names posix.system, which no weights need"),
-        ([torch.zeros(1)], "it is no state dict: a mapping of names to tensors"),
-        ({"model": {"weight": torch.zeros(1)}}, "it is no state dict: a mapping of names to tensors"),
-        ({"weight": torch.zeros(1)}, f"it does not hold the weights of {NAME}: Missing key(s) in state_dict: "),
-        (b"no pickle at all", "it is no file of torch.save, or is damaged"),
-        (None, "it is no file of torch.save, or is damaged"),
+        ({"weight": Code()}, "it names posix.system, which weights do not need"),
+        ([torch.zeros(1)], "it is not a state dict: a mapping of names to tensors"),
+        ({"model": {"weight": torch.zeros(1)}}, "it is not a state dict: a mapping of names to tensors"),
+        ({"weight": torch.zeros(1)}, f"it does not contain the weights of {NAME}: Missing key(s) in state_dict: "),
+        (b"no pickle at all", "it is not a file of torch.save, or is damaged"),
+        (None, "it is not a file of torch.save, or is damaged"),
     ],
     ids=["code", "list", "nested", "other network", "text", "truncated"],
 )
@@ -174,7 +174,7 @@ def test_a_mirror_with_another_file_is_skipped_and_all_reasons_are_in_one_messag
         published.fetch(known, [first, large], FAST)
     lines = str(caught.value).splitlines()
     assert lines[0].startswith(f"no mirror has the weights of {NAME}; add one to weights.mirrors of params.yaml: a dir")
-    assert lines[1].endswith(f"{known.name}: cannot be converted: it names posix.system, which no weights need")
+    assert lines[1].endswith(f"{known.name}: cannot be converted: it names posix.system, which weights do not need")
     assert "is larger than" in lines[2]
     assert lines[3].startswith(f"  http://mirror.invalid: {known.name}: no connection (")
 
@@ -282,7 +282,7 @@ def test_a_damaged_file(content: bytes | None, here: Path, theirs: nn.Module) ->
     path = Path("x.safetensors")
     save_file(theirs.state_dict(), path)
     path.write_bytes(path.read_bytes()[:-10] if content is None else content)
-    with pytest.raises(UserError, match=r"^x.safetensors: no safetensors file, or damaged \(.*\); allowed: a safeten"):
+    with pytest.raises(UserError, match=r"^x.safetensors: not a safetensors file, or damaged \(.*\); allowed: a "):
         own.read(path)
     paths.PRETRAINED.parent.mkdir(parents=True)
     path.replace(paths.PRETRAINED)

@@ -1,10 +1,9 @@
-"""Train with several numbers of processes, one after the other, and print what each ends in.
+"""Train with several numbers of processes, one after the other, and print the SHA-256 of the results of each.
 
-    python -m tests.workers SIZExTHREADS …
+    python -m tests.workers PROCESSESxTHREADS …
 
-in a folder that the train stage can run in. As torchrun's workers do, each process finds the others in a store and
-trains; but they are forked from this one, since loading torch in each would take most of the time. Prints the SHA-256
-of the outputs after each run.
+in a folder where the train stage can run. As torchrun's workers do, each process finds the others through a store. But
+they are forked from this process, since importing torch in each would take most of the time.
 """
 
 import hashlib
@@ -52,12 +51,17 @@ def fork(size: int, threads: int, store: str) -> list[int]:
 def main() -> None:
     """Run the combinations on the command line."""
     port = listening()
-    for each in sys.argv[1:]:
-        size, threads = map(int, each.split("x"))
+    for combination in sys.argv[1:]:
+        size, threads = map(int, combination.split("x"))
         statuses = fork(size, threads, f"127.0.0.1:{port}")
         if any(statuses):
-            sys.exit(f"{each}: exit statuses {statuses}")
-        print("ended", each, hashlib.sha256(b"".join(path.read_bytes() for path in OUTPUTS)).hexdigest(), flush=True)
+            sys.exit(f"{combination}: exit statuses {statuses}")
+        print(
+            "ended",
+            combination,
+            hashlib.sha256(b"".join(path.read_bytes() for path in OUTPUTS)).hexdigest(),
+            flush=True,
+        )
         for path in OUTPUTS:
             path.unlink()
 

@@ -1,4 +1,4 @@
-"""Write files so that a reader, or a run after a crash, finds the whole file or none."""
+"""Write files atomically: a reader, or a run after a crash, finds the complete file or none."""
 
 import errno
 import json

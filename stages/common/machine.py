@@ -1,7 +1,6 @@
-"""What this process may use of the machine: control groups and `ulimit` may leave it less than the machine has.
+"""The resources that this process may use: control groups and `ulimit` may allow less than the machine has.
 
-Functions take the folder of the process in /proc, so that they can be tested. Systems without one have no such
-limits that these functions know.
+For tests, functions take the folder of the process in /proc. On systems without /proc, no such limits are known.
 """
 
 import math
@@ -14,7 +13,7 @@ SELF = Path("/proc/self")
 
 
 def cpu_quota(process: Path = SELF) -> float | None:
-    """How many cores' worth of time the control groups allow (`docker run --cpus`, Kubernetes); None: no limit."""
+    """The CPU time that the control groups allow, in cores (`docker run --cpus`, Kubernetes); None: no limit."""
     quotas = []
     for folder in _groups("cpu", process):
         match _words(folder / "cpu.max") or _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us"):
@@ -24,7 +23,7 @@ def cpu_quota(process: Path = SELF) -> float | None:
 
 
 def cores() -> int:
-    """Cores that this process may use: those that it may run on, and no more than the time it is given, rounded up."""
+    """Cores that this process may use: those it may run on, but no more than its CPU quota, rounded up."""
     quota = cpu_quota()
     return assigned_cores() if quota is None else min(assigned_cores(), max(math.ceil(quota), 1))
 
@@ -35,7 +34,7 @@ def assigned_cores() -> int:
 
 
 def memory_bytes(process: Path = SELF) -> int | None:
-    """An upper bound of the memory that this process can still get; None where nothing is known."""
+    """An upper bound of the memory that this process can still allocate; None: unknown."""
     limits = [
         int(words[0])
         for folder in _groups("memory", process)
@@ -71,7 +70,7 @@ def open_files() -> int | None:
 
 
 def allow_open_files(count: int) -> None:
-    """Raise `ulimit -n` to `count`, as far as this process may itself."""
+    """Raise `ulimit -n` to `count`, or to the hard limit if that is lower."""
     if sys.platform == "win32":
         return
     import resource
@@ -83,19 +82,19 @@ def allow_open_files(count: int) -> None:
 
 
 def gigabytes(count: float) -> str:
-    """A number of bytes for people."""
+    """A number of bytes as text, in GB."""
     return f"{count / 1e9:,.1f} GB"
 
 
 def gpus(driver: Path = Path("/proc/driver/nvidia/gpus")) -> int:
-    """NVIDIA's GPUs that the driver knows, whether or not torch can use them."""
+    """The number of NVIDIA GPUs that the driver lists, whether or not torch can use them."""
     return len(list(driver.glob("*")))
 
 
 def _groups(controller: str, process: Path) -> Iterator[Path]:
-    """The folders of a process's control groups, of version 1 or 2, from its own up to the topmost that is mounted.
+    """The folders of a process's control groups, version 1 or 2, from its own up to the topmost mounted one.
 
-    A limit of any of them holds (cgroups(7); proc(5) has the format of the two files).
+    The limits of all of them apply (cgroups(7)). proc(5) describes the two files.
     """
     try:
         groups = [line.split(":", 2) for line in (process / "cgroup").read_text(encoding="utf-8").splitlines()]
@@ -109,7 +108,7 @@ def _groups(controller: str, process: Path) -> Iterator[Path]:
             continue
         for _, controllers, path in groups:
             if controller in controllers.split(",") if kind == "cgroup" else not controllers:
-                # In a container the path may be the host's, of which only the part below `root` is mounted.
+                # In a container the path may be that on the host, of which only the part below `root` is mounted.
                 inside = Path(path).is_relative_to(root) and ".." not in path
                 folder = Path(point, Path(path).relative_to(root) if inside else "")
                 yield folder
@@ -126,7 +125,7 @@ def _words(path: Path) -> list[str]:
 
 
 def _kilobytes(path: Path) -> dict[str, int]:
-    """Lines such as "MemAvailable:   123 kB"; of other lines nothing."""
+    """The values of lines such as "MemAvailable:   123 kB"; other lines are ignored."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Section `machine` of params.yaml: it decides how fast a run is and what it prints, and no bit of its results.
+"""Section `machine` of params.yaml: it affects the speed and the log of a run, and no bit of its results.
 
 No stage lists the section in dvc.yaml, so changing it runs nothing. An environment variable overrides a key for one
 machine or one command: MACHINE_THREADS=4 overrides machine.threads.
@@ -30,7 +30,7 @@ class Machine(Section):
 def read(values: dict[str, Any]) -> Machine:
     """The section in `values`, overridden by the environment. Raises UserError with a line for each mistake in them."""
     in_file = params.section(values, SECTION, Machine)
-    # An empty variable counts as unset, as compose files and CI systems pass it.
+    # An empty variable counts as unset: compose files and CI systems pass unset ones as empty.
     given = {name: text for name in Machine.model_fields if (text := os.environ.get(variable(name)))}
     overrides = {name: params.parse(text, variable(name)) for name, text in given.items()}
     try:

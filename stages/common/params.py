@@ -1,7 +1,7 @@
 """Reading params.yaml: YAML as DVC reads it, then each section checked against its schema.
 
-A wrong value ends with one line that names the key, the value, what is allowed and the nearest valid spelling.
-The schemas stand beside this file, one a stage, so that a stage depends on the options it has and on no others.
+A wrong value is an error of one line that names the key, the value, the allowed values and the nearest valid spelling.
+The schemas are in options.py of each stage, so that a stage depends only on its own options.
 """
 
 import io
@@ -20,25 +20,25 @@ from stages.common import paths
 from stages.common.errors import UserError, one_line
 from stages.common.text import nearest, shown
 
-MAX_BYTES = 1_000_000  # a params.yaml is a few kilobytes: a larger one is a mistake, and need not be parsed
-MAX_DEPTH = 50  # mappings and lists inside one another
+MAX_BYTES = 1_000_000  # a params.yaml has a few kilobytes: a larger file is a mistake, and is not parsed
+MAX_DEPTH = 50  # of nested mappings and lists
 
 
 class Section(BaseModel):
-    """The base of every schema: no unknown keys, no silent conversions, no NaN, nothing changed later."""
+    """The base of every schema: no unknown keys, no implicit conversions, no NaN, immutable."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Empty(Section):
-    """A choice that has no options."""
+    """A choice without options."""
 
 
 S = TypeVar("S", bound=Section)
 
 
 class _Bounded(Composer):
-    """Builds nodes as DVC's does, but refuses aliases (*name) and deep nesting, which can grow without bound."""
+    """Composes nodes like DVC's, but refuses aliases (*name) and deep nesting, which can expand without bound."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         mark = self.parser.peek_event().start_mark
@@ -60,7 +60,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def parse_mapping(content: bytes, name: str) -> dict[str, Any]:
-    """The mapping in a YAML file, its values as DVC reads them. name: the file, for messages. Raises UserError."""
+    """The mapping in a YAML file, with values as DVC reads them. name: of the file, for messages. Raises UserError."""
     if len(content) > MAX_BYTES:
         raise UserError(f"{name}: larger than {MAX_BYTES:,} bytes; a file of parameters is a few kilobytes")
     try:
@@ -77,7 +77,7 @@ def parse_mapping(content: bytes, name: str) -> dict[str, Any]:
 
 
 def parse(text: str, where: str) -> Any:
-    """One value as YAML. where: what it was given for, for messages. Raises UserError."""
+    """Parse one value as YAML. where: its origin, for messages. Raises UserError."""
     try:
         return _parse(text)
     except _NotYaml as error:
@@ -85,7 +85,7 @@ def parse(text: str, where: str) -> Any:
 
 
 class _NotYaml(Exception):  # noqa: N818 - becomes a UserError
-    """Why a text is not YAML, in one line. place: ":LINE:COLUMN", or nothing where that is not known."""
+    """Why a text is not YAML, in one line. place: ":LINE:COLUMN", or empty if unknown."""
 
     def __init__(self, problem: str, place: str = "") -> None:
         super().__init__(problem)
@@ -93,11 +93,11 @@ class _NotYaml(Exception):  # noqa: N818 - becomes a UserError
 
 
 def _parse(text: str) -> Any:
-    """A value as DVC reads it: dvc.utils.serialize.parse_yaml, without the 0.3 s that importing DVC takes."""
+    """A value as DVC reads it: like dvc.utils.serialize.parse_yaml, without importing DVC, which takes 0.3 s."""
     reader = YAML(typ="safe")
     reader.Composer = _Bounded
     try:
-        with warnings.catch_warnings(action="ignore"):  # about style, ten lines each
+        with warnings.catch_warnings(action="ignore"):  # about style, of ten lines each
             return reader.load(text)
     except ReaderError as error:
         before = text[: error.position]
@@ -107,8 +107,8 @@ def _parse(text: str) -> Any:
         mark = error.problem_mark
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         raise _NotYaml(one_line(error.problem or error.context), place) from None
-    # A scalar that looks like a number or a date and is none, such as 0x_ or 2024-02-31, and tags on other nodes than
-    # theirs end in whatever Python says of them.
+    # Scalars that look like a number or a date but are not, such as 0x_ or 2024-02-31, and misplaced tags raise various
+    # exceptions of Python.
     except (YAMLError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, AssertionError) as error:
         raise _NotYaml(one_line(error)) from None
 
@@ -116,7 +116,7 @@ def _parse(text: str) -> Any:
 def section(values: dict[str, Any], key: str, schema: type[S], file: Path = paths.PARAMS) -> S:
     """Check the options at `key` ("train", "optimizers.sgd") of `values` against `schema`.
 
-    file: where they are from, for messages. Raises UserError with a line a mistake.
+    file: their origin, for messages. Raises UserError with a line per mistake.
     """
     here: Any = values
     for part in key.split("."):
@@ -130,7 +130,7 @@ def section(values: dict[str, Any], key: str, schema: type[S], file: Path = path
 def checked(options: Any, key: str, schema: type[S], file: Path) -> S:
     """Check options against `schema`. key: their place in `file`, for messages.
 
-    Raises UserError with a line a mistake.
+    Raises UserError with a line per mistake.
     """
     if not isinstance(options, dict):
         raise UserError(f"{file}: {key} is {options!r}; allowed: a mapping with {_keys(schema)}")
@@ -142,15 +142,15 @@ def checked(options: Any, key: str, schema: type[S], file: Path) -> S:
 
 
 def _line(key: str, schema: type[Section], options: dict[str, Any], mistake: dict[str, Any]) -> str:
-    """One mistake that pydantic found in the options at `key`, as one line."""
+    """A mistake that pydantic found in the options at `key`, as one line."""
     if not mistake["loc"]:  # a rule about several options
         return f"{key}: {mistake['ctx']['error']}"
     name = str(mistake["loc"][0])
-    if mistake["type"] in ("extra_forbidden", "invalid_key"):  # a key that is not there, or no text
+    if mistake["type"] in ("extra_forbidden", "invalid_key"):  # an unknown key, or one that is not text
         return f"{key}.{shown(name)}: unknown key{nearest(name, list(schema.model_fields))}; allowed: {_keys(schema)}"
     if mistake["type"] == "missing":
         return f"{key}.{name} is missing; allowed: {allowed(schema, name)}"
-    one_as_list = len(mistake["loc"]) > 1 and not isinstance(options[name], list)  # whose only entry is number 0
+    one_as_list = len(mistake["loc"]) > 1 and not isinstance(options[name], list)  # no index in the message
     place = name if one_as_list else ".".join(str(part) for part in mistake["loc"])
     value = mistake["input"]
     text = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
@@ -160,13 +160,13 @@ def _line(key: str, schema: type[Section], options: dict[str, Any], mistake: dic
 
 
 def allowed(schema: type[Section], name: str) -> str:
-    """What an option takes, in words."""
+    """The allowed values of an option, in words."""
     return _allowed(schema.model_json_schema()["properties"][name])
 
 
 def _allowed(field: dict[str, Any]) -> str:
-    """What a field takes, in words, from its JSON schema."""
-    if "description" in field:  # where a list of all names would be too long
+    """The allowed values of a field, in words, from its JSON schema."""
+    if "description" in field:  # instead of a long list of names
         return str(field["description"])
     if "enum" in field:
         return " | ".join(map(str, field["enum"]))

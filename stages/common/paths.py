@@ -6,10 +6,10 @@ dvc.yaml names the same paths; a test compares the two.
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
-CHECKED = Path("data/params.valid")  # there once all of params.yaml is right
+CHECKED = Path("data/params.valid")  # written once all of params.yaml is valid
 
 RAW = Path("data/raw")  # the folder of the published IDX files, uncompressed
-# Outputs one by one, the same for all published sets: DVC does not check the list of an output that is a folder.
+# Separate outputs, the same for all published data sets: DVC does not check the list of files of a folder output.
 TRAIN_IMAGES = RAW / "train-images-idx3-ubyte"
 TRAIN_LABELS = RAW / "train-labels-idx1-ubyte"
 TEST_IMAGES = RAW / "t10k-images-idx3-ubyte"
@@ -24,13 +24,12 @@ MODEL = Path("data/model/model.safetensors")
 MODEL_CARD = Path("data/model/README.md")
 PREDICTIONS = Path("data/predictions.csv")
 WEIGHTS = Path("data/weights")  # the folder of files that models.torchvision.weights may name
-PRETRAINED = Path(
-    "data/pretrained/weights.safetensors"
-)  # the weights that training starts with; a line if there are none
+# The weights that training starts with; a line of text if there are none
+PRETRAINED = Path("data/pretrained/weights.safetensors")
 
 DATA_METRICS = Path("metrics/data.json")
 TRAIN_METRICS = Path("metrics/train.json")
-UNFINISHED = "unfinished"  # a key of it, until the run has ended: "epoch 2 of 5"
+UNFINISHED = "unfinished"  # a key in it until the run has ended: "epoch 2 of 5"
 TEST_METRICS = Path("metrics/evaluate.json")
 TRAINING_CURVES = Path("metrics/plots/training.csv")
 CONFUSION = Path("metrics/plots/confusion.csv")
@@ -41,10 +40,10 @@ WORST = Path("metrics/plots/worst.png")
 
 ENVIRONMENT = Path("metrics/environment")  # STAGE.json: in Git beside the metrics, and no output of DVC
 
-RUNS = Path("runs")  # what a run took and where it ran: ignored by Git and by DVC
+RUNS = Path("runs")  # records of time and machine, and the state of runs; ignored by Git and DVC
 RESUME = RUNS / "resume"  # what a killed run resumes from
-PROGRESS = RUNS / "progress.json"  # the epoch of the run that trains here
-LOCK = RUNS / "stage.lock"  # held by the stage that is at work
+PROGRESS = RUNS / "progress.json"  # the epoch of the training in progress
+LOCK = RUNS / "stage.lock"  # held by the running stage
 
 # In the repository that an experiment belongs to. The VS Code extension of DVC watches this file, which DVCLive writes
 # after each step, and then reads the experiments again (issue 4528 of iterative/vscode-dvc).

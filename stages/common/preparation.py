@@ -1,4 +1,4 @@
-"""How a picture file becomes the array that a network reads, in preprocess and wherever the model is used."""
+"""How a picture becomes the input array of a network, in preprocess and wherever the model is used."""
 
 from typing import Annotated, Literal
 
@@ -11,7 +11,7 @@ Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 
 
 class Preparation(Section):
-    """What stages/dataset/pictures.py does with a picture. It travels with the data card and with the model."""
+    """How stages/dataset/pictures.py decodes a picture. The data card and the model file contain it."""
 
     channels: Literal["grey", "rgb"]
     image_size: list[Side] = Field(min_length=2, max_length=2)  # [height, width]

@@ -1,4 +1,4 @@
-"""Record how long a stage took and where it ran."""
+"""Record how long a stage took, and the machine it ran on."""
 
 import json
 import os

@@ -1,7 +1,7 @@
-"""Where the state of a killed run is kept, so that the next run of the same work resumes from it.
+"""Keep the state of a killed run, so that the next run of the same work resumes from it.
 
-It is in runs/resume/KEY. `dvc exp run --temp` and `dvc queue` run in a copy of the repository below .dvc/tmp/exps. DVC
-deletes the copy if the run fails, so the state of these runs is in runs/resume of the repository itself.
+The state is in runs/resume/KEY. `dvc exp run --temp` and `dvc queue` run in a copy of the repository below
+.dvc/tmp/exps. DVC deletes the copy if the run fails, so their state is in runs/resume of the repository itself.
 """
 
 import fcntl
@@ -15,8 +15,8 @@ from pathlib import Path
 from stages.common import paths
 from stages.common.errors import NO_LOCKS
 
-UNUSED_SECONDS = 7 * 24 * 3600  # after which what other runs left is deleted
-MAX_BYTES = 10_000_000_000  # of all runs that are not at work; the oldest are deleted first
+UNUSED_SECONDS = 7 * 24 * 3600  # state that is older is deleted
+MAX_BYTES = 10_000_000_000  # of all runs that are not running; the oldest are deleted first
 WAIT_SECONDS = 10.0  # for another run to end: a killed one needs up to a second to notice, and then writes a checkpoint
 POLL_SECONDS = 0.1
 EXPERIMENTS = (".dvc", "tmp", "exps")
@@ -24,7 +24,7 @@ LOCK = "lock"
 
 
 def root() -> Path:
-    """The folder of all state: runs/resume, within a temporary experiment that of the repository it belongs to."""
+    """The folder of all state: runs/resume; in a temporary experiment, that of the repository it belongs to."""
     return (_repository() or Path()) / paths.RESUME
 
 
@@ -34,7 +34,7 @@ def in_experiment() -> bool:
 
 
 def _repository() -> Path | None:
-    """The repository that the temporary experiment belongs to in whose folder this program runs; None if in none."""
+    """The repository of the temporary experiment in whose folder this program runs; None: not in an experiment."""
     for folder in Path.cwd().parents:
         if folder.parts[-len(EXPERIMENTS) :] == EXPERIMENTS:
             return folder.parents[len(EXPERIMENTS) - 1]
@@ -43,10 +43,10 @@ def _repository() -> Path | None:
 
 @contextmanager
 def claimed(key: str) -> Iterator[Path]:
-    """The folder of a run's state. No other run gets it within the block, and nothing deletes it.
+    """The folder of a run's state. Within the block, no other run gets it, and nothing deletes it.
 
-    key: a digest of all that decides on the result. If another run of the same key is still at work after WAIT_SECONDS,
-    this one gets a folder of its own, KEY-2, and says so: it starts from the beginning, or from what KEY-2 contains.
+    key: a digest of everything that determines the result. If another run with this key is still running after
+    WAIT_SECONDS, this one prints that, and gets the folder KEY-2: it starts from the beginning, or resumes from there.
     """
     prune()
     folder, lock = _claim(key)
@@ -61,7 +61,7 @@ def claimed(key: str) -> Iterator[Path]:
 
 
 def prune() -> None:
-    """Delete the state of runs that are not at work: what is older than a week, then the oldest beyond MAX_BYTES."""
+    """Delete the state of runs that are not running: older than a week, then the oldest beyond MAX_BYTES."""
     total, now = 0, time.time()
     for changed, size, folder in sorted(_contents(), reverse=True):  # the newest first
         total += size
@@ -76,7 +76,7 @@ def prune() -> None:
 
 
 def _contents() -> Iterator[tuple[float, int, Path]]:
-    """The time of the last change and the bytes of each folder that no run holds."""
+    """Modification time and size in bytes of each folder that no run holds."""
     for folder in root().glob("*"):
         with suppress(OSError):
             lock = _lock(folder)
@@ -99,7 +99,7 @@ def _claim(key: str) -> tuple[Path, int]:
         lock = _lock(folder, create=True)
     if folder != first:
         print(
-            f"another run of the same code, parameters and data is at work: it keeps its checkpoints in {first}, "
+            f"another run of the same code, parameters and data is running: it keeps its checkpoints in {first}, "
             f"this one in {folder}",
             flush=True,
         )
@@ -107,7 +107,7 @@ def _claim(key: str) -> tuple[Path, int]:
 
 
 def _lock(folder: Path, create: bool = False) -> int | None:
-    """Lock a folder; the descriptor that holds the lock until it is closed, or None if another one holds it.
+    """Lock a folder. Returns the descriptor that holds the lock until it is closed; None if another process holds it.
 
     Raises FileNotFoundError if the folder is missing, unless `create`.
     """
@@ -133,7 +133,7 @@ def _lock(folder: Path, create: bool = False) -> int | None:
             raise
         if current:
             return descriptor
-        os.close(descriptor)  # the folder was deleted before the lock was ours
+        os.close(descriptor)  # the folder was deleted before the lock was taken
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

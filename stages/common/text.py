@@ -1,11 +1,11 @@
-"""Words for messages: keys as they are shown, lists cut short, and the right name nearest to a wrong one."""
+"""Text for messages: printable keys, shortened lists, suggestions for wrong names."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def shown(key: object) -> str:
-    """A key as it stands in a line of text, which it may not break."""
+    """A key as text on one line."""
     return str(key) if str(key).isprintable() else repr(key)
 
 
@@ -21,6 +21,6 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """A hint, " (did you mean …?)", at the known name most like `name`; or nothing."""
+    """A hint, " (did you mean …?)", with the most similar known name; empty if none is similar."""
     close = difflib.get_close_matches(name, [str(item) for item in known], n=1)
     return f" (did you mean {close[0]}?)" if close else ""

@@ -1,4 +1,4 @@
-"""Read a file from a mirror, within limits, and say in a few words why that failed.
+"""Read a file from a mirror, within limits, and explain failures in a few words.
 
 A mirror is a folder: a directory, or any fsspec URL (https://…, s3://…, ssh://…, file://…).
 """
@@ -86,7 +86,7 @@ def chunks(url: str, max_bytes: int, limits: Limits) -> Iterator[bytes]:
             bar.update(len(item))
             seconds = time.monotonic() - start
             if size > max_bytes:
-                raise MirrorError(f"is larger than {max_bytes:,} bytes, which the file is not")
+                raise MirrorError(f"is larger than {max_bytes:,} bytes, the most that the file can have")
             if seconds > limits.silence_seconds and size < limits.bytes_per_second * seconds:
                 raise MirrorError(f"slower than {limits.bytes_per_second / 1000:g} kB/s")
             yield item

@@ -10,7 +10,7 @@ from stages.download import mnist_package
 from stages.download.options import Data
 from stages.download.published import fetch, verified
 
-NOTHING = b"data.name is images: preprocess reads data.images\n"  # not empty, which DVC warns of a dozen times
+NOTHING = b"data.name is images: preprocess reads data.images\n"  # DVC warns about empty files
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     start = time.perf_counter()
     options = params.section(params.load(paths.PARAMS), "data", Data)
 
-    if options.name == "images":  # nothing to download, but the outputs of a stage are fixed: the same four files
+    if options.name == "images":  # nothing to download, but DVC requires the same outputs
         contents = {file.name: NOTHING for file in DATA_SETS["mnist"].files}
     else:
         contents = collect(DATA_SETS[options.name], options.mirrors, Limits())
@@ -35,8 +35,8 @@ def main() -> None:
 def collect(data_set: DataSet, first: list[str], limits: Limits) -> dict[str, bytes]:
     """The verified content of each file by name, from the mirrors `first`, then the data set's own, then the package.
 
-    A mirror that fails once is not tried again: a dead one costs a single wait. Raises UserError with all mirrors and
-    their errors.
+    A mirror that fails once is not tried again, so a dead mirror costs a single wait. Raises UserError with the errors
+    of all mirrors.
     """
     contents: dict[str, bytes] = {}
     failures: list[str] = []

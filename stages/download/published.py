@@ -1,4 +1,4 @@
-"""Fetch one published file of a data set from one mirror, uncompress it and check its digest."""
+"""Fetch a published file of a data set from a mirror, decompress it and check its digest."""
 
 import hashlib
 import zlib
@@ -6,13 +6,13 @@ import zlib
 from stages.dataset.mirrors import Limits, MirrorError, read
 from stages.dataset.registry import PublishedFile
 
-# KMNIST's files are refused unless they have the original compression.
-UNKNOWN_CONTENT = "only the original .gz files can be checked: no digest of their content is known"
+# For KMNIST, only digests of the original gzipped files are published.
+UNKNOWN_CONTENT = "only the original .gz files can be checked: no digest of their content is published"
 SLACK = 1 << 20  # bytes by which a gzipped file may be longer than its content
 
 
 def fetch(mirror: str, file: PublishedFile, limits: Limits) -> bytes:
-    """The content of a published file, uncompressed and verified.
+    """The content of a published file, decompressed and verified.
 
     Tries NAME.gz, then NAME, in the folder `mirror`. Raises MirrorError.
     """
@@ -27,7 +27,7 @@ def fetch(mirror: str, file: PublishedFile, limits: Limits) -> bytes:
 
 
 def verified(raw: bytes, file: PublishedFile) -> bytes:
-    """Uncompress a mirror's file if it is gzipped. Raises MirrorError unless it is the published file."""
+    """Decompress a mirror's file if it is gzipped. Raises MirrorError unless it is the published file."""
     if raw[:2] == b"\x1f\x8b":
         if file.gzip_sha256:
             _compare(raw, file.gzip_sha256, f" of the .gz file; {UNKNOWN_CONTENT}")
@@ -46,20 +46,20 @@ def verified(raw: bytes, file: PublishedFile) -> bytes:
 
 
 def _compare(content: bytes, expected: str, note: str = "") -> None:
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise MirrorError(f"has the wrong bytes (SHA-256 {found[:12]}..., published {expected[:12]}...{note})")
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != expected:
+        raise MirrorError(f"has the wrong bytes (SHA-256 {actual[:12]}..., published {expected[:12]}...{note})")
 
 
 def gunzip(raw: bytes, size: int) -> bytes:
-    """Uncompress a gzip file of `size` bytes, and never produce more. Raises MirrorError."""
+    """Decompress a gzip file of `size` bytes, and never produce more. Raises MirrorError."""
     unpacker = zlib.decompressobj(wbits=31)
     try:
         content = unpacker.decompress(raw, size + 1)
     except zlib.error as error:
         raise MirrorError(f"is damaged ({error})") from None
     if len(content) > size:
-        raise MirrorError(f"uncompresses to more than {size:,} bytes, which the file does not")
+        raise MirrorError(f"decompresses to more than the {size:,} bytes of the published file")
     if not unpacker.eof:
         raise MirrorError("is truncated")
     if unpacker.unused_data:

@@ -1,4 +1,4 @@
-"""Measure the trained network on the test set: the one stage that reads it."""
+"""Measure the trained network on the test set, which only this stage reads."""
 
 import hashlib
 import time
@@ -22,7 +22,7 @@ from stages.network import device, model_file, models
 from stages.network.inference import predict
 from stages.network.losses import Output
 
-Written = tuple[dict[str, Any], str]  # the metrics, and the result in a line
+Results = tuple[dict[str, Any], str]  # the metrics, and a line that summarizes them
 
 
 @device.enough_memory("fewer machine.threads, and train a smaller network (models)")
@@ -47,11 +47,11 @@ def main() -> None:
         raise UserError(f"{paths.MODEL}: its outputs are not finite numbers; train it again, with a smaller lr")
     if card.values:
         temperature = 1.0
-        metrics, line = of_values(outputs[:, 0], images, options)
+        metrics, line = evaluate_regression(outputs[:, 0], images, options)
     else:
         temperature = model_file.temperature(model)
-        metrics, line = of_classes(outputs, images, card.classes, temperature, options)
-    known = model_card.CardContent(
+        metrics, line = evaluate_classifier(outputs, images, card.classes, temperature, options)
+    card_content = model_card.CardContent(
         data_name=params.section(parameters, "data", DataName).name,
         license=options.license,
         spec=spec,
@@ -63,7 +63,7 @@ def main() -> None:
         metrics=metrics,
         data=data_metrics,
     )
-    files.write_text(paths.MODEL_CARD, model_card.text(known))
+    files.write_text(paths.MODEL_CARD, model_card.text(card_content))
     print(line)
     tables = (paths.PREDICTIONS, paths.TEST_METRICS, paths.CONFUSION, paths.RELIABILITY, paths.UNSCALED_RELIABILITY)
     files_written = (*tables, paths.MODEL_CARD, paths.OVERVIEW, paths.WORST)
@@ -72,8 +72,10 @@ def main() -> None:
     record.write("evaluate", {"seconds": seconds})
 
 
-def of_classes(log_p: Floats, images: Split, classes: Sequence[str], temperature: float, options: Evaluate) -> Written:
-    """Write what is measured of a classifier, from log-probabilities float32 (N, K)."""
+def evaluate_classifier(
+    log_p: Floats, images: Split, classes: Sequence[str], temperature: float, options: Evaluate
+) -> Results:
+    """Write the metrics, tables and pictures of a classifier. log_p: log-probabilities float32 (N, K)."""
     labels = images.labels
     metrics = scores.summary(log_p, labels, classes, options.calibration_bins, temperature)
 
@@ -107,10 +109,10 @@ def of_classes(log_p: Floats, images: Split, classes: Sequence[str], temperature
     return metrics, f"{title} (95 % interval {low:.2%} to {high:.2%}), loss {metrics['loss']:.4f}"
 
 
-def of_values(predictions: Floats, images: Split, options: Evaluate) -> Written:
-    """Write what is measured of regression, from predictions float32 (N,).
+def evaluate_regression(predictions: Floats, images: Split, options: Evaluate) -> Results:
+    """Write the metrics, tables and pictures of a regression. predictions: float32 (N,).
 
-    DVC knows the same outputs for every task: the tables of classes and their probabilities have no rows.
+    dvc.yaml has the same outputs for both tasks, so the tables about classes are written without rows.
     """
     labels = images.labels
     metrics = values.summary(predictions, labels)

@@ -1,4 +1,4 @@
-"""Pictures for people, as PNG bytes: the same numbers give the same bytes, whatever matplotlib settings a user has."""
+"""Figures as PNG bytes. The same numbers give the same bytes, whatever the user's matplotlib settings are."""
 
 import io
 import os
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-# How to draw letters, for FreeType, which matplotlib loads as it is imported: what draws does not import it before.
+# FreeType reads this variable when matplotlib is imported; it changes how letters are drawn.
 os.environ.pop("FREETYPE_PROPERTIES", None)
 
 import matplotlib as mpl
@@ -19,13 +19,13 @@ from matplotlib.figure import Figure
 
 from stages.evaluate.scores import calibration_error
 
-BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#777777"  # apart for the colour-blind too (Okabe and Ito 2008)
+BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#777777"  # distinguishable for the colour-blind (Okabe and Ito 2008)
 DPI = 100
 
 
 @contextmanager
 def own_style(parse_math: bool = True) -> Iterator[None]:
-    """matplotlib's defaults and its own font, instead of what the machine has. parse_math: $…$ is a formula."""
+    """Use matplotlib's defaults and its own font, not the machine's. parse_math: whether $…$ is a formula."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(
@@ -35,13 +35,15 @@ def own_style(parse_math: bool = True) -> Iterator[None]:
 
 
 def page(width: float, height: float) -> Figure:
-    """An empty picture, in inches, whose parts will make room for each other."""
+    """An empty figure with constrained layout. width, height: in inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})  # else matplotlib's version is in it
+    figure.savefig(
+        buffer, format="png", dpi=DPI, metadata={"Software": None}
+    )  # otherwise it would contain matplotlib's version
     return buffer.getvalue()
 
 
@@ -52,10 +54,10 @@ def overview(
     unscaled: pd.DataFrame | None,
     title: str,
 ) -> bytes:
-    """Two panels: the confusion matrix (K, K), rows true, and the reliability diagram. title: of the whole picture.
+    """Two panels: the confusion matrix and the reliability diagram.
 
-    reliability: as `scores.reliability` gives it. unscaled: the same without the network's temperature; None if it has
-    none.
+    matrix: (K, K), with one row per true class. reliability: as `scores.reliability` gives it. unscaled: the same
+    without the network's temperature; None if it has none. title: of the figure.
     """
     with own_style():
         side = min(max(5.0, 0.42 * len(classes) + 1), 14.0)  # inches
@@ -68,14 +70,14 @@ def overview(
 
 
 def scatter(labels: npt.NDArray[np.float64], predictions: npt.NDArray[np.float32], title: str) -> bytes:
-    """Two panels for regression: predictions by labels, both (N,), and how often errors are how large."""
+    """Two panels for regression: predictions by labels, both (N,), and a histogram of the errors."""
     with own_style():
         figure = page(9.6, 5.0)
         left, right = figure.subplots(1, 2)
         figure.suptitle(title, fontsize=12)
         ends = [min(labels.min(), predictions.min()), max(labels.max(), predictions.max())]
         left.plot(ends, ends, color=GREY, linestyle="--", linewidth=1, label="perfect")
-        faint = float(np.clip(300 / len(labels), 0.05, 0.6))  # so that many points show where most are
+        faint = float(np.clip(300 / len(labels), 0.05, 0.6))  # so that dense regions stand out
         left.scatter(labels, predictions, s=9, color=BLUE, alpha=faint, linewidths=0)
         left.set(xlabel="label", ylabel="prediction", title="predictions by label")
         left.legend(frameon=False)
@@ -86,14 +88,14 @@ def scatter(labels: npt.NDArray[np.float64], predictions: npt.NDArray[np.float32
 
 
 def _confusion(axes: Axes, matrix: npt.NDArray[np.int64], classes: Sequence[str]) -> None:
-    # A power of 0.3 lets a cell of 5 mistakes be seen beside a diagonal of 1,000.
+    # With a power of 0.3, a cell of 5 mistakes is visible beside a diagonal of 1,000.
     axes.imshow(matrix, cmap="Blues", norm=PowerNorm(0.3, vmin=0, vmax=max(int(matrix.max()), 1)))
     places = range(len(classes))
     slanted = 45 if max(map(len, classes)) > 3 else 0
     axes.set_xticks(places, classes, rotation=slanted, ha="right" if slanted else "center", rotation_mode="anchor")
     axes.set_yticks(places, classes)
     axes.set(xlabel="predicted", ylabel="true", title="images of each class by predicted class")
-    if len(classes) <= 30:  # above, the numbers would not fit
+    if len(classes) <= 30:  # the numbers of more classes would not fit
         dark = 0.5 ** (1 / 0.3) * matrix.max()
         for (row, column), count in np.ndenumerate(matrix):
             if count:
@@ -110,7 +112,7 @@ def _reliability(axes: Axes, table: pd.DataFrame, unscaled: pd.DataFrame | None)
         error = calibration_error(unscaled)
         label = f"without temperature: calibration error {error:.4f}"
         axes.plot(unscaled["confidence"], unscaled["accuracy"], "s", color=ORANGE, markersize=3, label=label)
-    # Most bins hold few images: the interval says how little an accuracy of theirs means.
+    # Most bins have few images; the interval shows how uncertain their accuracy is.
     interval = [table["accuracy"] - table["accuracy_low"], table["accuracy_high"] - table["accuracy"]]
     axes.errorbar(
         table["confidence"],
@@ -133,11 +135,11 @@ def _reliability(axes: Axes, table: pd.DataFrame, unscaled: pd.DataFrame | None)
 
 
 def worst(images: npt.NDArray[np.uint8], titles: Sequence[str], heading: str) -> bytes:
-    """A grid of images, each below a title of two lines. images: uint8 (n, C, H, W), n of 0 … 400, grey or colour."""
+    """A grid of images, each below a title of two lines. images: uint8 (n, C, H, W), 0 to 400, grey or colour."""
     count, channels, height, width = images.shape
     columns = 5 if count <= 25 else 10 if count <= 100 else 20
     rows = -(-count // columns) or 1
-    # One picture with all of them on white: a subplot for each would take 30 ms each.
+    # One large image instead of subplots, each of which would take 30 ms.
     above, beside = round(0.3 * height), round(0.06 * width) + 1  # pixels of the images, for the titles and the gaps
     sheet = np.full((rows * (height + above), columns * (width + beside), 3), 255, dtype=np.uint8)
     corners = [
@@ -148,7 +150,7 @@ def worst(images: npt.NDArray[np.uint8], titles: Sequence[str], heading: str) ->
         colour = np.repeat(image, 3, axis=0) if channels == 1 else image  # (3, H, W)
         sheet[top : top + height, left : left + width] = colour.transpose(1, 2, 0)
     with own_style():
-        inches = 1.45 * columns  # wide enough for a title of some 20 letters
+        inches = 1.45 * columns  # wide enough for titles of about 20 letters
         scale = inches / sheet.shape[1]
         figure = Figure(figsize=(inches, scale * sheet.shape[0] + 0.5))
         axes = figure.add_axes((0, 0, 1, scale * sheet.shape[0] / (scale * sheet.shape[0] + 0.5)))

@@ -1,6 +1,6 @@
-"""The model card: what the pipeline knows of a model, as Markdown with the head that the Hugging Face hub reads.
+"""The model card: Markdown with the metadata block that the Hugging Face hub reads.
 
-It says what was measured and recorded, and nothing else. It is the same on every machine.
+It contains only what was measured and recorded, and has the same bytes on every machine.
 """
 
 import json
@@ -13,9 +13,9 @@ import yaml
 from stages.common.errors import UserError, printable
 from stages.network.model_file import Spec
 
-MOST_CLASSES = 100  # that are listed one by one
+MAX_CLASSES = 100  # that are listed
 MARKUP = "\\`*_{}[]<>#|~!&"
-# Findings of the audit that limit what the measures mean: the key in metrics/data.json, what to say of a count above 0.
+# Findings of the audit that limit what the metrics mean: key in metrics/data.json, and the text after a count above 0.
 LIMITS = {
     "exact_copies.contents_in_two_parts": "contents are in two parts: the test set has copies of training pictures, or "
     "validation has",
@@ -27,11 +27,11 @@ LIMITS = {
     "left_out.small_classes": "files were left out, since their class was too small",
 }
 
-VALUES = {"r2": "R2", "rmse": "root mean squared error", "mae": "mean absolute error"}  # measures of regression
+REGRESSION_METRICS = {"r2": "R2", "rmse": "root mean squared error", "mae": "mean absolute error"}
 
 
 class CardContent(NamedTuple):
-    """What a card is made of."""
+    """The content of a model card."""
 
     data_name: str  # data.name of params.yaml
     license: str  # evaluate.license; "" for none
@@ -40,31 +40,31 @@ class CardContent(NamedTuple):
     parameters: int
     temperature: float
     calibration_bins: int
-    torch: str  # version, without what it is built for
+    torch: str  # version, without the build
     metrics: dict[str, Any]  # of metrics/evaluate.json
     data: dict[str, Any]  # of metrics/data.json
 
 
 def read_data(path: Path) -> dict[str, Any]:
-    """metrics/data.json. Raises UserError if it is not what preprocess writes."""
+    """Read metrics/data.json. Raises UserError if preprocess did not write it."""
     try:
-        found = json.loads(path.read_bytes())
-        _ = [int(found["images"][part]) for part in ("train", "validation", "test")]
+        metrics = json.loads(path.read_bytes())
+        _ = [int(metrics["images"][part]) for part in ("train", "validation", "test")]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; `dvc repro` writes it") from None
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path}: not what preprocess writes; `dvc repro --force preprocess` writes it again") from None
-    return dict(found)
+    return dict(metrics)
 
 
 def text(card: CardContent) -> str:
-    """The card."""
+    """The card as Markdown."""
     head = yaml.safe_dump(header(card), sort_keys=False, allow_unicode=True)
     return f"---\n{head}---\n\n" + "\n".join(body(card))
 
 
 def header(card: CardContent) -> dict[str, Any]:
-    """What the hub reads; https://huggingface.co/docs/hub/model-cards."""
+    """The metadata of the hub: https://huggingface.co/docs/hub/model-cards."""
     task = "image-classification" if card.spec.classes else "other"  # the hub has no name for regression
     if card.spec.classes:
         measured = [
@@ -72,7 +72,9 @@ def header(card: CardContent) -> dict[str, Any]:
             {"type": "f1", "name": "Macro F1", "value": round(card.metrics["macro"]["f1"], 6)},
         ]
     else:
-        measured = [{"type": key, "name": name, "value": digits(card.metrics[key])} for key, name in VALUES.items()]
+        measured = [
+            {"type": key, "name": name, "value": digits(card.metrics[key])} for key, name in REGRESSION_METRICS.items()
+        ]
     result = {
         "task": {"type": task},
         "dataset": {"type": card.data_name, "name": data_set(card), "split": "test"},
@@ -87,13 +89,13 @@ def header(card: CardContent) -> dict[str, Any]:
 
 
 def title(card: CardContent) -> str:
-    """What the model is called."""
+    """The name of the model."""
     architecture = card.spec.options.get("architecture", card.spec.model)
     return f"{architecture} on {data_set(card)}"
 
 
 def data_set(card: CardContent) -> str:
-    """The data set in words."""
+    """The name of the data set."""
     return "own pictures" if card.data_name == "images" else card.data_name
 
 
@@ -102,7 +104,7 @@ def body(card: CardContent) -> Iterator[str]:
     spec, metrics = card.spec, card.metrics
     channels, height, width = spec.image_shape
     colour = "grey" if channels == 1 else "colour"
-    names = ", ".join(map(plain, spec.classes[:MOST_CLASSES])) + (", …" if len(spec.classes) > MOST_CLASSES else "")
+    names = ", ".join(map(plain, spec.classes[:MAX_CLASSES])) + (", …" if len(spec.classes) > MAX_CLASSES else "")
     yield f"# {plain(title(card))}"
     yield ""
     size = f"{width} x {height} pixels"
@@ -127,7 +129,7 @@ def body(card: CardContent) -> Iterator[str]:
     yield f"On {metrics['images']:,} test images, which training does not read."
     yield ""
     yield from table(["metric", "value", "95 % interval"], list(results(card)))
-    if spec.classes and len(spec.classes) <= MOST_CLASSES:
+    if spec.classes and len(spec.classes) <= MAX_CLASSES:
         columns = ("precision", "recall", "f1")
         rows = [
             (plain(row["class"]), f"{row['images']:,}", *(f"{row[column]:.4f}" for column in columns))
@@ -154,7 +156,7 @@ def results(card: CardContent) -> Iterator[tuple[str, str, str]]:
     """Metric, value, interval."""
     metrics = card.metrics
     if not card.spec.classes:
-        for key, name in VALUES.items():
+        for key, name in REGRESSION_METRICS.items():
             yield name, f"{metrics[key]:.6g}", f"{metrics[f'{key}_low']:.6g} to {metrics[f'{key}_high']:.6g}"
         return
     low, high = metrics["accuracy_low"], metrics["accuracy_high"]
@@ -172,18 +174,18 @@ def results(card: CardContent) -> Iterator[tuple[str, str, str]]:
 
 
 def temperature(card: CardContent) -> list[tuple[str, str]]:
-    """The row about it; none of regression."""
+    """The table row of the temperature; none for regression."""
     shown = f"{card.temperature:g}" if card.temperature != 1 else "none"
     return [("temperature, fitted on validation", shown)] if card.spec.classes else []
 
 
 def digits(value: float) -> float:
-    """Six significant digits, as metrics/evaluate.json has them of regression."""
+    """A number with six significant digits, as metrics/evaluate.json has them for regression."""
     return float(f"{value:.6g}")
 
 
 def limits(card: CardContent) -> Iterator[str]:
-    """What is known to limit the results."""
+    """The known limits of the results."""
     yield (
         f"Test images come from the same source as training images: {plain(data_set(card))}. Nothing was measured on "
         "other images."
@@ -205,15 +207,15 @@ def limits(card: CardContent) -> Iterator[str]:
 
 
 def number(audit: dict[str, Any], key: str) -> int:
-    """A count of the audit; 0 if it has none."""
-    found: Any = audit
+    """A count in the audit; 0 if it is missing."""
+    value: Any = audit
     for part in key.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    return found if type(found) is int else 0
+        value = value.get(part) if isinstance(value, dict) else None
+    return value if type(value) is int else 0
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The lines of a table, and an empty one."""
+    """The lines of a table, and an empty line."""
     yield f"| {' | '.join(columns)} |"
     yield "|" + " --- |" * len(columns)
     yield from (f"| {' | '.join(row)} |" for row in rows)
@@ -221,5 +223,5 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
 
 
 def plain(text: str) -> str:
-    """A name as text: no markup, no control characters, one line."""
+    """A name as one line of plain text: markup is escaped, control characters are replaced."""
     return "".join(f"\\{letter}" if letter in MARKUP else letter for letter in printable(text).replace("\n", " "))

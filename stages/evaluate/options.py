@@ -1,4 +1,4 @@
-"""Options of the evaluate stage."""
+"""The parameters of the evaluate stage."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from pydantic import Field
 
 from stages.common.params import Section
 
-# Identifiers of the Hugging Face hub; "": not stated.
+# Identifiers of the Hugging Face hub. "": not stated.
 License = Literal[
     "",
     "apache-2.0",

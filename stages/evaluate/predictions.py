@@ -1,4 +1,4 @@
-"""The predictions that evaluate writes, one row per test image, read back and checked."""
+"""The table of predictions, one row per test image: writing it, and reading it with checks."""
 
 import io
 import re
@@ -15,17 +15,16 @@ FIRST = ["index", "label", "prediction", "probability"]  # then a column p_<clas
 
 
 def parse(content: bytes, name: str) -> pd.DataFrame:
-    """A table of label, prediction and its probability; one row per image, in the test set's order.
+    """A table of label, prediction and its probability, with one row per image in the order of the test set.
 
-    Label and prediction are categories of the same classes; of regression they are float64, and there is no
-    probability: see `has_values`. name: the file, for messages. Raises UserError if the content is anything but what
-    evaluate writes.
+    Label and prediction are categories of the same classes. For regression (`has_values`), they are float64, and there
+    is no probability. name: of the file, for messages. Raises UserError if evaluate did not write the content.
     """
     try:
         columns = list(pd.read_csv(io.BytesIO(content), nrows=0, encoding="utf-8").columns)
-        # Names as text: a class may be called 1, NA or None.
-        kinds = {column: str if at < 3 else "float32" for at, column in enumerate(columns)}
-        table = pd.read_csv(io.BytesIO(content), dtype=kinds, keep_default_na=False, encoding="utf-8")
+        # Names are read as text: a class may be called 1, NA or None.
+        dtypes = {column: str if index < 3 else "float32" for index, column in enumerate(columns)}
+        table = pd.read_csv(io.BytesIO(content), dtype=dtypes, keep_default_na=False, encoding="utf-8")
     except (
         ValueError,
         pd.errors.ParserError,
@@ -53,7 +52,7 @@ def parse(content: bytes, name: str) -> pd.DataFrame:
 
 
 def has_values(table: pd.DataFrame) -> bool:
-    """Whether a table that `parse` gave is of regression."""
+    """Whether a table from `parse` is of a regression."""
     return not isinstance(table["label"].dtype, pd.CategoricalDtype)
 
 
@@ -61,15 +60,15 @@ def _values(table: pd.DataFrame, name: str) -> pd.DataFrame:
     """Label and prediction as float64. Raises UserError."""
     _check_index(table, name)
     columns = {column: pd.to_numeric(table[column], errors="coerce") for column in values.COLUMNS[1:]}
-    found = pd.DataFrame(columns, dtype=np.float64)
-    broken = np.flatnonzero(~np.isfinite(found.to_numpy()).all(axis=1))
-    if len(broken):
-        raise UserError(f"{name}: row {broken[0] + 2:,}: label or prediction is no finite number")
-    return found
+    numbers = pd.DataFrame(columns, dtype=np.float64)
+    not_finite = np.flatnonzero(~np.isfinite(numbers.to_numpy()).all(axis=1))
+    if len(not_finite):
+        raise UserError(f"{name}: row {not_finite[0] + 2:,}: label or prediction is no finite number")
+    return numbers
 
 
 def _check_index(table: pd.DataFrame, name: str) -> None:
-    """Raise UserError unless the rows are numbered."""
+    """Raise UserError unless the rows are numbered from 0."""
     if table.empty:
         raise UserError(f"{name}: holds no predictions")
     if table["index"].tolist() != [str(index) for index in range(len(table))]:
@@ -81,10 +80,10 @@ def _first_line(error: BaseException) -> str:
 
 
 def table(log_p: Floats, labels: Ints, classes: Sequence[str]) -> pd.DataFrame:
-    """A row for each image of log-probabilities float (N, K): label, prediction, probability of every class.
+    """One row per image: label, prediction, probability of every class. log_p: log-probabilities float (N, K).
 
-    index: the image's place in the published test file. The prediction goes by log_p, as everywhere: of two that are
-    nearly the same, the probabilities may be equal.
+    index: position of the image in the published test file. The prediction is the class with the largest log_p: of two
+    that are almost equal, the probabilities may be the same number.
     """
     probabilities = np.exp(log_p)
     return pd.DataFrame(
@@ -99,5 +98,5 @@ def table(log_p: Floats, labels: Ints, classes: Sequence[str]) -> pd.DataFrame:
 
 
 def csv(table: pd.DataFrame) -> str:
-    """A table as CSV text, with six decimals, and the same line ends everywhere."""
+    """A table as CSV text, with six decimals and Unix line ends."""
     return table.to_csv(index=False, float_format="%.6f", lineterminator="\n")

@@ -1,4 +1,4 @@
-"""What is measured of a classifier's predictions: pure functions on numpy arrays.
+"""Metrics of a classifier's predictions: pure functions of numpy arrays.
 
 N: images, K: classes. log_p: log-probabilities float (N, K). labels, predictions: int64 (N,), classes 0 … K - 1.
 """
@@ -18,10 +18,10 @@ Z_95 = 1.959963984540054  # the 97.5 % point of the normal distribution: a two-s
 
 
 def summary(log_p: Floats, labels: Ints, classes: Sequence[str], bins: int, temperature: float = 1.0) -> dict[str, Any]:
-    """All that metrics/evaluate.json holds. temperature: the one that log_p was scaled with.
+    """The content of metrics/evaluate.json. temperature: of the network that gave log_p.
 
-    The numbers of each class are a list of rows, which DVC's tables leave out: `dvc metrics diff` stays short, and
-    `pandas.DataFrame(metrics["classes"])` reads them. Raises ValueError without images.
+    The metrics of the classes are a list of rows, which `dvc metrics diff` leaves out, and
+    `pandas.DataFrame(metrics["classes"])` reads. Raises ValueError if there are no images.
     """
     if not len(labels):
         raise ValueError("no images to measure on")
@@ -49,7 +49,7 @@ def summary(log_p: Floats, labels: Ints, classes: Sequence[str], bins: int, temp
 
 
 def calibration(log_p: Floats, labels: Ints, bins: int) -> dict[str, float]:
-    """Negative log-likelihood, and calibration error with its 95 % interval, which `bootstrap` computes."""
+    """Negative log-likelihood, and calibration error with its 95 % interval from `bootstrap`."""
     confidences, correct = np.exp(log_p.max(axis=1)), log_p.argmax(axis=1) == labels
     error = calibration_error(reliability(confidences, correct, bins))
     low, high = bootstrap(confidences, correct, bins)
@@ -62,7 +62,7 @@ def calibration(log_p: Floats, labels: Ints, bins: int) -> dict[str, float]:
 
 
 def unscaled(log_p: Floats, temperature: float) -> Floats:
-    """The log-probabilities float64 (N, K) that a network has without its temperature."""
+    """The log-probabilities float64 (N, K) of the network without its temperature."""
     logits = log_p.astype(np.float64) * temperature
     logits -= logits.max(axis=1, keepdims=True)
     normalized: Floats = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -70,27 +70,27 @@ def unscaled(log_p: Floats, temperature: float) -> Floats:
 
 
 def wilson(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
-    """The interval of a share (Wilson 1927), valid near 0 and 1 as well, where p ± 2 s is not.
+    """The confidence interval of a share (Wilson 1927), which is valid also near 0 and 1, unlike p ± 2 s.
 
-    z: the point of the normal distribution that the interval reaches to, such as Z_95.
+    z: quantile of the normal distribution for the level, such as Z_95.
     """
     share, z2 = successes / trials, z**2 / trials
     centre = (share + z2 / 2) / (1 + z2)
     half = z / (1 + z2) * np.sqrt(share * (1 - share) / trials + z2 / trials / 4)
-    # With no success the lower end is 0, and rounding would make it 3e-17.
+    # Without successes the lower end is exactly 0, not 3e-17 from rounding.
     return (float(centre - half) if successes else 0.0), (float(centre + half) if successes < trials else 1.0)
 
 
 def confusion(labels: Ints, predictions: Ints, classes: int) -> Ints:
-    """How many images of each true class (row) were predicted as each class (column): int64 (K, K)."""
+    """The number of images of each true class (row) and predicted class (column): int64 (K, K)."""
     return np.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes).astype(np.int64)
 
 
 def by_class(matrix: Ints) -> pd.DataFrame:
     """Images, precision, recall with its 95 % interval, and F1 of each class of a confusion matrix.
 
-    A share of nothing (a class that was never predicted, or of which there is no image) counts as 0. The interval of a
-    class without images is 0 to 1.
+    Precision and recall are 0 for a class that was never predicted, or has no images. The interval of a class without
+    images is 0 to 1.
     """
     true = matrix.diagonal().astype(np.float64)
     images, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
@@ -109,9 +109,9 @@ def by_class(matrix: Ints) -> pd.DataFrame:
 
 
 def balanced_accuracy(rows: pd.DataFrame) -> tuple[float, float, float]:
-    """The mean recall of the classes, and its 95 % interval, from the rows of `by_class` that have images.
+    """The mean recall of the classes, and its 95 % interval. rows: those of `by_class` that have images.
 
-    The interval adds the distances to the ends of each recall's interval as independent errors (Zou and Donner 2008).
+    The interval combines the intervals of the recalls as independent errors (Zou and Donner 2008).
     """
     mean = float(rows["recall"].mean())
     below, above = rows["recall"] - rows["recall_low"], rows["recall_high"] - rows["recall"]
@@ -124,17 +124,19 @@ def _share(part: Floats, whole: Ints) -> Floats:
 
 
 def reliability(confidences: Floats, correct: npt.NDArray[np.bool_], bins: int) -> pd.DataFrame:
-    """Accuracy of the predictions of each confidence: one row per bin that has images.
+    """The reliability diagram: accuracy by confidence, with one row per bin that has images.
 
-    confidences: probability of the predicted class, (N,). bins: how many, of equal width, over 0 … 1.
+    confidences: probability of the predicted class, (N,). bins: the number of bins of equal width in 0 … 1.
     Columns: low, high (the bin's bounds), images, confidence (its mean), accuracy, and its 95 % interval accuracy_low,
     accuracy_high.
     """
     confidences, bin_of = _binned(confidences, bins)
     images = np.bincount(bin_of, minlength=bins)
     filled = images > 0
-    right = np.bincount(bin_of, correct, bins).astype(np.int64)
-    intervals = [wilson(int(hits), int(count)) for hits, count in zip(right[filled], images[filled], strict=True)]
+    correct_in_bin = np.bincount(bin_of, correct, bins).astype(np.int64)
+    intervals = [
+        wilson(int(hits), int(count)) for hits, count in zip(correct_in_bin[filled], images[filled], strict=True)
+    ]
     edges = np.arange(bins + 1) / bins
     return pd.DataFrame(
         {
@@ -142,7 +144,7 @@ def reliability(confidences: Floats, correct: npt.NDArray[np.bool_], bins: int) 
             "high": edges[1:][filled],
             "images": images[filled],
             "confidence": np.bincount(bin_of, confidences, bins)[filled] / images[filled],
-            "accuracy": right[filled] / images[filled],
+            "accuracy": correct_in_bin[filled] / images[filled],
             "accuracy_low": [low for low, _ in intervals],
             "accuracy_high": [high for _, high in intervals],
         }
@@ -150,18 +152,18 @@ def reliability(confidences: Floats, correct: npt.NDArray[np.bool_], bins: int) 
 
 
 def _binned(confidences: Floats, bins: int) -> tuple[Floats, Ints]:
-    """Confidences, at most 1, float64 (N,), and the bin of each, int64 (N,)."""
-    confidences = np.minimum(confidences.astype(np.float64), 1.0)  # exp(log p) may be 1 and a bit
+    """Confidences float64 (N,), limited to 1, and the bin of each, int64 (N,)."""
+    confidences = np.minimum(confidences.astype(np.float64), 1.0)  # exp(log p) may exceed 1 by rounding
     return confidences, np.minimum((confidences * bins).astype(np.int64), bins - 1)
 
 
 def bootstrap(confidences: Floats, correct: npt.NDArray[np.bool_], bins: int) -> tuple[float, float]:
     """A 95 % interval of the calibration error: the basic bootstrap over images (Davison and Hinkley 1997).
 
-    Chance makes every bin's accuracy differ from its confidence, and a sum of differences without signs only grows by
-    that: the error of few images is too high on average, and in resampled ones is so once more. The basic interval
-    takes this out, and may end below the measured error. In simulations of 300 to 5,000 images, 86 to 95 % of the
-    intervals hold the true error (of percentiles: none to 95 %); if that is exactly 0, 60 to 75 %.
+    By chance, the accuracy of each bin differs from its confidence, and the sum of absolute differences grows. So the
+    error of few images is biased upward, and that of a resample is biased once more. The basic interval subtracts this
+    bias; its upper end may be below the measured error. In simulations of 300 to 5,000 images, 86 to 95 % of the
+    intervals contain the true error (percentile intervals: 0 to 95 %), and 60 to 75 % if that is exactly 0.
     """
     confidences, bin_of = _binned(confidences, bins)
     differences, count = correct - confidences, len(correct)
@@ -176,5 +178,5 @@ def bootstrap(confidences: Floats, correct: npt.NDArray[np.bool_], bins: int) ->
 
 
 def calibration_error(table: pd.DataFrame) -> float:
-    """Expected calibration error: |accuracy - confidence|, averaged over the images (Guo et al. 2017)."""
+    """Expected calibration error: the mean of |accuracy - confidence| over the images (Guo et al. 2017)."""
     return float(np.average((table["accuracy"] - table["confidence"]).abs(), weights=table["images"]))

@@ -1,6 +1,6 @@
-"""What is measured of predicted numbers (regression): pure functions on numpy arrays.
+"""Metrics of a regression's predictions: pure functions of numpy arrays.
 
-N: images. predictions: float (N,). labels: float64 (N,), not all the same.
+N: images. predictions: float (N,). labels: float64 (N,), not all equal.
 """
 
 from typing import Any
@@ -14,29 +14,29 @@ COLUMNS = ["index", "label", "prediction"]  # of predictions.csv
 
 
 def summary(predictions: Floats, labels: Floats) -> dict[str, Any]:
-    """All that metrics/evaluate.json holds: each measure with its 95 % interval. Raises ValueError without images."""
+    """The content of metrics/evaluate.json: metrics with 95 % intervals. Raises ValueError if there are no images."""
     if not len(labels):
         raise ValueError("no images to measure on")
-    found = {name: float(value) for name, value in measures(predictions, labels).items()}
+    metrics = {name: float(value) for name, value in measures(predictions, labels).items()}
     intervals = bootstrap(predictions, labels)
-    rows = {name: (value, *intervals[name]) for name, value in found.items()}
+    rows = {name: (value, *intervals[name]) for name, value in metrics.items()}
     ends = ("", "_low", "_high")
     flat = {f"{name}{end}": value for name, row in rows.items() for end, value in zip(ends, row, strict=True)}
     return {**flat, "images": len(labels)}
 
 
 def measures(predictions: Floats, labels: Floats) -> dict[str, Any]:
-    """Over the last axis: R2 (the share of the labels' variance that is predicted), and the mean squared error, its
-    root, and the mean absolute error."""
+    """Metrics over the last axis: R2 (the share of the labels' variance that is predicted), mean squared error and its
+    root, mean absolute error."""
     errors = predictions.astype(np.float64) - labels
     mse = (errors**2).mean(axis=-1)
-    with np.errstate(divide="ignore", invalid="ignore"):  # a resample may have one label alone
+    with np.errstate(divide="ignore", invalid="ignore"):  # all labels of a resample may be equal
         r2 = 1 - mse / labels.var(axis=-1)
     return {"r2": r2, "rmse": np.sqrt(mse), "mae": np.abs(errors).mean(axis=-1), "mse": mse}
 
 
 def bootstrap(predictions: Floats, labels: Floats) -> dict[str, tuple[float, float]]:
-    """95 % intervals of the measures, by the percentile bootstrap over images (Efron 1979).
+    """95 % intervals of the metrics: the percentile bootstrap over images (Efron 1979).
 
     The seed is fixed: the same predictions give the same intervals.
     """
@@ -51,6 +51,6 @@ def bootstrap(predictions: Floats, labels: Floats) -> dict[str, tuple[float, flo
 
 
 def table(predictions: Floats, labels: Floats) -> pd.DataFrame:
-    """One row per image, as predictions.csv has it. Nine digits tell apart all float32 numbers."""
+    """The rows of predictions.csv. Nine digits distinguish all float32 numbers."""
     shown = [f"{value:.9g}" for value in predictions.tolist()]
     return pd.DataFrame({"index": np.arange(len(labels)), "label": map(repr, labels.tolist()), "prediction": shown})

@@ -1,1 +1,1 @@
-"""What a network is: architectures, losses, the model file, inference, the device it runs on."""
+"""Networks: architectures, losses, the model file, pretrained weights, inference, the device."""

@@ -1,4 +1,4 @@
-"""Temperature scaling: probabilities that are right as often as they say (Guo et al. 2017)."""
+"""Temperature scaling, which calibrates the probabilities of a classifier (Guo et al. 2017)."""
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +8,9 @@ from stages.network.losses import Output
 
 
 class Temperature(nn.Module):
-    """The last layer of a model file: divide what the probabilities are the softmax of by one number.
+    """The last layer of a model file: divides the logits of the softmax by one number.
 
-    Above 1 it makes predictions less confident, below 1 more. The class of the highest probability stays the same.
+    Above 1, it makes predictions less confident; below 1, more confident. The predicted class stays the same.
     """
 
     temperature: Tensor
@@ -21,10 +21,10 @@ class Temperature(nn.Module):
         self.output = output
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Scaled logits float32 (N, K); their softmax gives the probabilities, whatever the network's output.
+        """Scaled logits float32 (N, K). Their softmax gives the probabilities, for both kinds of outputs.
 
-        Sigmoids (each class against the rest) are made to add up to 1, p / sum p, which is the softmax of log p. So
-        log p is scaled, not the logits: at a low temperature, several sigmoids would be 1, and the order would be lost.
+        Sigmoids p (each class against the rest) are normalized to p / sum p, which is the softmax of log p. So log p is
+        scaled, not the logits: at a low temperature, several sigmoids would round to 1, and lose their order.
         """
         logits = logits.float()
         return (F.logsigmoid(logits) if self.output == "sigmoid" else logits) / self.temperature

@@ -1,8 +1,8 @@
-"""Training objectives for K classes, and the probabilities that go with them.
+"""Losses for K classes, and the probabilities that belong to them.
 
 Each loss takes logits float (N, K); targets, which are labels int64 (N,) or the share of each class float (N, K); a
-label smoothing s; and a reduction: "mean" over the images, a scalar, or "none": (N,). With smoothing the target is
-(1 - s) t + s / K for a class of share t, 1 or 0 for a label (Szegedy et al. 2016).
+label smoothing s; and a reduction: "mean" over the images, a scalar, or "none", (N,). With smoothing, the target of a
+class is (1 - s) t + s / K, where t is its share, or 1 or 0 for a label (Szegedy et al. 2016).
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-# What turns a network's outputs into probabilities; the model file carries the name. value: a number, without any.
+# How a network's outputs become probabilities, as the model file states it. value: a number without probabilities.
 Output = Literal["softmax", "sigmoid", "value"]
 Reduction = Literal["mean", "none"]
 Loss = Callable[..., Tensor]  # (logits, targets, smoothing, reduction)
@@ -19,12 +19,12 @@ Objective = Callable[[Tensor, Tensor], Tensor]  # (logits, targets) -> mean loss
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float, reduction: Reduction) -> Tensor:
-    """Softmax and negative log-likelihood in one."""
+    """Softmax and negative log-likelihood in one function."""
     return F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction=reduction)
 
 
 def nll(logits: Tensor, targets: Tensor, smoothing: float, reduction: Reduction) -> Tensor:
-    """Negative log-likelihood of log-softmax outputs: what a network that ends in LogSoftmax is trained with."""
+    """Negative log-likelihood of log-softmax outputs, for comparison with networks that end in LogSoftmax."""
     return _reduced(-_shares(logits, targets, smoothing) * F.log_softmax(logits, dim=1), reduction)
 
 
@@ -42,14 +42,14 @@ def bce(logits: Tensor, targets: Tensor, smoothing: float, reduction: Reduction)
 
 
 def _shares(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Targets as shares of classes, smoothed: (N, K), of the type of the logits."""
+    """Smoothed targets as shares of classes (N, K), with the dtype of the logits."""
     classes = logits.shape[1]
     shares = F.one_hot(targets, classes) if targets.dim() == 1 else targets
     return (shares * (1 - smoothing) + smoothing / classes).to(logits.dtype)
 
 
 def _reduced(terms: Tensor, reduction: Reduction) -> Tensor:
-    """Terms (N, K), added up for each image."""
+    """The sum of terms (N, K) over the classes, reduced over the images."""
     return terms.sum() / len(terms) if reduction == "mean" else terms.sum(dim=1)
 
 
@@ -66,7 +66,7 @@ OUTPUTS: dict[str, Output] = {"cross_entropy": "softmax", "nll": "softmax", "mse
 def log_probabilities(logits: Tensor, output: Output) -> Tensor:
     """Log-probabilities float32 (N, K) of the classes; each row's probabilities add up to 1.
 
-    output: "softmax", or "sigmoid" (each class against the rest, made to add up to 1).
+    output: "softmax", or "sigmoid" (each class against the rest, normalized to a sum of 1).
     """
     logits = logits.float()
     if output == "sigmoid":

@@ -1,6 +1,6 @@
-"""A trained network in one safetensors file: its weights, and in the header what is needed to build it again.
+"""A trained network in one safetensors file: its weights, and in the header everything needed to build it.
 
-No pickle: a file that a colleague's pull brings runs no code when it is read. The same network gives the same bytes.
+It is not a pickle: reading a file that a colleague pulled runs no code. The same network gives the same bytes.
 """
 
 import json
@@ -24,17 +24,17 @@ from stages.network.options import MODELS, Name
 from stages.network.regression import Unscale
 
 FORMAT: Literal[3] = 3  # the newest, which `write` writes
-LAYERS = 2  # of `models.build`: the normalization and the network; the temperature is the third
+LAYERS = 2  # of `models.build`: the normalization and the network; the temperature follows
 TEMPERATURE = f"{LAYERS}.temperature"
 KEY = "spec"  # safetensors writes its metadata in no fixed order: one key, one JSON document
 
 
 class Spec(Section):
-    """What a network is, apart from its weights.
+    """A network without its weights.
 
-    The tensors of format 3 include a temperature, or the scale of the labels for regression, which has no classes and
-    the output `value`. Formats 1 and 2, of earlier versions, have none; format 2 has a preparation (how pictures are
-    prepared for the network), format 1 does not.
+    In format 3, the tensors include a temperature, or for regression the scale of the labels; regression has no classes
+    and the output `value`. Formats 1 and 2, of earlier versions, have no temperature. Format 1 also lacks the
+    preparation, which says how to prepare pictures for the network.
     """
 
     format: Literal[1, 2, 3]
@@ -63,7 +63,7 @@ class Spec(Section):
 
     @property
     def outputs(self) -> int:
-        """How many numbers the network gives for an image."""
+        """The number of outputs for an image."""
         return len(self.classes) or 1
 
     @model_validator(mode="after")
@@ -81,23 +81,23 @@ def write(
 ) -> None:
     """Write weights, last layer and spec, atomically, in the newest format.
 
-    model: as `models.build` or `read` gives it; another last layer replaces one that it has. temperature: of classes.
-    scale: for regression, mean and standard deviation that the labels had in training.
+    model: as `models.build` or `read` gives it; its temperature or scale, if any, is replaced. temperature: for
+    classification. scale: for regression, mean and standard deviation of the training labels.
     """
     last = Unscale(*scale) if spec.output == "value" else Temperature(temperature, spec.output)
-    whole = nn.Sequential(*model[:LAYERS], last)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in whole.state_dict().items()}
+    complete = nn.Sequential(*model[:LAYERS], last)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in complete.state_dict().items()}
     header = json.dumps({**spec.model_dump(exclude_none=True), "format": FORMAT}, sort_keys=True)
     files.write_bytes(path, save(tensors, metadata={KEY: header}))
 
 
 def temperature(model: nn.Module) -> float:
-    """The temperature of a network with classes that `read` gave."""
+    """The temperature of a classifier, as `read` gives it."""
     return float(model.get_buffer(TEMPERATURE))
 
 
 def training_mean(model: nn.Module) -> float:
-    """The mean of the training pixels, of 0 … 1, as the normalization of a network has it."""
+    """The mean of the training pixels, in 0 … 1, according to the normalization."""
     return float(model.get_buffer("0.mean").mean()) / 255
 
 
@@ -106,10 +106,10 @@ def read(path: Path) -> tuple[nn.Sequential, Spec]:
 
     Its last layer is a temperature; for regression, it undoes the scaling of the labels.
 
-    The network is laid out without memory first and compared with the file's tensors, so that a forged header can
-    neither run code nor ask for more memory than the file is long.
-    Raises UserError for anything that is not such a file: another format, a spec of another project, tensors
-    missing, in excess, of another shape or type, or with NaN or infinite weights; a temperature of 0 or less.
+    The network is first built on the meta device and compared with the tensors of the file, so that a forged header can
+    neither run code nor allocate more memory than the size of the file.
+    Raises UserError for any other file: another format; the spec of another project; missing or additional tensors,
+    or tensors of another shape or type, or with NaN or infinite weights; a temperature of 0 or less.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -118,7 +118,7 @@ def read(path: Path) -> tuple[nn.Sequential, Spec]:
         spec = Spec.model_validate(header)
         channels, height, width = spec.image_shape
         with torch.device("meta"):
-            moments = [1.0] * channels  # the file's own take their place
+            moments = [1.0] * channels  # replaced by those of the file
             model = models.build(spec.model, spec.options, (channels, height, width), spec.outputs, moments, moments)
             model.append(Unscale(0.0, 1.0) if spec.output == "value" else Temperature(1.0, spec.output))
         if spec.format < FORMAT:
@@ -132,7 +132,7 @@ def read(path: Path) -> tuple[nn.Sequential, Spec]:
         place = ".".join(map(str, first["loc"]))
         raise UserError(f"{path}: not one of this pipeline's models: {place}: {first['msg']}") from None
     except (SafetensorError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a model file ({error}); `dvc repro train` makes it anew") from None
+        raise UserError(f"{path}: not a model file ({error}); `dvc repro train` rebuilds it") from None
     expected = model.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors or name not in expected:

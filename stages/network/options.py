@@ -1,4 +1,4 @@
-"""Which network, and the options of each. The model file carries them too, so evaluate needs no params of train."""
+"""The choice of a network, and the options of each. They are also in the model file, which evaluate reads."""
 
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, PlainValidator, model_validator
 from stages.common.params import Section
 
 Name = Literal["mlp", "cnn", "torchvision"]
-# torchvision.models.list_models(module=torchvision.models), which takes 3 s to import. A test compares the two.
+# torchvision.models.list_models(module=torchvision.models). A test compares the two: the import takes 3 s.
 # fmt: off
 Architecture = Literal[
     "alexnet",
@@ -35,7 +35,7 @@ Architecture = Literal[
     "wide_resnet101_2", "wide_resnet50_2",
 ]
 # fmt: on
-NO_WEIGHTS, PUBLISHED = "none", "default"  # values of models.torchvision.weights, besides names of files
+NO_WEIGHTS, PUBLISHED = "none", "default"  # values of models.torchvision.weights, besides file names
 Width = Annotated[int, Field(ge=1, le=65536)]
 
 
@@ -54,7 +54,7 @@ class Mlp(Section):
 
 
 class Cnn(Section):
-    """Section `models.cnn`: of the lists an entry a block."""
+    """Section `models.cnn`. The lists have one entry per block."""
 
     channels: list[Width] = Field(min_length=1, max_length=100)
     kernel_sizes: list[Annotated[int, Field(ge=1, le=31)]] = Field(min_length=1, max_length=100)
@@ -64,23 +64,23 @@ class Cnn(Section):
     dropout: float = Field(ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _an_entry_a_block(self) -> Self:
+    def _one_entry_per_block(self) -> Self:
         lists = {"kernel_sizes": self.kernel_sizes, "paddings": self.paddings, "pool_sizes": self.pool_sizes}
-        for name, here in lists.items():
-            if len(here) != len(self.channels):
+        for name, entries in lists.items():
+            if len(entries) != len(self.channels):
                 raise ValueError(
-                    f"{name} is {here} and channels is {self.channels}; allowed: lists of the same length, an entry a "
-                    "block"
+                    f"{name} is {entries} and channels is {self.channels}; allowed: lists of the same length, one "
+                    "entry per block"
                 )
         return self
 
     def map_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """As the function of that name, of these options."""
+        """The function `map_sizes` with these options."""
         return map_sizes(height, width, self.kernel_sizes, self.paddings, self.pool_sizes)
 
 
 def _weights(value: str) -> str:
-    """A file is named within its folder, which dvc.yaml names: DVC would take another path for another input."""
+    """A file name must be relative to data/weights and normalized: DVC treats another path as another input."""
     path = PurePosixPath(value)
     if value not in (NO_WEIGHTS, PUBLISHED) and (
         path.suffix != ".safetensors" or path.is_absolute() or ".." in path.parts or str(path) != value
@@ -90,14 +90,14 @@ def _weights(value: str) -> str:
 
 
 def _freeze(value: Any) -> Any:
-    """Not a union of types, of which pydantic would name each in its message."""
+    """A function instead of a union, whose message would list every type."""
     if value in ("none", "backbone") or (type(value) is int and 1 <= value <= 10_000):
         return value
     raise ValueError("no such choice")
 
 
 class TorchvisionNetwork(Section):
-    """A network of torchvision: what a model file says of it."""
+    """The options of a torchvision network that a model file contains."""
 
     architecture: Architecture = Field(
         description="a classification network of torchvision.models, such as resnet18, mobilenet_v3_small, vit_b_16"
@@ -106,7 +106,7 @@ class TorchvisionNetwork(Section):
 
 
 class FineTuning(Section):
-    """What a network starts with, and how much of that is trained."""
+    """The weights that training starts with, and which of them are trained."""
 
     weights: Annotated[
         str,
@@ -139,23 +139,22 @@ class Torchvision(TorchvisionNetwork, FineTuning):
 def map_sizes(
     height: int, width: int, kernel_sizes: Sequence[int], paddings: Sequence[int], pool_sizes: Sequence[int]
 ) -> list[tuple[int, int]]:
-    """Height and width that each block of a cnn makes of images of this size, in pixels.
-
-    Raises ValueError if a block leaves nothing.
-    """
+    """Height and width after each block of a cnn, in pixels. Raises ValueError if a block leaves nothing."""
     sizes = []
     blocks = zip(kernel_sizes, paddings, pool_sizes, strict=True)
     for block, (kernel_size, padding, pool_size) in enumerate(blocks, start=1):
-        before = f"{height} x {width}"
+        input_size = f"{height} x {width}"
         height = (height + 2 * padding - kernel_size + 1) // pool_size
         width = (width + 2 * padding - kernel_size + 1) // pool_size
         if min(height, width) < 1:
-            raise ValueError(f"block {block} leaves nothing of images of {before}; set fewer, smaller or padded blocks")
+            raise ValueError(
+                f"block {block} leaves nothing of images of {input_size}; set fewer, smaller or padded blocks"
+            )
         sizes.append((height, width))
     return sizes
 
 
-# The blocks of `models` in params.yaml, and what a model file carries of them: all that builds the network again.
+# The blocks of `models` in params.yaml, and the part of each that a model file contains, which builds the network.
 BLOCKS: dict[Name, type[Mlp] | type[Cnn] | type[Torchvision]] = {"mlp": Mlp, "cnn": Cnn, "torchvision": Torchvision}
 MODELS: dict[Name, type[Mlp] | type[Cnn] | type[TorchvisionNetwork]] = {
     "mlp": Mlp,

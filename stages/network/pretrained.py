@@ -1,4 +1,4 @@
-"""Starting with weights that a network was trained to before, on these classes or on others."""
+"""Load pretrained weights, which were trained for the same classes or for others."""
 
 from collections.abc import Sequence
 
@@ -12,16 +12,15 @@ from stages.network.torchvision_models import NETWORK, Network
 from stages.network.weights_file import Origin, Weights
 
 KEYS = f"set another models.torchvision.weights or architecture in {paths.PARAMS}"
-# Parts that torchvision trained some networks with, and that are not built here (aux_logits).
+# Parts of torchvision's networks that are used in training only, and not built here (aux_logits).
 NOT_BUILT = ("aux1.", "aux2.", "AuxLogits.")
-COUNTER = ".num_batches_tracked"  # of batch norm, which does not use it here; older files lack it
+COUNTER = ".num_batches_tracked"  # of batch norm, which does not need it here; older files lack it
 
 
 def normalization(origin: Origin, channels: int) -> tuple[list[float], list[float]]:
-    """Mean and std that the weights were trained with, for images of so many channels. Raises UserError if unknown.
+    """Mean and std that the weights were trained with, one number per channel. Raises UserError if unknown.
 
-    For grey images in a network of colours these are the averages over its channels; the other way round, they are
-    repeated.
+    If the number of channels differs from that of the weights, their averages over the channels are repeated.
     """
     if origin.mean is None or origin.std is None:
         raise UserError(
@@ -36,31 +35,31 @@ def normalization(origin: Origin, channels: int) -> tuple[list[float], list[floa
 
 
 def load(model: nn.Sequential, weights: Weights, architecture: str, classes: Sequence[str]) -> set[str]:
-    """Put weights into a network of torchvision; returns the names of the tensors that they gave, as in its state_dict.
+    """Load weights into a network of torchvision. Returns the names of the loaded tensors in its state_dict.
 
     The last layer stays new, unless it was trained for the same classes in the same order. Raises UserError if the
-    weights are not of this network, or not finite.
+    weights belong to another network or are not finite.
     """
     network = model[1].get_submodule(NETWORK)
     origin = weights.origin
     if origin.architecture not in (None, architecture):
         raise UserError(f"{origin.source}: the weights are of {origin.architecture}, not of {architecture}; {KEYS}")
-    here, there = torchvision_models.head(network)
-    # A model that was trained with a dropout before its last layer has that layer one level deeper.
-    given = {name.replace(f"{there}.1.", f"{there}.", 1): tensor for name, tensor in weights.tensors.items()}
+    own_head, head = torchvision_models.head(network)
+    # In a model that was trained with a dropout before its last layer, that layer is one level deeper.
+    given = {name.replace(f"{head}.1.", f"{head}.", 1): tensor for name, tensor in weights.tensors.items()}
     given = {name: tensor for name, tensor in given.items() if not name.startswith(NOT_BUILT)}
-    check_head(given, there, origin)
-    if not classes or origin.classes != list(classes):  # not classes: regression, whose labels have another scale
-        given = {name: tensor for name, tensor in given.items() if not name.startswith(f"{there}.")}
+    check_head(given, head, origin)
+    if not classes or origin.classes != list(classes):  # regression has no classes, and its labels have another scale
+        given = {name: tensor for name, tensor in given.items() if not name.startswith(f"{head}.")}
 
-    own = {name.replace(f"{here}.", f"{there}.", 1): name for name in network.state_dict()}  # theirs -> ours
+    own = {name.replace(f"{own_head}.", f"{head}.", 1): name for name in network.state_dict()}  # theirs -> ours
     state = network.state_dict()
     for name, tensor in given.items():
         if name not in own:
             raise UserError(f"{origin.source}: the tensor {name[:100]} is not one of {architecture}; {KEYS}")
         check_tensor(name, tensor, state[own[name]], origin, architecture)
     missing = [
-        name for name in own if name not in given and not name.startswith(f"{there}.") and not name.endswith(COUNTER)
+        name for name in own if name not in given and not name.startswith(f"{head}.") and not name.endswith(COUNTER)
     ]
     if missing:
         raise UserError(f"{origin.source}: the tensor {missing[0]} of {architecture} is missing; {KEYS}")
@@ -69,16 +68,16 @@ def load(model: nn.Sequential, weights: Weights, architecture: str, classes: Seq
 
 
 def check_head(tensors: dict[str, Tensor], head: str, origin: Origin) -> None:
-    """Raise UserError if the last layer does not have one output for each class that the file lists."""
+    """Raise UserError unless the last layer has one output per class of the file."""
     rows = tensors[f"{head}.weight"].shape[0] if f"{head}.weight" in tensors else None
     if origin.classes and rows not in (None, len(origin.classes)):
         raise UserError(f"{origin.source}: lists {len(origin.classes)} classes, and its last layer has {rows}; {KEYS}")
 
 
 def check_tensor(name: str, tensor: Tensor, expected: Tensor, origin: Origin, architecture: str) -> None:
-    """Raise UserError unless a tensor can be loaded in the place of another."""
+    """Raise UserError unless a tensor has the shape and dtype of the expected one, and is finite."""
     if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
-        found, wanted = (f"{str(each.dtype).removeprefix('torch.')} {list(each.shape)}" for each in (tensor, expected))
+        found, wanted = (f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in (tensor, expected))
         remedy = KEYS
         if name.endswith(("pos_embedding", "relative_position_index", "relative_position_bias_table")):
             remedy = f"the weights are for images of another size: set preprocess.image_size to theirs, or {KEYS}"
@@ -88,7 +87,7 @@ def check_tensor(name: str, tensor: Tensor, expected: Tensor, origin: Origin, ar
 
 
 def freeze(model: nn.Sequential, choice: int | str) -> None:
-    """As `torchvision_models.freeze`, of a whole model. Raises UserError."""
+    """Like `torchvision_models.freeze`, for a model with its normalization. Raises UserError."""
     network = model[1]
     if not isinstance(network, Network):
         raise TypeError("only a network of torchvision can be frozen")

@@ -1,7 +1,7 @@
-"""Layers that draw random numbers while a network is trained, each from a generator of its own.
+"""Layers that draw random numbers in training, from a generator that each replica of the network has.
 
-Those of torch and torchvision draw from the one generator of the process, which the shards of a batch would share: what
-each of them got would depend on which thread came first.
+The layers of torch and torchvision draw from the global generator. The shards of a batch would share it, so their
+random numbers would depend on the order of the threads.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class RandomLayer(nn.Module):
-    """A layer that draws from `generator`, which is on the network's device; None: from torch's own."""
+    """A layer that draws from `generator`, which is on the network's device; None: the global generator."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class RandomLayer(nn.Module):
 
 
 class Dropout(RandomLayer):
-    """As nn.Dropout: a value becomes 0 with probability p; the others grow by 1 / (1 - p)."""
+    """Like nn.Dropout: each value becomes 0 with probability p; the others are multiplied by 1 / (1 - p)."""
 
     def forward(self, values: Tensor) -> Tensor:
         if not self.training:
@@ -31,7 +31,7 @@ class Dropout(RandomLayer):
 
 
 class StochasticDepth(RandomLayer):
-    """As torchvision.ops.StochasticDepth by row (Huang et al. 2016): as Dropout, of all values of an image at once."""
+    """Like torchvision.ops.StochasticDepth in mode row (Huang et al. 2016): dropout of all values of an image."""
 
     def forward(self, values: Tensor) -> Tensor:
         if not self.training or self.p == 0:

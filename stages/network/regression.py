@@ -1,6 +1,6 @@
-"""Networks that predict a number: the losses to train them with, and the layer that undoes the scaling of the labels.
+"""Regression: its losses, and the layer that undoes the scaling of the labels.
 
-A network learns labels that are scaled to a mean of 0 and a standard deviation of 1 over the training part.
+A network is trained on labels that are scaled to mean 0 and standard deviation 1 over the training part.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from stages.network.losses import Objective
 
-# Each takes outputs and targets, both float (N,), and returns float (N,). huber: squared within one standard deviation
-# of the labels, absolute beyond, so that single wrong labels count less (Huber 1964).
+# Each takes outputs and targets, both float (N,), and returns float (N,). huber: squared up to one standard deviation
+# of the labels, and absolute above, so that outliers count less (Huber 1964).
 LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": lambda outputs, targets: F.mse_loss(outputs, targets, reduction="none"),
     "mae": lambda outputs, targets: F.l1_loss(outputs, targets, reduction="none"),
@@ -21,13 +21,13 @@ LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def objective(name: str) -> Objective:
-    """The mean of a loss over images, of outputs (N, 1) and targets (N,)."""
+    """The mean loss of outputs (N, 1) and targets (N,)."""
     loss = LOSSES[name]
     return lambda outputs, targets: loss(outputs[:, 0], targets).mean()
 
 
 class Unscale(nn.Module):
-    """The last layer of a model file: from scaled labels to labels, x std + mean."""
+    """The last layer of a model file: it turns scaled labels into labels, x std + mean."""
 
     mean: Tensor
     std: Tensor

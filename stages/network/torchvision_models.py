@@ -1,7 +1,7 @@
-"""Classification networks of torchvision, by name; stages/network/pretrained.py fills in weights that are not new.
+"""Classification networks of torchvision, by name, with new weights (pretrained: stages/network/pretrained.py).
 
-They are as torchvision builds them, with three differences: they end in as many classes as the data has, a grey image
-is given to all three channels, and the layers that draw random numbers are ours (stages/network/random_layers.py).
+They are as torchvision builds them, with three differences: the last layer has one output per class of the data, a grey
+image is given to all three channels, and random layers are those of stages/network/random_layers.py.
 """
 
 from collections import OrderedDict
@@ -15,22 +15,22 @@ from torch.overrides import TorchFunctionMode
 
 from stages.network.random_layers import Dropout, StochasticDepth
 
-COLOURS = 3  # channels that all of these networks take
-NETWORK = "network"  # the name of torchvision's own module in what `build` returns
-CONTAINERS = ("features", "trunk_output", "encoder", "layers", "blocks")  # children that hold most of a network
+COLOURS = 3  # input channels of all these networks
+NETWORK = "network"  # the name of torchvision's own module within `Network`
+CONTAINERS = ("features", "trunk_output", "encoder", "layers", "blocks")  # children that contain most of a network
 
 
 class Colour(nn.Module):
-    """Repeat the one channel of grey images: (N, 1, H, W) -> (N, 3, H, W)."""
+    """Repeat the channel of grey images: (N, 1, H, W) -> (N, 3, H, W)."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.expand(-1, COLOURS, -1, -1)
 
 
 class Network(nn.Sequential):
-    """A network of torchvision behind `Colour`, of which some modules may be frozen: always in evaluation mode.
+    """A network of torchvision, after `Colour` if images are grey. Some of its modules may be frozen.
 
-    frozen: their dotted names. Their batch norm keeps its statistics, and their dropout is off.
+    frozen: dotted names of modules that are always in evaluation mode: batch norm keeps its statistics, dropout is off.
     """
 
     frozen: tuple[str, ...] = ()
@@ -43,11 +43,11 @@ class Network(nn.Sequential):
 
 
 class Head(nn.Sequential):
-    """A dropout that torchvision's network does not have, and the last layer."""
+    """An added dropout, and the last layer."""
 
 
 class NumbersOnCpu(TorchFunctionMode):
-    """Make tensors of numbers on the CPU: a regnet reads its widths from them, and meta tensors have none."""
+    """Create tensors of numbers on the CPU: a regnet reads its widths from them, and meta tensors have no values."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -57,13 +57,13 @@ class NumbersOnCpu(TorchFunctionMode):
 
 
 def build(shape: tuple[int, int, int], classes: int, architecture: str, dropout: float) -> Network:
-    """A network of torchvision.models, for images of this shape (C, H, W), of one or three channels.
+    """A network of torchvision.models, for images of this shape (C, H, W), with one or three channels.
 
-    dropout: the probability before the last layer; what the architecture has of dropout elsewhere, and of stochastic
-    depth, stays as it is. Raises ValueError if the architecture cannot take images of this shape, as far as
-    torchvision notices without running it.
+    dropout: probability before the last layer. Other dropout and stochastic depth of the architecture stay as they are.
+    Raises ValueError if the architecture cannot take images of this shape, as far as torchvision can tell without
+    running it.
     """
-    from torchvision.models import get_model  # 3 s, which other networks need not wait for
+    from torchvision.models import get_model  # takes 3 s, so other networks do without
 
     channels, height, width = shape
     if channels not in (1, COLOURS):
@@ -75,12 +75,12 @@ def build(shape: tuple[int, int, int], classes: int, architecture: str, dropout:
         options["image_size"] = height
     elif architecture.startswith("maxvit_"):
         options["input_size"] = (height, width)
-    elif architecture in ("googlenet", "inception_v3"):  # without the second loss of their papers
+    elif architecture in ("googlenet", "inception_v3"):  # without the auxiliary loss of their papers
         options |= {"aux_logits": False, "init_weights": True}
     try:
         with NumbersOnCpu() if architecture.startswith("regnet_") else nullcontext():
             network = get_model(architecture, weights=None, num_classes=classes, **options)
-    except (AssertionError, ValueError) as error:  # of a vit and a maxvit, which take images in patches
+    except (AssertionError, ValueError) as error:  # by vit and maxvit, which divide images into patches
         reason = " ".join(str(error).split())
         raise ValueError(f"{architecture} cannot take images of {height} x {width} pixels: {reason}") from None
     before_the_last_layer(network, dropout)
@@ -90,7 +90,7 @@ def build(shape: tuple[int, int, int], classes: int, architecture: str, dropout:
 
 
 def before_the_last_layer(network: nn.Module, dropout: float) -> None:
-    """Set the probability of the dropout before the last layer, or put one there if there is none."""
+    """Set the probability of the dropout before the last layer, and add one if there is none."""
     layers = leaves(network)
     last = last_layer(layers)
     (_, previous), (name, layer) = layers[last - 1], layers[last]
@@ -101,12 +101,12 @@ def before_the_last_layer(network: nn.Module, dropout: float) -> None:
 
 
 def leaves(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The modules that have no modules inside, by dotted name, in order."""
+    """The modules without children, with their dotted names, in order."""
     return [(name, module) for name, module in network.named_modules() if not list(module.children())]
 
 
 def last_layer(layers: list[tuple[str, nn.Module]]) -> int:
-    """Which of the leaves turns features into classes."""
+    """The index of the leaf that turns features into classes."""
     return max(index for index, (_, module) in enumerate(layers) if isinstance(module, nn.Linear | nn.Conv2d))
 
 
@@ -119,7 +119,7 @@ def head(network: nn.Module) -> tuple[str, str]:
 
 
 def parts(module: nn.Module, prefix: str = "") -> list[str]:
-    """The children of a network by dotted name, in order; a container of most of them counts as its children."""
+    """The dotted names of the children of a network, in order. A container is replaced by its children."""
     names = []
     for name, child in module.named_children():
         dotted = f"{prefix}{name}"
@@ -128,10 +128,10 @@ def parts(module: nn.Module, prefix: str = "") -> list[str]:
 
 
 def freeze(model: Network, choice: int | str) -> None:
-    """Keep a part of a network as it is: its weights, and the statistics of its batch norm.
+    """Freeze a part of a network: its weights, and the statistics of its batch norm.
 
-    choice: "none"; "backbone", all but the last layer; or how many of its first `parts`. Raises ValueError if the last
-    layer is among these.
+    choice: "none"; "backbone", everything except the last layer; or the number of first `parts`. Raises ValueError if
+    the last layer is among them.
     """
     if choice == "none":
         return
@@ -151,19 +151,19 @@ def freeze(model: Network, choice: int | str) -> None:
         layers = leaves(network)
         last = last_layer(layers)
         name, module = layers[last - 1]
-        own = (head_name, name) if isinstance(module, Dropout) else (head_name,)  # whose dropout stays on
+        own = (head_name, name) if isinstance(module, Dropout) else (head_name,)  # its dropout stays on
         frozen = [name for name, _ in network.named_modules() if not f"{head_name}.".startswith(f"{name}.")]
         frozen = [name for name in frozen if name and name not in own]
         trained = {head_name}
     for name, parameter in network.named_parameters():
-        # A weight that is no layer's, such as the position embedding of a vit, belongs to the beginning.
+        # Weights outside of layers, such as the position embedding of a vit, count as the first part.
         parameter.requires_grad_(any(name.startswith(f"{part}.") for part in trained))
     model.frozen = tuple(f"{NETWORK}.{name}" for name in frozen)
     model.train(model.training)
 
 
 def replace_random_layers(network: nn.Module) -> None:
-    """Put our layers in the place of those that draw from the one generator of the process."""
+    """Replace the layers that draw from the global generator."""
     import torchvision
 
     for name, module in list(network.named_modules()):
@@ -176,6 +176,6 @@ def replace_random_layers(network: nn.Module) -> None:
 
 
 def replace(network: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put a layer in the place of the one with this dotted name."""
+    """Replace the layer with this dotted name."""
     parent, _, leaf = name.rpartition(".")
     setattr(network.get_submodule(parent), leaf, layer)

@@ -1,6 +1,7 @@
-"""The weights that training starts with: what the stage `weights` writes and train reads. Imports torch only to read.
+"""The file of weights that training starts with, which stage `weights` writes and train reads.
 
-One safetensors file, whose tensors have the names that torchvision gives them, or one line that there are none.
+It is a safetensors file, whose tensors have torchvision's names, or one line that there are no pretrained weights.
+torch is imported only if there are.
 """
 
 import json
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KEY = "weights"  # safetensors writes its metadata in no fixed order: one key, one JSON document
-NOTHING = b"no pretrained weights are used\n"  # not empty, which DVC warns of
+NOTHING = b"no pretrained weights are used\n"  # DVC warns of empty files
 
 
 class Origin(Section):
-    """Where weights come from, and what they were trained on, as far as that is known."""
+    """Where weights come from, and what they were trained on, if known."""
 
     source: str  # for messages: a URL, or the file in data/weights
     sha256: str  # of that file
@@ -40,7 +41,7 @@ class Origin(Section):
 
 
 class Weights(NamedTuple):
-    """Weights to start with."""
+    """Pretrained weights."""
 
     tensors: "dict[str, Tensor]"  # by torchvision's names
     origin: Origin
@@ -55,12 +56,12 @@ def write(path: Path, weights: Weights) -> None:
 
 
 def write_nothing(path: Path) -> None:
-    """Write that training starts with new weights."""
+    """Write that there are no pretrained weights."""
     files.write_bytes(path, NOTHING)
 
 
 def read(path: Path) -> Weights | None:
-    """Read what the stage wrote; None: new weights. Raises UserError."""
+    """Read the file; None if there are no pretrained weights. Raises UserError."""
     try:
         if path.stat().st_size == len(NOTHING) and path.read_bytes() == NOTHING:
             return None

@@ -16,7 +16,7 @@ from stages.common import children, head, machine
 from stages.common.errors import UserError
 from stages.common.machine_settings import Machine
 from stages.common.preparation import Preparation
-from stages.common.text import shown
+from stages.common.text import counted, shown
 from stages.dataset.folder import Reader
 from stages.dataset.options import DataName
 from stages.dataset.pictures import UnusablePictureError
@@ -61,7 +61,8 @@ def join(place: str, data: DataName, options: Preprocess, settings: Machine) -> 
         gone = UserError(f"the head {place} has ended or cannot be reached; nothing runs here any more")
         try:
             _enter(place, link, greeting["facts"], machines.facts(data, options), work.machine, processes)
-            print(f"joining {place} with {processes} process{'es' * (processes > 1)}; the head writes", flush=True)
+            count = counted(processes, "process", "processes")
+            print(f"joining {place} with {count}; the head writes", flush=True)
             with _workers(work, processes) as (sentinels, messages):
                 _watch(place, link, sentinels, messages)
         except LostError:

@@ -25,6 +25,7 @@ from stages.common import errors, head
 from stages.common.head import NODES, Place
 from stages.common.machine_settings import Machine
 from stages.common.preparation import Preparation
+from stages.common.text import counted
 from stages.dataset.options import DataName
 from stages.preprocess import decoding
 from stages.preprocess.decoding import Task
@@ -160,7 +161,7 @@ class Machines:
         if refusal:
             _print(f"{link.address} may not join: {refusal}")
         else:
-            _print(f"{link.address} joins with {hello['processes']} process{'es' * (hello['processes'] != 1)}")
+            _print(f"{link.address} joins with {counted(int(hello['processes']), 'process', 'processes')}")
         link.send({"refused": refusal} if refusal else {"admitted": True})
 
     def _hand_out(self, link: Link) -> None:
@@ -222,7 +223,7 @@ def listening(
     with head.listening(place) as listener:
         machines = Machines(place, facts(data, options), settings.timeout_seconds)
         threading.Thread(target=machines.accept, args=[listener], daemon=True).start()
-        print(f"this machine is the head; on each other one: make join HEAD={place}", flush=True)
+        print(f"this machine is the head; run on each other machine: make join HEAD={place}", flush=True)
         try:
             yield machines
         except BaseException:

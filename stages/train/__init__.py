@@ -2,5 +2,5 @@
 
 import os
 
-# Read when torch is loaded: torch.distributed reports a lost connection with C++ stack traces, and the stage in a line.
+# torch reads this when it is imported. torch.distributed would print C++ stack traces for a lost connection.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -67,12 +67,11 @@ class Agent(LocalElasticAgent):
             if self._ended.exists() or (self._head and self._attempts.give_up()):
                 self._remaining_restarts = 0
             elif self._remaining_restarts:
-                status = next(
-                    iter(result.failures.values())
-                ).exitcode  # first the lost worker's; the agent has ended the others
+                # The first failure is that of the lost worker; the agent has then ended the others.
+                status = next(iter(result.failures.values())).exitcode
                 cause = f" ({signal.Signals(-status).name})" if status < 0 else ""
                 if self._head:
-                    print(f"a process of training has ended{cause}: going on from the last checkpoint", flush=True)
+                    print(f"a process of training has ended{cause}: resuming from the last checkpoint", flush=True)
         return result
 
 

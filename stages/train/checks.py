@@ -1,4 +1,4 @@
-"""What can be known to fail is told before the first step of training: in one line, with what to set instead."""
+"""Checks before the first step of training. Each raises a UserError that says what to set instead."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,22 +18,22 @@ from stages.train.options import Config, Train, misfits
 
 
 def check_machine(train: Train, evaluate: object, target: torch.device) -> None:
-    """Raise UserError for a precision or device that this machine lacks; `evaluate` comes after hours of training.
+    """Raise UserError if this machine lacks the precision or device of training or evaluation.
 
-    evaluate: the section of params.yaml. Comes after `device.set_up`.
+    evaluate: section of params.yaml; that stage runs only after training. Call it after `device.set_up`.
     """
     device.check_precision(train.precision, target.type, device.has_bfloat16(target))
     device.check_section(evaluate, "evaluate")
 
 
 def check_task(train: Train, card: DataCard) -> None:
-    """Raise UserError if options make no sense for what the data has: classes or values."""
+    """Raise UserError if options do not suit the task, classification or regression."""
     if lines := misfits(train, regression=card.values is not None):
         raise UserError("\n".join(f"{paths.PARAMS}: {line}" for line in lines))
 
 
 def check_data(train: Train, training: Sequence[int], validation: int, card: DataCard) -> None:
-    """Raise UserError if these numbers of images are too few. training: of each class; none for regression."""
+    """Raise UserError if there are too few images. training: images of each class; empty for regression."""
     if train.early_stopping_patience_epochs and not validation:
         raise UserError(
             f"{paths.PARAMS}: train.early_stopping_patience_epochs is {train.early_stopping_patience_epochs}, and "
@@ -50,7 +50,7 @@ def check_data(train: Train, training: Sequence[int], validation: int, card: Dat
 
 
 def check_augmentation(options: Mapping[str, Mapping[str, Any]], channels: int) -> None:
-    """Raise UserError for a change of colours of images that have none."""
+    """Raise UserError for an augmentation that does not suit the number of channels."""
     jitter = options.get("colour_jitter", {})
     for key in ("saturation", "hue"):
         if channels == 1 and jitter.get(key):
@@ -72,30 +72,29 @@ def check_network(
 ) -> None:
     """Raise UserError if the network does not fit the images, the batches or the memory.
 
-    images: of the training part. free: bytes on the GPU; None where tensors are in the machine's own memory.
-    processes: that train on this machine, each of which has at least one part of a batch.
+    images: of the training part. free: bytes on the GPU; None on a CPU. processes: that train on this machine.
     """
     train = config.train
     try:
-        with torch.device("meta"):  # takes no memory
+        with torch.device("meta"):  # shapes only, no memory
             outline = build()
     except ValueError as error:
         raise UserError(f"{paths.PARAMS}: models.{config.model}: {error}") from None
-    if config.model == "torchvision":  # the others have found it while they were built
+    if config.model == "torchvision":  # building the others has checked it
         check_image_size(outline, card.shape, config.model_options["architecture"])
     batch_sizes = EpochBatches(images, train.batch_size, train.shuffle, train.seed).batch_sizes()
     sizes = [shards.sizes(size, train.shards, train.batch_size) for size in batch_sizes]
     check_smallest_shard(outline, card.shape, min(map(min, sizes)), train.batch_size, config.model)
-    own = max(map(len, sizes)) if processes == 1 else 1  # at least
-    gradients = (own - 1).bit_length() + 1  # at least, while the last shard is computed: see tree.Sums
+    own_shards = max(map(len, sizes)) if processes == 1 else 1  # at least
+    gradients = (own_shards - 1).bit_length() + 1  # at least, during the last shard: see tree.Sums
     copies = 1 + gradients + state_per_weight(train.optimizer, config.optimizer_options)
     copies *= processes if free is None else 1
-    where, room = ("the GPU", free) if free is not None else ("this machine", machine.memory_bytes())
-    check_memory(models.parameter_count(outline), copies, room, where, config.model)
+    where, available = ("the GPU", free) if free is not None else ("this machine", machine.memory_bytes())
+    check_memory(models.parameter_count(outline), copies, available, where, config.model)
 
 
 def check_image_size(outline: nn.Module, shape: models.Shape, architecture: str) -> None:
-    """Raise UserError if the architecture cannot take images of this shape. outline: it, on the meta device."""
+    """Raise UserError if the architecture cannot take images of this shape. outline: the network on the meta device."""
     try:
         outline.eval()(torch.empty((1, *shape), dtype=torch.uint8, device="meta"))
     except RuntimeError as error:
@@ -106,9 +105,9 @@ def check_image_size(outline: nn.Module, shape: models.Shape, architecture: str)
 
 
 def check_smallest_shard(outline: nn.Module, shape: models.Shape, images: int, batch: int, name: str) -> None:
-    """Raise UserError if the network cannot learn from the shard of a step with the fewest images.
+    """Raise UserError if the network cannot train on the smallest shard: batch norm needs two values per channel.
 
-    outline: the network, on the meta device. Batch norm needs two values a channel.
+    outline: the network on the meta device. images: of that shard.
     """
     try:
         outline.train()(torch.empty((images, *shape), dtype=torch.uint8, device="meta"))
@@ -123,10 +122,10 @@ def check_smallest_shard(outline: nn.Module, shape: models.Shape, images: int, b
 
 
 def check_memory(weights: int, copies: int, free: int | None, where: str, name: str) -> None:
-    """Raise UserError if a network of so many weights cannot be trained in `free` bytes, whatever the batch is.
+    """Raise UserError if training the network takes more than `free` bytes, even without any activations.
 
-    copies: of each weight, float32: itself, its gradients in some shards, and what the optimizer keeps of it. free:
-    None if it is not known.
+    copies: float32 numbers per weight: the weight, its gradients in some shards, the optimizer's state. free: None if
+    unknown.
     """
     needed = 4 * weights * copies
     if free is not None and needed > free:

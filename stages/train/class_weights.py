@@ -1,7 +1,7 @@
-"""Weights of the classes in the loss, for data in which some are rare.
+"""Class weights in the loss, for data with rare classes.
 
-`balanced` and `effective` take the number of training images of each class, all above 0, and return as many weights,
-which `scaled` makes comparable.
+`balanced` and `effective` take the number of training images of each class, all above 0, and return one weight per
+class. `scaled` then scales the weights to a mean of 1 over the images.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +15,12 @@ from stages.network.losses import Loss, Objective
 
 
 def balanced(images: Sequence[int]) -> list[float]:
-    """Each class counts as much as every other one, however many images it has."""
+    """All classes count the same, whatever their numbers of images."""
     return [1 / count for count in images]
 
 
 def effective(images: Sequence[int], beta: float) -> list[float]:
-    """By the effective number of images (Cui et al. 2019): near 0, beta gives equal weights, near 1 `balanced` ones."""
+    """By the effective number of images (Cui et al. 2019). beta near 0: equal weights; near 1: as `balanced`."""
     return [(1 - beta) / (1 - beta**count) for count in images]
 
 
@@ -30,7 +30,7 @@ CLASS_WEIGHTS: dict[str, Callable[..., list[float]]] = {"balanced": balanced, "e
 def objective_of(
     loss: Loss, smoothing: float, name: str, options: Mapping[str, Any], images: Sequence[int]
 ) -> Objective:
-    """The mean loss with class weights of this name; "none": without. images: of each class, for training."""
+    """The mean loss with class weights. name: "none" for no weights. images: training images of each class."""
     if name == "none":
         return partial(loss, smoothing=smoothing, reduction="mean")
     return weighted(loss, smoothing, scaled(CLASS_WEIGHTS[name](images, **options), images))
@@ -43,10 +43,10 @@ def scaled(raw: Sequence[float], images: Sequence[int]) -> Tensor:
 
 
 def weighted(loss: Loss, smoothing: float, weights: Tensor) -> Objective:
-    """The loss of each image times the weight of its class, as a mean over the images.
+    """The mean over the images of their loss times the weight of their class.
 
-    It divides by the number of images, not by the sum of their weights, which would depend on the images that share a
-    shard. The weight of a mixture of classes is the mean of theirs.
+    The sum is divided by the number of images, not by the sum of weights, which would depend on how the batch is
+    divided into shards. The weight of a mixture of classes is the weighted mean of their weights.
     """
 
     def objective(logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What training starts with: new weights, or pretrained ones, of which some may be kept as they are."""
+"""Start training from pretrained weights, some of which may stay frozen."""
 
 from typing import Any
 
@@ -14,17 +14,17 @@ from stages.train.options import Config
 
 
 def read_weights(config: Config) -> Weights | None:
-    """The pretrained weights that params.yaml asks for; None: new ones. Raises UserError if the stage made others."""
+    """The pretrained weights that params.yaml chooses; None: new weights. Raises UserError if the file is stale."""
     if not config.starts_pretrained:
         return None
     weights = weights_file.read(paths.PRETRAINED)
-    if weights is None:  # the stage was run by hand
+    if weights is None:  # the stages were run by hand
         raise UserError(f"{paths.PRETRAINED}: made for other parameters; `dvc repro` rebuilds it")
     return weights
 
 
 def normalization(card: DataCard, weights: Weights | None) -> tuple[list[float], list[float]]:
-    """Mean and std of the first layer, one number per channel. Raises UserError if the weights have to state them."""
+    """Mean and std of the first layer, one number per channel. Raises UserError if pretrained weights lack them."""
     if card.normalization != "weights":
         return card.mean, card.std
     if weights is None:
@@ -38,9 +38,9 @@ def normalization(card: DataCard, weights: Weights | None) -> tuple[list[float],
 def fine_tune(
     model: nn.Sequential, weights: Weights | None, config: Config, classes: list[str]
 ) -> list[dict[str, Any]]:
-    """Put the pretrained weights into a model and freeze what is to stay; returns the parameter groups to train.
+    """Put the pretrained weights into the network, and freeze parts of it. Returns the parameter groups to train.
 
-    weights: of `read_weights`. Raises UserError if they do not fit.
+    weights: as `read_weights` gives them. Raises UserError if they do not fit.
     """
     lr, tuning = config.optimizer_options["lr"], config.fine_tuning
     if tuning is None or weights is None:

@@ -73,7 +73,7 @@ def run(config: Config, settings: Machine) -> int:
         if wanted:
             facts = hosts.facts(config, train.device)
             stack.enter_context(hosts.door(place, facts, run_id, settings.timeout_seconds))
-            print(f"this machine is the head; on each other one: make join HEAD={place}", flush=True)
+            print(f"this machine is the head; run on each other machine: make join HEAD={place}", flush=True)
         return _run_agent(settings, place, store, run_id, Path(folder))
 
 
@@ -106,7 +106,9 @@ def join(address: str, config: Config, settings: Machine) -> int:
         try:
             status = _run_agent(settings, place, store, published["run"], Path(folder))
         except RendezvousTimeoutError:
-            raise UserError(f"{place} had no place for this machine for {timeout:g} s (TRAIN_NODES)") from None
+            raise UserError(
+                f"the head {place} did not admit this machine within {timeout:g} s; TRAIN_NODES limits their number"
+            ) from None
         except RendezvousError:
             raise head_gone from None
     if not status:
@@ -146,12 +148,12 @@ def _run_agent(settings: Machine, place: Place, store: "TCPStore", run_id: str, 
     except SignalException as stop:
         if ended.exists():  # the head has printed where training resumes
             return 128 + int(stop.sigval)
-        raise Interrupted(int(stop.sigval), "`dvc repro` goes on from the last checkpoint, if there is one") from None
+        raise Interrupted(int(stop.sigval), "`dvc repro` resumes from the last checkpoint, if there is one") from None
     except RendezvousTimeoutError:
         if not place.head:
             raise
         raise UserError(
-            f"fewer than {place.minimum} machines (TRAIN_NODES) are there after {seconds:g} s (machine.timeout_seconds)"
+            f"fewer than {place.minimum} machines (TRAIN_NODES) joined within {seconds:g} s (machine.timeout_seconds)"
         ) from None
     finally:
         handler._stop_heartbeats()  # when the program exits, its thread could try to join itself
@@ -160,7 +162,7 @@ def _run_agent(settings: Machine, place: Place, store: "TCPStore", run_id: str, 
     with suppress(FileNotFoundError):
         return int(ended.read_text())
     raise UserError(
-        "the processes of training were killed again and again, without a new checkpoint in between: is there too "
+        "the processes of training were killed again and again before a new checkpoint was written: is there too "
         f"little memory? Set fewer machine.processes; the last checkpoint stays in {paths.RESUME}"
     )
 

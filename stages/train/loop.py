@@ -41,7 +41,8 @@ def fit(
         trainer.load_state_dict(state)
         print(f"resuming after step {len(trainer.losses)}/{steps} of epoch {trainer.epoch}", flush=True)
     while not trainer.finished:
-        name, done = f"epoch {trainer.epoch}/{epochs}", len(trainer.losses)  # steps of a resumed epoch
+        name = f"epoch {trainer.epoch}/{epochs}"
+        done = len(trainer.losses)  # steps of this epoch before the run was resumed
         start, images_before = time.perf_counter(), sum(trainer.batch_sizes)
         epoch_batches, signum = batches.iterate(trainer.epoch, skip=done), None
         bar = tqdm(epoch_batches, name, steps, leave=False, unit="step", disable=not show_bar, initial=done)

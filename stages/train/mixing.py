@@ -1,7 +1,7 @@
-"""Random mixtures of the images of a shard, and of their labels, which become shares of classes.
+"""Mixup and cutmix: random mixtures of images and of their labels.
 
 Each function takes images uint8 (N, C, H, W) and targets float (N, K), the share of each class in an image, and returns
-both, mixed. Each image is mixed with the one before it in the shard, whose order is random if the data is shuffled.
+both, mixed. Each image is mixed with the previous one of its shard, whose order is random if the data is shuffled.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ Mixed = tuple[Tensor, Tensor]
 
 
 def shares_of(labels: Tensor, classes: int) -> Tensor:
-    """Labels int64 (N,) as targets float (N, K); targets as they are."""
+    """One-hot targets float (N, K) from labels int64 (N,); targets are returned unchanged."""
     return F.one_hot(labels, classes).float() if labels.dim() == 1 else labels
 
 
@@ -27,9 +27,9 @@ def mixup(images: Tensor, targets: Tensor, generator: torch.Generator, alpha: fl
 
 
 def cutmix(images: Tensor, targets: Tensor, generator: torch.Generator, alpha: float) -> Mixed:
-    """Each image with a box out of another, whose area is drawn from Beta(alpha, alpha) (Yun et al. 2019)."""
+    """Paste a box of another image, with a share of the area from Beta(alpha, alpha) (Yun et al. 2019)."""
     count, _, height, width = images.shape
-    side = np.sqrt(1 - beta(count, alpha, generator))  # of the box, as a share of the image's
+    side = np.sqrt(1 - beta(count, alpha, generator))  # sides of the box, as a share of the image's
     centre = torch.rand(2, count, generator=generator).numpy().astype(np.float64)
     middle_row, middle_column = np.floor(centre[0] * height), np.floor(centre[1] * width)
     half_height, half_width = np.floor(side * height / 2), np.floor(side * width / 2)
@@ -41,11 +41,11 @@ def cutmix(images: Tensor, targets: Tensor, generator: torch.Generator, alpha: f
 
 
 def blended(targets: Tensor, own: Tensor) -> Tensor:
-    """Each row of targets with the share `own` (N,), and the one before it with the rest."""
+    """The weighted mean of each row and the previous one. own: weight of the row itself, (N,)."""
     return targets * own[:, None] + targets.roll(1, 0) * (1 - own[:, None])
 
 
 def beta(count: int, alpha: float, generator: torch.Generator) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Draws from Beta(alpha, alpha), which torch makes from the process's own generator alone: float64 (N,)."""
+    """Samples of Beta(alpha, alpha), float64 (N,). They are numpy's: torch's beta takes no generator."""
     seed = int(torch.randint(2**62, (), generator=generator))
     return np.random.default_rng(seed).beta(alpha, alpha, count)

@@ -1,6 +1,6 @@
-"""Optimizers by name, with plain arguments: torch's own, but for RMSprop.
+"""Optimizers by name, with plain arguments: torch's own, except for RMSprop.
 
-fused: one pass over all weights instead of one an operation.
+fused: one pass over all weights, instead of one per operation.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -11,14 +11,14 @@ from torch import nn
 from torch.nn import Parameter
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-Parameters = Iterable[Parameter] | Iterable[dict[str, Any]]  # or groups of them, with options of their own
+Parameters = Iterable[Parameter] | Iterable[dict[str, Any]]  # or parameter groups, with their own options
 
 
 class RmsProp(Optimizer):
-    """RMSprop (Tieleman and Hinton 2012, lecture 6.5), in the form of torch.optim.RMSprop.
+    """RMSprop (Tieleman and Hinton 2012, lecture 6.5), with the formula of torch.optim.RMSprop.
 
-    That takes its square roots from MKL on a CPU, whose last bit depends on whether the processor has AVX-512; no
-    setting changes that. Division, and 1 / sqrt, are torch's own, and the same everywhere.
+    On a CPU, torch.optim.RMSprop uses MKL's square root, whose last bit depends on whether the processor has AVX-512.
+    No setting changes that. Division and 1 / sqrt are torch's own, and give the same bits everywhere.
     """
 
     def __init__(self, parameters: Parameters, lr: float, alpha: float, momentum: float, weight_decay: float) -> None:
@@ -26,7 +26,7 @@ class RmsProp(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Move the weights by their gradients. closure: none; a loss is not computed anew."""
+        """Update the weights from their gradients. closure: ignored."""
         for group in self.param_groups:
             for weight in group["params"]:
                 gradient = weight.grad.add(weight, alpha=group["weight_decay"])
@@ -40,15 +40,15 @@ class RmsProp(Optimizer):
 
 
 def groups(model: nn.Module, pretrained: Collection[str], lr: float, lr_factor: float) -> list[dict[str, Any]]:
-    """The parameters that are trained, in groups for an optimizer: new ones, then pretrained ones with lr * lr_factor.
+    """Parameter groups for an optimizer: trained parameters that are new, and pretrained ones with lr * lr_factor.
 
-    pretrained: names of parameters. With a factor of 1 there is one group, in the order of the network.
+    pretrained: names of parameters. If lr_factor is 1, there is one group, in the order of the network.
     """
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     slow = [parameter for name, parameter in trained if name in pretrained and lr_factor != 1]
     rest = [parameter for name, parameter in trained if name not in pretrained or lr_factor == 1]
-    found = [{"params": rest, "lr": lr}, {"params": slow, "lr": lr * lr_factor}]
-    return [group for group in found if group["params"]]
+    both = [{"params": rest, "lr": lr}, {"params": slow, "lr": lr * lr_factor}]
+    return [group for group in both if group["params"]]
 
 
 def sgd(parameters: Parameters, lr: float, momentum: float, nesterov: bool, weight_decay: float) -> Optimizer:
@@ -72,7 +72,7 @@ def rmsprop(parameters: Parameters, lr: float, alpha: float, momentum: float, we
 
 
 def state_per_weight(name: str, options: Mapping[str, Any]) -> int:
-    """How many numbers of its own an optimizer keeps for each weight."""
+    """How many numbers an optimizer's state has for each weight."""
     return int(options["momentum"] > 0) if name == "sgd" else 2
 
 

@@ -1,4 +1,4 @@
-"""Options of the train stage: section `train`, and a block of options for each choice in it."""
+"""The parameters of the train stage: section `train`, and the block of options of each choice in it."""
 
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -22,7 +22,7 @@ Augmentation = Literal[
 
 
 def as_list(names: object) -> object:
-    """One name as a list of it."""
+    """A list of names from one name or a list."""
     return [names] if isinstance(names, str) else names
 
 
@@ -203,12 +203,12 @@ MIXTURES = [name for name, block in AUGMENTATIONS.items() if block is Mixture]  
 
 
 def misfits(train: Train, regression: bool) -> list[str]:
-    """A line for each option of `train` that makes no sense for a task."""
+    """A message for each value of section `train` that does not suit the task."""
     losses = VALUE_LOSSES if regression else CLASS_LOSSES
     mixtures = [name for name in train.augmentation if name in MIXTURES]
-    rows: list[tuple[str, object, bool, str]] = [("loss", train.loss, train.loss not in losses, " | ".join(losses))]
+    checks: list[tuple[str, object, bool, str]] = [("loss", train.loss, train.loss not in losses, " | ".join(losses))]
     if regression:
-        rows += [
+        checks += [
             ("label_smoothing", train.label_smoothing, train.label_smoothing > 0, "0.0"),
             ("class_weights", train.class_weights, train.class_weights != "none", "none"),
             ("augmentation", ", ".join(mixtures), bool(mixtures), "those that mix no images"),
@@ -217,18 +217,18 @@ def misfits(train: Train, regression: bool) -> list[str]:
     task = "regression" if regression else "classification"
     return [
         f"train.{key} is {value}, and data.task is {task}; allowed: {allowed}"
-        for key, value, wrong, allowed in rows
+        for key, value, wrong, allowed in checks
         if wrong
     ]
 
 
 class Config(NamedTuple):
-    """Section `train`, and the options of each choice in it and of `model`."""
+    """Section `train`, and the options of its choices and of `model`."""
 
     train: Train
     model: Name
-    model_options: dict[str, Any]  # what builds the network
-    fine_tuning: FineTuning | None  # for a network that can have pretrained weights
+    model_options: dict[str, Any]  # arguments that build the network
+    fine_tuning: FineTuning | None  # None if the network cannot have pretrained weights
     class_weight_options: dict[str, Any]
     optimizer_options: dict[str, Any]
     schedule_options: dict[str, Any]
@@ -241,7 +241,7 @@ class Config(NamedTuple):
 
 
 def read(values: dict[str, Any]) -> Config:
-    """Read what the train stage needs of params.yaml, and of the blocks only the chosen ones. Raises UserError."""
+    """The parameters of the train stage, with the options of the chosen blocks only. Raises UserError."""
     train = section(values, "train", Train)
     model = section(values, "model", Model).name
     block = section(values, f"models.{model}", BLOCKS[model])

@@ -1,9 +1,8 @@
-"""Random changes that suit photographs: torchvision's kernels, with random numbers from the generator of each shard.
+"""Augmentation for photographs: torchvision's kernels, with random numbers from the generator of each shard.
 
-torchvision's own transforms draw from one generator of the process, which shards that run side by side would share.
-Each function takes uint8 images (N, C, H, W) on any device and returns uint8 images of the same shape. All that is
-drawn is drawn for the whole batch at once; torchvision's kernels then take one image at a time, since each has its own
-parameters.
+torchvision's own transforms draw from the global generator, which parallel shards would share. Each function takes
+uint8 images (N, C, H, W) on any device and returns uint8 images of the same shape. Random numbers are drawn for the
+whole batch at once; torchvision's kernels then take one image at a time, since each image has its own parameters.
 """
 
 import math
@@ -16,14 +15,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-TRIES = 10  # boxes that are drawn for each image, of which the first that fits is taken, as in torchvision
+TRIES = 10  # boxes drawn for each image; the first one that fits is used, as in torchvision
 
 Ints = npt.NDArray[np.int64]
 Range = tuple[float, float]
 
 
 class Boxes(NamedTuple):
-    """A box in each image, in pixels: int64 (N,) each."""
+    """One box per image, in pixels: int64 (N,) each."""
 
     top: Ints
     left: Ints
@@ -33,17 +32,17 @@ class Boxes(NamedTuple):
 
 @cache
 def kernels() -> Any:
-    """torchvision's functions on images; importing them takes 3 s, which other runs need not wait for."""
+    """torchvision's functions on images, imported only by runs that need them: the import takes 3 s."""
     from torchvision.transforms.v2 import functional
 
     return functional
 
 
 def random_boxes(images: Tensor, generator: torch.Generator, scale: Range, ratio: Range) -> Boxes:
-    """A box in each image, at a random place.
+    """A box at a random position in each image.
 
-    scale: of its area, as a share of the image's, drawn evenly. ratio: of width to height, drawn evenly on a log scale.
-    Where none of TRIES boxes fits, the box is the largest in the middle of the image whose ratio is within bounds.
+    scale: of the box's area to the image's, drawn uniformly. ratio: of width to height, drawn uniformly on a log scale.
+    If none of TRIES boxes fits, the box is the largest one in the middle of the image with an allowed ratio.
     """
     count, _, height, width = images.shape
     draws = torch.rand(4, count, TRIES, generator=generator)
@@ -55,11 +54,11 @@ def random_boxes(images: Tensor, generator: torch.Generator, scale: Range, ratio
     heights, widths = np.rint(np.sqrt(areas / aspects)), np.rint(np.sqrt(areas * aspects))
     fits = (heights >= 1) & (heights <= height) & (widths >= 1) & (widths <= width)
     chosen = np.arange(count), fits.argmax(axis=1)  # the first that fits
-    found = fits[chosen]
-    box_height = np.where(found, heights[chosen], min(height, round(width / ratio[0])))
-    box_width = np.where(found, widths[chosen], min(width, round(height * ratio[1])))
-    top = np.where(found, np.floor(down[chosen] * (height - box_height + 1)), (height - box_height) // 2)
-    left = np.where(found, np.floor(right[chosen] * (width - box_width + 1)), (width - box_width) // 2)
+    any_fits = fits[chosen]
+    box_height = np.where(any_fits, heights[chosen], min(height, round(width / ratio[0])))
+    box_width = np.where(any_fits, widths[chosen], min(width, round(height * ratio[1])))
+    top = np.where(any_fits, np.floor(down[chosen] * (height - box_height + 1)), (height - box_height) // 2)
+    left = np.where(any_fits, np.floor(right[chosen] * (width - box_width + 1)), (width - box_width) // 2)
     return Boxes(*(side.astype(np.int64) for side in (top, left, box_height, box_width)))
 
 
@@ -72,8 +71,8 @@ def inside(images: Tensor, boxes: Boxes) -> Tensor:
     return (in_rows[:, None, :, None] & in_columns[:, None, None, :]).to(images.device)
 
 
-def chance(images: Tensor, generator: torch.Generator, probability: float) -> Tensor:
-    """Whether an image is changed, each by itself: bool (N, 1, 1, 1), on the device of the images."""
+def drawn(images: Tensor, generator: torch.Generator, probability: float) -> Tensor:
+    """Whether to change each image: bool (N, 1, 1, 1), on the device of the images."""
     return (torch.rand(len(images), 1, 1, 1, generator=generator) < probability).to(images.device)
 
 
@@ -87,25 +86,25 @@ def random_resized_crop(images: Tensor, generator: torch.Generator, scale: Range
 
 
 def flip(images: Tensor, generator: torch.Generator, probability: float) -> Tensor:
-    """Mirror images, left to right."""
-    return torch.where(chance(images, generator, probability), images.flip(3), images)
+    """Mirror some images, left to right."""
+    return torch.where(drawn(images, generator, probability), images.flip(3), images)
 
 
 def random_erasing(
     images: Tensor, generator: torch.Generator, probability: float, scale: Range, ratio: Range
 ) -> Tensor:
     """Make a random box of some images black (Zhong et al. 2020; with a square, cutout: DeVries and Taylor 2017)."""
-    erased = inside(images, random_boxes(images, generator, scale, ratio)) & chance(images, generator, probability)
+    erased = inside(images, random_boxes(images, generator, scale, ratio)) & drawn(images, generator, probability)
     return images.masked_fill(erased, 0)
 
 
 def colour_jitter(
     images: Tensor, generator: torch.Generator, brightness: float, contrast: float, saturation: float, hue: float
 ) -> Tensor:
-    """Change the colours of each image, in an order of its own.
+    """Change brightness, contrast, saturation and hue of each image, in random order.
 
-    brightness, contrast, saturation: factors, at most so far from 1. hue: a share of the colour circle, at most so far
-    either way. Saturation and hue need images of three channels.
+    brightness, contrast, saturation: the factor is in 1 - value … 1 + value. hue: the largest shift in both directions,
+    as a share of the colour circle. Saturation and hue need images with three channels.
     """
     tv = kernels()
     adjustments: list[tuple[Callable[[Tensor, float], Tensor], float, float]] = [
@@ -127,12 +126,12 @@ def colour_jitter(
     return torch.stack([jittered(*row) for row in zip(images, orders, draws, strict=True)])
 
 
-MAGNITUDES = 31  # from nothing to the strongest, as in torchvision
+MAGNITUDES = 31  # levels, from no change to the strongest, as in torchvision
 
 
 @cache
 def trivial_changes() -> list[Callable[[Tensor, float], Tensor]]:
-    """The changes of TrivialAugmentWide with torchvision's ranges, each of an image and a magnitude in -1 … 1."""
+    """The changes of TrivialAugmentWide with torchvision's ranges: functions of an image and a magnitude in -1 … 1."""
     tv = kernels()
     affine = partial(tv.affine, angle=0.0, scale=1.0)
     move, shear = partial(affine, shear=[0.0, 0.0]), partial(affine, translate=[0, 0], center=[0, 0])
@@ -159,9 +158,9 @@ def trivial_changes() -> list[Callable[[Tensor, float], Tensor]]:
 
 
 def trivial_augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """One change of each image, drawn with its magnitude: TrivialAugmentWide (Müller and Hutter 2021).
+    """One random change of random magnitude per image: TrivialAugmentWide (Müller and Hutter 2021).
 
-    Nothing to tune. On grey images the change of saturation is none.
+    It has no parameters. A change of saturation leaves grey images as they are.
     """
     count, changes = len(images), trivial_changes()
     which = torch.randint(len(changes), (count,), generator=generator).tolist()

@@ -1,4 +1,4 @@
-"""What decides on the weights of a network, besides the network itself, its optimizer and its images."""
+"""How a network is trained: everything that decides its weights, except the network, the optimizer and the images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ class Recipe:
     """How a network is trained."""
 
     objective: Objective
-    output: Output  # what turns logits into probabilities; value: regression
-    lr_factor: Factor  # of a step of the run, counted from 0: a multiple of the optimizer's learning rate
+    output: Output  # how logits become probabilities; value: regression
+    lr_factor: Factor  # (step of the run, from 0) -> factor of the optimizer's lr
     augment: Augment
     clip_norm: float  # largest norm of the gradient of all weights; 0: any
     epochs: int
     select_by: str  # accuracy | balanced_accuracy | loss, on validation
-    patience_epochs: int  # stop after so many epochs that are no better by that; 0: never
+    patience_epochs: int  # early stopping after so many epochs without improvement; 0: never
     batch_size: int
     seed: int
     precision: str  # float32 | bfloat16 | float16
@@ -31,10 +31,7 @@ class Recipe:
 
     @classmethod
     def of(cls, config: Config, steps: int, images: Sequence[int]) -> Self:
-        """The recipe that params.yaml has config. steps: of the whole run.
-
-        images: of each class, for training; none for regression.
-        """
+        """The recipe that params.yaml chooses. steps: of the whole run. images: of each class; empty for regression."""
         train = config.train
         return cls(
             objective=objective_of(

@@ -1,6 +1,6 @@
-"""Learning-rate schedules: pure functions of the step, so that a resumed run needs no state of theirs.
+"""Learning-rate schedules: pure functions of the step, without a state that a resumed run would need.
 
-Each returns a function of the step (0 … steps - 1) that gives the factor by which the optimizer's lr is multiplied.
+Each returns a function from the step (0 … steps - 1) to the factor of the optimizer's lr.
 """
 
 import math
@@ -15,9 +15,9 @@ def constant(steps: int) -> Factor:
 
 
 def one_cycle(steps: int, warmup_fraction: float, start_factor: float, end_factor: float) -> Factor:
-    """Up in a straight line to 1 over the first part of the run, then down along half a cosine.
+    """Linear increase to 1 over the first part of the run, then decrease along half a cosine.
 
-    Source: Smith and Topin 2017, "Super-convergence"; the way down is that of torch's OneCycleLR.
+    Source: Smith and Topin 2017, "Super-convergence"; the decrease is that of torch's OneCycleLR.
     """
     warmup = max(warmup_fraction * steps - 1, 0)  # the step with the highest rate, as OneCycleLR counts it
 
@@ -30,7 +30,7 @@ def one_cycle(steps: int, warmup_fraction: float, start_factor: float, end_facto
 
 
 def cosine(steps: int, end_factor: float) -> Factor:
-    """Down along half a cosine from the first step to the last. Source: Loshchilov and Hutter 2017, "SGDR"."""
+    """Decrease along half a cosine, from the first step to the last. Source: Loshchilov and Hutter 2017, "SGDR"."""
     return lambda step: _half_cosine(step / max(steps - 1, 1), end_factor)
 
 

@@ -80,7 +80,7 @@ class Replicas:
 
         seed: of the run.
         """
-        copies = (copy_sharing_weights(model) for _ in range(len(group.own_shards(count)) - 1))  # lazy, to save memory
+        copies = (copy_sharing_weights(model) for _ in group.own_shards(count)[1:])
         self.replicas = [Replica(network) for network in (model, *copies)]
         self.count, self.batch_size, self.seed, self.group = count, batch_size, seed, group
         main = self.replicas[0]

@@ -1,4 +1,4 @@
-"""A signal that tells a program to stop: noted while it works, and obeyed where it can stop without a loss."""
+"""Signals that ask the program to stop. Training notes them, and stops where it can write a checkpoint."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -12,24 +12,24 @@ T = TypeVar("T")
 
 
 class StopSignal:
-    """The signal that told this program to stop, once one has come."""
+    """The signal that asked this program to stop, if any."""
 
     def __init__(self) -> None:
         self._number: int | None = None
         self._waiting = False
 
     def __call__(self) -> int | None:
-        """The signal's number; None if none has come."""
+        """The number of the signal; None if there was none."""
         return self._number
 
     def note(self, number: int) -> None:
-        """A signal has come. Called in the main thread, between any two of its instructions."""
+        """Note a signal. Python calls this in the main thread, between any two instructions."""
         self._number = number
         if self._waiting:
             raise Stopped(number)
 
     def wait(self, call: Callable[[], T]) -> T | None:
-        """Call something that may take long and can be given up; None if a signal has come, before or meanwhile."""
+        """Call a function that may wait for a long time. Returns None if a signal has come before, or interrupts it."""
         try:
             try:
                 self._waiting = True
@@ -42,15 +42,15 @@ class StopSignal:
 
 @contextmanager
 def handle_stop_signals() -> Iterator[StopSignal]:
-    """Within the block SIGTERM, Ctrl-C and a closed terminal (SIGHUP) do not end the program, but are noted.
+    """Within the block, SIGTERM, Ctrl-C and a closed terminal (SIGHUP) do not end the program, but are noted.
 
-    Only the first: the next one does what it always does, for a person who does not want to wait.
+    Only the first signal is: a second one has its usual effect, for a user who does not want to wait.
     """
     stop = StopSignal()
-    before: dict[int, Any] = {}
+    previous: dict[int, Any] = {}
 
     def restore() -> None:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -59,7 +59,7 @@ def handle_stop_signals() -> Iterator[StopSignal]:
 
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP, and a script's `&` SIGINT
-            before[number] = signal.signal(number, note)
+            previous[number] = signal.signal(number, note)
     try:
         yield stop
     finally:

@@ -8,21 +8,21 @@ from stages.network.inference import Images, predict
 from stages.network.losses import Output
 
 LOWEST, HIGHEST = 0.1, 10.0
-DIGITS = 4  # significant; far finer than any validation part determines, and coarser than rounding errors
+DIGITS = 4  # significant: finer than any validation part determines, and coarser than rounding errors
 ROWS = 65536  # computed at once
 
 
 def fit(model: nn.Module, images: Images, labels: Tensor, output: Output, device: torch.device, parallel: Map) -> float:
-    """The temperature of a network, fitted on validation images; 1.0 without any. Arguments: as of `predict`."""
+    """The temperature of a network, fitted on validation images; 1.0 if there are none. Arguments: as in `predict`."""
     return minimize(predict(model, images, output, device, parallel), labels) if len(labels) else 1.0
 
 
 def minimize(log_p: Tensor, labels: Tensor) -> float:
     """The temperature that minimizes the negative log-likelihood, in LOWEST … HIGHEST.
 
-    log_p: log-probabilities float (N, K) at a temperature of 1. labels: int64 (N,). Of softmax(log_p / T), the negative
-    log-likelihood is convex in 1 / T: its derivative, computed in float64, has at most one zero. 1.0 if every image is
-    predicted right: the likelihood then grows without bound as T falls, and says nothing of new images.
+    log_p: log-probabilities float (N, K) at a temperature of 1. labels: int64 (N,). The negative log-likelihood of
+    softmax(log_p / T) is convex in 1 / T, so its derivative, computed in float64, has at most one zero. If all
+    predictions are correct, the likelihood only grows as T falls, and the temperature is 1.0.
     """
     from scipy.optimize import brentq  # 0.3 s
 
@@ -31,12 +31,12 @@ def minimize(log_p: Tensor, labels: Tensor) -> float:
         return 1.0
 
     def derivative(inverse: float) -> float:
-        """With respect to 1 / T: the mean of log_p under the model, minus that of the true class."""
+        """The derivative with respect to 1 / T: the mean of log_p under the model, minus that of the true class."""
         total = 0.0
-        for rows, true in zip(log_p.split(ROWS), labels.split(ROWS), strict=True):
+        for rows, targets in zip(log_p.split(ROWS), labels.split(ROWS), strict=True):
             rows = rows.double()
             expected = (torch.softmax(rows * inverse, dim=1) * rows).sum(dim=1)
-            total += float((expected - rows.gather(1, true[:, None])[:, 0]).sum())
+            total += float((expected - rows.gather(1, targets[:, None])[:, 0]).sum())
         return total
 
     low, high = 1 / HIGHEST, 1 / LOWEST

@@ -1,4 +1,4 @@
-"""Put the weights that training starts with in place: those that torchvision publishes, a file of your own, or none."""
+"""Provide the weights that training starts with: those that torchvision publishes, a file of your own, or none."""
 
 import time
 

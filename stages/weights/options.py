@@ -15,7 +15,7 @@ class Weights(Section):
 
 
 class Start(Section):
-    """What this stage reads of `models.torchvision`; train checks all of it."""
+    """The keys of `models.torchvision` that this stage reads; train checks all of them."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -24,7 +24,7 @@ class Start(Section):
 
 
 class Chosen(NamedTuple):
-    """All that the stage reads of params.yaml."""
+    """Everything that the stage reads from params.yaml."""
 
     architecture: Architecture
     weights: str  # none, default, or a file in data/weights
@@ -32,7 +32,7 @@ class Chosen(NamedTuple):
 
 
 def read(values: dict[str, Any]) -> Chosen:
-    """Read what the stage needs. Networks that are not torchvision's start with no weights. Raises UserError."""
+    """Read the options of the stage. Only torchvision's networks can start with weights. Raises UserError."""
     start = section(values, "models.torchvision", Start)
     used = section(values, "model", Model).name == "torchvision"
     return Chosen(

@@ -1,4 +1,4 @@
-"""Weights of your own: a safetensors file with torchvision's names, or the model file of another run of a pipeline."""
+"""Weights of your own: a safetensors file with torchvision's names, or the model file of another run."""
 
 import hashlib
 import json
@@ -15,8 +15,8 @@ from stages.network import weights_file
 from stages.network.options import Architecture
 from stages.network.weights_file import Origin, Weights
 
-MODEL_KEY = "spec"  # of stages/network/model_file.py, which would take the code of all networks along
-NETWORK, MEAN, STD = "1.network.", "0.mean", "0.std"  # in a model file: the network stands behind its normalization
+MODEL_KEY = "spec"  # copied from stages/network/model_file.py, whose import would make all networks a dependency
+NETWORK, MEAN, STD = "1.network.", "0.mean", "0.std"  # in a model file, whose first layer is the normalization
 
 
 class _Options(Section):
@@ -26,7 +26,7 @@ class _Options(Section):
 
 
 class _Spec(Section):
-    """What matters here of a model file's header."""
+    """The parts of a model file's header that this stage needs."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -36,7 +36,7 @@ class _Spec(Section):
 
 
 def read(path: Path) -> Weights:
-    """Read weights from a file. Raises UserError if it is missing, damaged, or of no network of torchvision."""
+    """Read weights from a file. Raises UserError if it is missing, damaged, or not of a torchvision network."""
     try:
         tensors, metadata = weights_file.parse(path)
         with path.open("rb") as file:
@@ -46,7 +46,7 @@ def read(path: Path) -> Weights:
             }
         if MODEL_KEY in metadata:
             return of_a_model(tensors, json.loads(metadata[MODEL_KEY]), facts)
-        if weights_file.KEY in metadata:  # what this stage wrote in another run
+        if weights_file.KEY in metadata:  # an output of this stage, from another run
             origin = Origin.model_validate_json(metadata[weights_file.KEY])
             return Weights(tensors, origin.model_copy(update=facts))
         return Weights(tensors, Origin(**facts))
@@ -62,19 +62,19 @@ def read(path: Path) -> Weights:
 
 
 def reason(error: Exception) -> str:
-    """Why a file holds no such weights, in one line."""
+    """Why a file does not contain such weights, in one line."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"its header has {'.'.join(map(str, first['loc']))}: {first['msg']}"
     if isinstance(error, SafetensorError):
-        return f"no safetensors file, or damaged ({(str(error).splitlines() or [''])[0][:100]})"
+        return f"not a safetensors file, or damaged ({(str(error).splitlines() or [''])[0][:100]})"
     return f"its header cannot be read ({(str(error).splitlines() or [''])[0][:100]})"
 
 
 def of_a_model(tensors: dict[str, Any], header: Any, facts: dict[str, Any]) -> Weights:
     """The weights of a model file of this pipeline. Raises ValidationError, KeyError."""
     spec = _Spec.model_validate(header)
-    mean, std = ((tensors[name].double() / 255).flatten().tolist() for name in (MEAN, STD))  # in units of pixels there
+    mean, std = ((tensors[name].double() / 255).flatten().tolist() for name in (MEAN, STD))  # there in units of 0 … 255
     network = {name.removeprefix(NETWORK): tensor for name, tensor in tensors.items() if name.startswith(NETWORK)}
     origin = Origin(**facts, architecture=spec.options.architecture, classes=spec.classes, mean=mean, std=std)
     return Weights(network, origin)

@@ -1,7 +1,7 @@
-"""The weights that torchvision publishes: look them up, fetch them from a mirror, and turn them into safetensors.
+"""The weights that torchvision publishes: look them up, fetch them from a mirror, and convert them to safetensors.
 
-torchvision pins each file by the first digits of its SHA-256, which are part of the file's name: more is not published.
-They are checked here. The whole digest is written beside the weights, and dvc.lock pins the output from then on.
+torchvision publishes only the first digits of each file's SHA-256, in the file name. They are checked here. The
+complete digest is stored with the weights, and dvc.lock pins the output from then on.
 """
 
 import hashlib
@@ -21,20 +21,20 @@ from stages.network.options import Architecture
 from stages.network.weights_file import Origin, Weights
 
 DIGITS = re.compile(r"-([0-9a-f]{8,64})\.")  # torch.hub.HASH_REGEX, of 8 digits or more
-HALF = ("googlenet", "inception_v3")  # trained on (pixel - 0.5) / 0.5; torchvision converts what it is given to that
-SLACK = 1.02  # the size that torchvision states is rounded
+HALF = ("googlenet", "inception_v3")  # trained on (pixel - 0.5) / 0.5, to which torchvision converts its inputs
+SLACK = 1.02  # torchvision states a rounded size
 CONVERTER = Path(__file__).with_name("convert.py")
 CONVERT_SECONDS = 600
-MEMORY_BYTES = 8_000_000_000  # of address space, most of it for torch's libraries; and 6 times the file's size
+MEMORY_BYTES = 8_000_000_000  # of address space, mostly for torch's libraries; plus 6 times the file size
 
 
 class Published(NamedTuple):
-    """What torchvision says of a file of weights."""
+    """A file of weights, as torchvision describes it."""
 
     architecture: Architecture
     folder: str  # URL
     name: str
-    size: int  # bytes, about
+    size: int  # bytes, approximately
     classes: list[str]
     mean: list[float]
     std: list[float]
@@ -42,23 +42,23 @@ class Published(NamedTuple):
     @property
     def digits(self) -> str:
         """The first hexadecimal digits of the SHA-256. Raises UserError if the name has none."""
-        found = DIGITS.search(self.name)
-        if not found:
+        match = DIGITS.search(self.name)
+        if not match:
             raise UserError(f"{self.name}: its name has no digits of a SHA-256, so it cannot be checked")
-        return found[1]
+        return match[1]
 
 
 def look_up(architecture: Architecture) -> Published:
     """The default weights of an architecture, as torchvision lists them. Raises UserError if there are none."""
     from torchvision.models import get_model_weights  # 3 s
 
-    known = get_model_weights(architecture)
-    if not len(known):
+    published = get_model_weights(architecture)
+    if not len(published):
         raise UserError(
             f"{paths.PARAMS}: models.torchvision.weights is default, and torchvision publishes none for "
             f"{architecture}; allowed: none, a file in {paths.WEIGHTS}, or another architecture"
         )
-    weights = known.DEFAULT
+    weights = published.DEFAULT
     folder, _, name = weights.url.rpartition("/")
     transforms = weights.transforms()
     mean, std = ([0.5] * 3, [0.5] * 3) if architecture in HALF else (list(transforms.mean), list(transforms.std))
@@ -101,20 +101,20 @@ def fetch(published: Published, mirrors: Sequence[str], limits: Limits) -> Weigh
 
 
 def download(url: str, file: Path, published: Published, limits: Limits) -> str:
-    """Write a file that the digits confirm; returns its whole SHA-256. Raises MirrorError, FileNotFoundError."""
+    """Download a file, and check its digits. Returns its complete SHA-256. Raises MirrorError, FileNotFoundError."""
     digest = hashlib.sha256()
     with file.open("wb") as target:
         for chunk in chunks(url, int(published.size * SLACK), limits):
             digest.update(chunk)
             target.write(chunk)
-    found = digest.hexdigest()
-    if not found.startswith(published.digits):
-        raise MirrorError(f"has the wrong bytes (SHA-256 {found[:12]}..., torchvision's begins {published.digits})")
-    return found
+    actual = digest.hexdigest()
+    if not actual.startswith(published.digits):
+        raise MirrorError(f"has the wrong bytes (SHA-256 {actual[:12]}..., torchvision's begins {published.digits})")
+    return actual
 
 
 def convert(file: Path, published: Published, origin: Origin) -> Weights:
-    """Read the pickle in a process that has nothing to lose. Raises MirrorError if it holds no such weights."""
+    """Convert the pickle in a process with limits and no secrets. Raises MirrorError if it has no such weights."""
     target = file.with_name("converted")
     memory_bytes = MEMORY_BYTES + 6 * published.size
     command = [sys.executable, "-I", str(CONVERTER), published.architecture, str(file.resolve()), str(target.resolve())]

@@ -1,4 +1,4 @@
-"""The rooms of train: networks, model files, losses, schedules, augmentation, batches, machine, device."""
+"""The modules of training: networks, model files, losses, schedules, augmentation, batches, machine, device."""
 
 import gc
 import json
@@ -61,7 +61,7 @@ def test_networks_take_raw_pixels_and_give_logits(name: str, shape: tuple[int, i
     logits = model(images)
     assert logits.shape == (5, 7)
     assert logits.dtype == torch.float32
-    assert torch.equal(logits, model(images.float()))  # what augmentation gives
+    assert torch.equal(logits, model(images.float()))  # as augmentation returns them
 
 
 def test_the_first_layer_normalizes() -> None:
@@ -101,7 +101,7 @@ def small_model(name: Name = "cnn") -> tuple[torch.nn.Sequential, Spec]:
 
 
 @pytest.mark.parametrize("name", models.MODELS)
-def test_a_model_comes_back_and_is_the_same_bytes_twice(name: Name, tmp_path: Path) -> None:
+def test_a_model_file_restores_the_model_and_has_the_same_bytes_twice(name: Name, tmp_path: Path) -> None:
     model, spec = small_model(name)
     for file in ("a", "b"):
         model_file.write(tmp_path / file, model, spec, temperature=0.5)
@@ -115,7 +115,7 @@ def test_a_model_comes_back_and_is_the_same_bytes_twice(name: Name, tmp_path: Pa
 
 
 def forged(**changes: Any) -> bytes:
-    """A model file with some tensors (`changes`) replaced, or left out where None."""
+    """A model file with some tensors replaced, or left out (None). changes: tensors by name."""
     model, spec = small_model()
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     tensors[model_file.TEMPERATURE] = torch.tensor(0.5)
@@ -184,7 +184,7 @@ def test_a_file_that_is_no_model_is_refused(content: bytes, expected: str, tmp_p
     path.write_bytes(content)
     with pytest.raises(UserError, match=expected):
         model_file.read(path)
-    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]  # nothing was run
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]  # no code was run
 
 
 @settings(max_examples=300, deadline=None)
@@ -195,7 +195,7 @@ def test_no_change_of_bytes_ends_in_a_traceback(tmp_path_factory: pytest.TempPat
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.getbasetemp() / "model.safetensors"
     path.write_bytes(bytes(content))
-    message = str(path)  # a changed weight may be read; anything else is refused
+    message = str(path)  # a file with a changed weight can be read; any other is refused
     try:
         model_file.read(path)
     except UserError as error:
@@ -213,7 +213,7 @@ def test_no_forged_header_ends_in_a_traceback(tmp_path_factory: pytest.TempPathF
         model, spec = model_file.read(path)
     except UserError as error:
         message = str(error)
-    else:  # nothing that matters was changed: it is a model that can be used
+    else:  # the change has no effect on the model
         message = str(path)
         assert model(torch.zeros(1, *spec.image_shape, dtype=torch.uint8)).shape == (1, len(spec.classes))
     assert str(path) in message
@@ -223,7 +223,7 @@ def test_no_forged_header_ends_in_a_traceback(tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_losses_are_what_their_names_say(smoothing: float) -> None:
+def test_losses_match_their_formulas(smoothing: float) -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 1, 1])
     targets = torch.full((6, 4), smoothing / 4, dtype=torch.float64)
@@ -278,7 +278,7 @@ def test_one_cycle_is_torchs() -> None:
     assert ours[0] == pytest.approx(0.1)
     assert ours[-1] == pytest.approx(0.001)
     assert max(ours) == 1
-    # The way down is theirs; the way up is a straight line here and a cosine there.
+    # The decrease is torch's. The increase is linear here, and a cosine in torch.
     assert ours[24:] == pytest.approx(theirs[24:])
 
 
@@ -337,7 +337,7 @@ def test_shift_moves_each_image_as_a_whole_and_fills_with_black() -> None:
     assert len(seen) == 25  # every direction is drawn
 
 
-def test_affine_with_nothing_to_do_changes_nothing() -> None:
+def test_affine_without_any_change_returns_the_image() -> None:
     images = torch.randint(0, 256, (4, 3, 7, 9), dtype=torch.uint8)
     same = augmentation.affine(images, generator(), **STILL)
     assert torch.allclose(same, images.float(), atol=0.01)
@@ -361,17 +361,19 @@ def test_flip_mirrors_half_of_the_images() -> None:
     assert 70 < mirrored.sum() < 130
 
 
-def test_elastic_bends_by_pixels_and_smoothly() -> None:
+def test_elastic_distortion_is_smooth_and_measured_in_pixels() -> None:
     ramp = torch.arange(40.0).expand(64, 1, 40, 40)  # the value of a pixel is its column
     moved = augmentation.affine(ramp, generator(), **{**STILL, "elastic_pixels": 1.0}) - ramp
     inside = moved[:, :, 8:-8, 8:-8]
-    assert 0.5 < inside.std() < 1.1  # a standard deviation of one pixel at the grid's points, less between them
+    assert (
+        0.5 < inside.std() < 1.1
+    )  # the standard deviation is one pixel at the points of the grid, and less between them
     assert (inside[..., 1:] - inside[..., :-1]).abs().max() < 0.8  # neighbours move together
 
 
-def test_the_bend_is_bicubic_between_the_points() -> None:
+def test_elastic_distortion_is_interpolated_bicubically() -> None:
     grid = torch.randn(3, 2, 5, 5)
-    ours = augmentation.between(5, 28) @ grid @ augmentation.between(5, 17).T
+    ours = augmentation.interpolation_matrix(5, 28) @ grid @ augmentation.interpolation_matrix(5, 17).T
     assert torch.allclose(ours, torch.nn.functional.interpolate(grid, (28, 17), mode="bicubic"), atol=1e-5)
 
 
@@ -408,7 +410,7 @@ def tens(dataset: PackedImages, num_workers: int, stop: StopSignal, shuffle: boo
 
 
 def epochs(num_workers: int, *which: int, shuffle: bool = True, count: int = 103) -> list[list[int]]:
-    """The labels of each batch of some epochs; an image's label is its position."""
+    """The labels of each batch of some epochs. The label of an image is its position."""
     images = torch.arange(count, dtype=torch.uint8).reshape(count, 1, 1, 1)
     batches = tens(PackedImages(images, torch.arange(count)), num_workers, StopSignal(), shuffle, seed=5)
     rows = []
@@ -419,48 +421,48 @@ def epochs(num_workers: int, *which: int, shuffle: bool = True, count: int = 103
     return rows
 
 
-def test_every_image_comes_once_an_epoch() -> None:
+def test_every_epoch_has_every_image_once() -> None:
     rows = epochs(0, 1)
     assert [len(row) for row in rows] == [10] * 10 + [3]
     assert sorted(chain(*rows)) == list(range(103))
     assert list(chain(*rows)) != list(range(103))
 
 
-def test_batches_are_a_function_of_the_epoch_not_of_what_came_before() -> None:
+def test_batches_are_a_function_of_the_epoch() -> None:
     first, second = epochs(0, 1), epochs(0, 2)
     assert epochs(0, 1, 2) == first + second
     assert first != second
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")  # more than a small machine has cores
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")  # a small machine has fewer cores
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_any_number_of_workers_gives_the_same_batches(num_workers: int) -> None:
     assert epochs(num_workers, 1, 2) == epochs(0, 1, 2)
 
 
-def test_without_shuffle_the_order_is_the_files() -> None:
+def test_without_shuffle_the_order_is_that_of_the_files() -> None:
     assert list(chain(*epochs(0, 3, shuffle=False))) == list(range(103))
 
 
 @pytest.mark.parametrize(("count", "batches"), [(1, 1), (10, 1), (11, 1), (12, 2), (20, 2)])
-def test_a_single_image_left_over_is_left_out(count: int, batches: int) -> None:
+def test_a_last_batch_of_one_image_is_dropped(count: int, batches: int) -> None:
     assert len(epochs(0, 1, count=count)) == batches
     assert len(EpochBatches(count, 10, True, 0)) == batches
 
 
-def test_images_and_labels_of_different_number_are_refused() -> None:
+def test_different_numbers_of_images_and_labels_are_refused() -> None:
     with pytest.raises(ValueError, match="3 images and 2 labels"):
         PackedImages(torch.zeros(3, 1, 1, 1), torch.zeros(2))
 
 
-def test_batches_of_workers_take_no_shared_memory_and_no_sockets() -> None:
+def test_batches_of_workers_use_no_shared_memory_and_no_sockets() -> None:
     images = torch.arange(20, dtype=torch.uint8).reshape(20, 1, 1, 1)
     dataset = PackedImages(images, torch.arange(20))
     with ending_workers(1):
         got = list(tens(dataset, 1, StopSignal()).iterate(1, skip=0))
     assert [labels.tolist() for _, labels in got] == [list(range(10)), list(range(10, 20))]
     assert not any(tensor.is_shared() for batch in got for tensor in batch)
-    # A worker that is not forked, as from Python 3.14 on, gets the images in the same way.
+    # A worker that is not forked, which is the default from Python 3.14 on, gets the images in the same way.
     sent: PackedImages = pickle.loads(ForkingPickler.dumps(dataset))
     assert torch.equal(sent.__getitems__(list(range(20)))[0], images)
     assert not images.is_shared()
@@ -468,7 +470,7 @@ def test_batches_of_workers_take_no_shared_memory_and_no_sockets() -> None:
 
 @pytest.fixture
 def _no_waiting_for_ever() -> Iterator[None]:
-    """A test that hangs fails."""
+    """Make a test that hangs fail."""
 
     def fail(signum: int, frame: object) -> None:
         raise AssertionError("it waits and waits")
@@ -481,7 +483,7 @@ def _no_waiting_for_ever() -> Iterator[None]:
 
 
 class Hangs(PackedImages):
-    """Images of which the third batch never comes; its worker tells the parent to stop, once that has two."""
+    """Images whose third batch never comes. The worker sends the parent a stop signal once it has two batches."""
 
     def __init__(self, count: int) -> None:
         super().__init__(torch.zeros(count, 1, 1, 1), torch.arange(count))
@@ -509,7 +511,7 @@ def test_a_signal_ends_the_wait_for_a_worker_and_the_worker(stopped: bool) -> No
         (worker,) = multiprocessing.active_children()
         if stopped:
             os.kill(worker.pid or 0, signal.SIGSTOP)
-        assert list(batches.iterate(2, skip=0)) == []  # the next epoch's beginning would wait for the worker as well
+        assert list(batches.iterate(2, skip=0)) == []  # the start of an epoch waits for the worker as well
     assert not worker.is_alive()
 
 
@@ -521,7 +523,7 @@ from stages.common import errors
 from stages.train.batches import Batches, PackedImages
 from stages.train.stopping import StopSignal
 def main():
-    count = 4096  # more than a pipe holds, so that a worker waits with what it cannot send
+    count = 4096  # more than fits into a pipe, so that the worker has to wait
     dataset = PackedImages(torch.zeros(count, 1, 28, 28, dtype=torch.uint8), torch.arange(count))
     workers = int(os.environ["WORKERS"])
     batches = Batches(
@@ -535,7 +537,7 @@ errors.run(main)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_workers_end_with_a_parent_that_is_killed_and_its_lock_is_free(
+def test_workers_end_with_a_killed_parent_and_its_lock_is_released(
     num_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -547,7 +549,7 @@ def test_workers_end_with_a_parent_that_is_killed_and_its_lock_is_free(
         process.kill()
         process.wait()
         with one_stage_at_a_time(wait=False) as free:
-            # The end of what they print comes once no process has the other end of the pipe any more.
+            # Their output ends when no process has the other end of the pipe any more.
             ended = bool(select.select([output], [], [], 60)[0])
     if not ended:
         for worker in workers:
@@ -556,7 +558,7 @@ def test_workers_end_with_a_parent_that_is_killed_and_its_lock_is_free(
 
 
 class Dies(PackedImages):
-    """Images whose worker is killed as by a system without memory."""
+    """Images whose worker is killed, as by a system that lacks memory."""
 
     def __getitems__(self, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -564,7 +566,7 @@ class Dies(PackedImages):
 
 
 class Starves(PackedImages):
-    """Images whose worker finds no memory."""
+    """Images whose worker cannot allocate memory."""
 
     def __getitems__(self, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         raise MemoryError("no room for a batch")
@@ -606,7 +608,7 @@ def test_workers_that_cannot_be_started_are_one_line(
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=str)
-def test_a_signal_is_noted_while_at_work_and_the_second_does_what_it_does(number: int) -> None:
+def test_the_first_signal_is_noted_and_the_second_has_its_usual_effect(number: int) -> None:
     came: list[int] = []
     before = signal.signal(number, lambda signum, frame: came.append(signum))
     try:
@@ -625,7 +627,7 @@ def test_a_signal_is_noted_while_at_work_and_the_second_does_what_it_does(number
         signal.signal(number, before)
 
 
-def test_a_signal_ends_what_can_be_given_up() -> None:
+def test_a_signal_interrupts_a_wait() -> None:
     with handle_stop_signals() as stop:
         assert stop.wait(lambda: signal.raise_signal(signal.SIGTERM)) is None
         assert stop() == signal.SIGTERM
@@ -690,7 +692,7 @@ def fake_process(folder: Path, groups: str, mounts: list[tuple[str, str, str]], 
             None,
         ),
         (
-            "3:cpu:/docker/1f\n",  # the host's path, of which the container sees its own part alone
+            "3:cpu:/docker/1f\n",  # the path on the host, of which the container sees only its own part
             [("/docker/1f", "cpu", "cpu")],
             {"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"},
             0.5,
@@ -775,7 +777,7 @@ def test_memory_is_the_least_of_its_limits(
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
 )
-def test_memory_that_does_not_suffice_is_one_line(error: Exception, known: bool) -> None:
+def test_too_little_memory_is_one_line(error: Exception, known: bool) -> None:
     with pytest.raises(UserError if known else type(error)) as raised, device.enough_memory("a smaller x.y"):
         raise error
     if known:
@@ -798,11 +800,11 @@ def test_memory_that_does_not_suffice_is_one_line(error: Exception, known: bool)
         ("cuda", {"cpu": 1, "cuda": 1, "mps": 0}, "cuda"),
     ],
 )
-def test_the_device_that_is_chosen(wanted: str, there: dict[str, int], chosen: str) -> None:
+def test_the_choice_of_the_device(wanted: str, there: dict[str, int], chosen: str) -> None:
     assert device.choose(wanted, there, "train.device") == chosen
 
 
-def test_a_device_that_is_not_there() -> None:
+def test_an_unavailable_device() -> None:
     with pytest.raises(UserError, match=r"train\.device is cuda, and this machine has none; it has: cpu, mps"):
         device.choose("cuda", {"cpu": 1, "cuda": 0, "mps": 1}, "train.device")
 
@@ -814,7 +816,7 @@ def test_torchrun_is_refused() -> None:
         device.one_process({"WORLD_SIZE": "4"})
 
 
-def test_precision_that_the_device_does_not_have() -> None:
+def test_a_precision_that_the_device_does_not_support() -> None:
     device.check_precision("float32", "cpu", True)
     device.check_precision("bfloat16", "cpu", True)
     device.check_precision("float16", "cuda", False)
@@ -832,7 +834,7 @@ def test_images_stay_on_the_device_when_they_fit(size: int, free: int | None, wo
     assert device.keep_on_device(size, free, workers) is kept
 
 
-def test_several_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unused_gpus_are_mentioned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "A GPU")
     there = {"cpu": 1, "cuda": 3, "mps": 0}
     assert device.describe("cuda", there, 2).startswith("device: cuda:0, A GPU (2 more not used")
@@ -864,14 +866,16 @@ def test_several_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=["none", "none to hide", "all there", "wrong index", "empty", "old driver", "no CUDA"],
 )
-def test_why_a_gpu_is_not_seen(visible: str | None, built: bool, usable: int, installed: int, expected: str) -> None:
+def test_the_reason_for_a_hidden_gpu(
+    visible: str | None, built: bool, usable: int, installed: int, expected: str
+) -> None:
     why = device.why_hidden(visible, built, usable, installed)
     assert why.startswith(expected)
     assert bool(why) == bool(expected)
 
 
-def test_a_hidden_gpu_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.network.device.found", lambda: {"cpu": 1, "cuda": 0, "mps": 0})
+def test_a_hidden_gpu_is_mentioned(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.network.device.available", lambda: {"cpu": 1, "cuda": 0, "mps": 0})
     monkeypatch.setattr("stages.common.machine.gpus", lambda: 2)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr("torch.version.cuda", "13.0")
@@ -889,7 +893,7 @@ def test_a_hidden_gpu_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: p
         device.set_up("cuda", 1, "fast", "train.device")
 
 
-def test_a_quota_is_told() -> None:
+def test_a_quota_is_mentioned() -> None:
     there = {"cpu": 1, "cuda": 0, "mps": 0}
     assert device.describe("cpu", there, 1, 0.5) == "device: cpu, 1 thread (a control group allows 0.5 cores)"
     assert device.describe("cpu", there, 2) == "device: cpu, 2 threads"
@@ -948,10 +952,10 @@ def test_a_gpu_that_cannot_be_used(error: RuntimeError, expected: str, monkeypat
     ],
     ids=["auto", "fine", "cuda", "mps", "no AVX2", "no mapping", "wrong type"],
 )
-def test_what_a_later_stage_needs_is_known_before(
+def test_the_requirements_of_a_later_stage_are_checked(
     options: object, capability: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stages.network.device.found", lambda: {"cpu": 1, "cuda": 0, "mps": 0})
+    monkeypatch.setattr("stages.network.device.available", lambda: {"cpu": 1, "cuda": 0, "mps": 0})
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
