@@ -37,7 +37,7 @@ from tests.browser import CONTRAST, browser, console, requests, show
 from tests.clones import Clone
 from tests.imports import ROOT
 from tests.programs import need
-from use import app, limits, serve
+from use import app, limits, schemas, serve
 from use.classifier import Classifier
 from use.prepare import Pixels
 
@@ -303,12 +303,12 @@ def test_what_monitoring_and_programs_read(url: str, digit: bytes) -> None:
     assert httpx.get(f"{url}/health").json()["status"] == "ok"
 
     described = httpx.get(f"{url}/openapi.json").json()
-    assert set(described["paths"]) == {"/predict", "/model", "/health", "/metrics"}
+    assert set(described["paths"]) == {"/predict", "/mistakes", "/model", "/health", "/metrics"}
     references = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(described)))
     assert references <= set(described["components"]["schemas"])
     answer = httpx.post(f"{url}/predict?seen=true", content=digit).json()
-    assert app.Predictions.model_validate(answer, strict=True).predictions[0].seen
-    assert app.Model.model_validate(httpx.get(f"{url}/model").json()).classes == [str(number) for number in range(10)]
+    assert schemas.Predictions.model_validate(answer, strict=True).predictions[0].seen
+    assert schemas.Model.model_validate(httpx.get(f"{url}/model").json()).classes == [str(number) for number in range(10)]
 
 
 def bomb() -> bytes:

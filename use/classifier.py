@@ -11,6 +11,7 @@ from stages.network import device, model_file
 from stages.network.device import Map
 from stages.network.inference import predict
 from stages.network.losses import Output
+from stages.network.model_file import Spec
 from use.load import load
 from use.model import Logs, Model
 from use.prepare import Pixels
@@ -18,6 +19,8 @@ from use.prepare import Pixels
 
 class Classifier(Model):
     """A network on its device."""
+
+    spec: Spec
 
     def __init__(self, model: str) -> None:
         """model: as `load` takes it; device and numerics: evaluate.* of params.yaml. Raises UserError."""

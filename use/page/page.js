@@ -2,6 +2,7 @@
 // Sends what is drawn, dropped, pasted or chosen to POST /predict, and shows the answer.
 
 const TOP = 5; // classes
+const MISTAKES = 6; // training pictures
 const BOX = 20 / 28; // of the picture: what MNIST's digits fill
 const get = id => document.getElementById(id);
 const canvas = get("canvas"), pen = canvas.getContext("2d", { willReadFrequently: true });
@@ -10,7 +11,7 @@ const token = new URLSearchParams(location.hash.slice(1)).get("token");
 const headers = token ? { Authorization: `Bearer ${token}` } : {};
 
 let model = null, ground = "#000", ink = "#fff";
-let running = null; // the request that is not answered yet
+let running = null; // the requests for the picture that is shown
 let last = null; // how the picture was made that is shown, to ask again
 
 async function start() {
@@ -145,15 +146,20 @@ async function ask(make) {
   last = make;
   running?.abort();
   const mine = running = new AbortController();
-  try {
-    const form = new FormData();
-    form.append("picture", await make());
-    const query = new URLSearchParams({ top: TOP, seen: true, invert: make === drawn ? "no" : get("invert").value });
-    const answer = await fetch(`/predict?${query}`, { method: "POST", body: form, headers, signal: mine.signal });
+  const post = async (path, body) => {
+    const answer = await fetch(path, { method: "POST", body, headers, signal: mine.signal });
     if (!answer.ok) throw new Error(await reason(answer));
-    const [prediction] = (await answer.json()).predictions;
+    return answer.json();
+  };
+  try {
+    const picture = await make(), form = new FormData(), invert = make === drawn ? "no" : get("invert").value;
+    form.append("picture", picture);
+    const [prediction] = (await post(`/predict?${new URLSearchParams({ top: TOP, seen: true, invert })}`, form)).predictions;
     if (prediction.error) throw new Error(`This picture cannot be read: ${prediction.error}`);
     show("", prediction);
+    if (!model.classes.length) return; // no picture counts as misclassified
+    get("mistakes-note").textContent = "Searching the training pictures …";
+    showMistakes(await post(`/mistakes?${new URLSearchParams({ count: MISTAKES, invert })}`, picture));
   } catch (error) {
     if (!mine.signal.aborted) show(error instanceof TypeError ? "The server does not answer." : error.message, null, true);
   }
@@ -164,6 +170,8 @@ function show(text, prediction = null, bad = false) {
   get("status").classList.toggle("bad", bad);
   get("classes").replaceChildren(...(prediction?.classes ?? []).map(row));
   get("seen").hidden = !prediction;
+  get("mistakes").hidden = !prediction || !model.classes.length;
+  get("mistakes-list").replaceChildren();
   if (!prediction) return;
   get("picture").src = prediction.seen;
   const left = prediction.looks_inverted && !prediction.inverted;
@@ -176,11 +184,35 @@ function row({ name, probability }) {
   const bar = document.createElement("progress");
   label.className = "name";
   label.textContent = name;
-  share.textContent = `${(100 * probability).toFixed(2)} %`;
+  share.textContent = percent(probability);
   bar.value = probability;
   bar.setAttribute("aria-hidden", "true");
   item.append(label, share, bar);
   return item;
+}
+
+function showMistakes({ training_images: total, searched, misclassified, mistakes, unavailable }) {
+  const [all, some, wrong] = [total, searched, misclassified].map(count => count.toLocaleString("en"));
+  const found = searched < total
+    ? `The network misreads ${wrong} of ${some} training pictures; not all ${all} were searched.`
+    : `The network misreads ${wrong} of the ${all} training pictures.`;
+  get("mistakes-note").textContent =
+    unavailable ? `Not available: ${unavailable}.` : mistakes.length ? `${found} The most similar to yours:` : found;
+  get("mistakes-list").replaceChildren(...mistakes.map(mistake));
+}
+
+function mistake({ image, label, prediction, probability, similarity }) {
+  const item = document.createElement("li"), picture = document.createElement("img"), text = document.createElement("p");
+  picture.src = image;
+  picture.alt = `A training picture of ${label}`;
+  const lines = [`true: ${label}`, `predicted: ${prediction}, ${percent(probability)}`, `similarity ${similarity.toFixed(2)}`];
+  text.append(...lines.flatMap(line => [line, document.createElement("br")]).slice(0, -1));
+  item.append(picture, text);
+  return item;
+}
+
+function percent(probability) {
+  return `${(100 * probability).toFixed(2)} %`;
 }
 
 start().catch(error => show(error.message, null, true));
