@@ -24,20 +24,25 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 import uvicorn
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from selenium import webdriver
+from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
+from torch import nn
 
 from stages.common import paths
 from stages.common.errors import UserError
-from stages.dataset import idx
+from stages.dataset import data_card, idx, packed
+from stages.network import models
 from tests.browser import CONTRAST, browser, console, requests, show
 from tests.clones import Clone
 from tests.imports import ROOT
 from tests.programs import need
 from use import app, limits, schemas, serve
+from use import mistakes as search
 from use.classifier import Classifier
 from use.prepare import Pixels
 
@@ -52,14 +57,16 @@ def png(pixels: Pixels) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def classifier(pipeline: Clone, tmp_path_factory: pytest.TempPathFactory) -> Classifier:
-    """The pipeline's model, with numerics that a process may set more than once."""
+def classifier(pipeline: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Classifier]:
+    """The pipeline's model, with numerics that a process may set more than once. Its folder is the current one."""
     folder = tmp_path_factory.mktemp("serve")
     text = (ROOT / paths.PARAMS).read_text(encoding="utf-8").replace("numerics: portable", "numerics: fast")
     (folder / paths.PARAMS).write_text(text, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        return Classifier(str(pipeline.path / paths.MODEL))
+        found = Classifier(str(pipeline.path / paths.MODEL))
+        patch.chdir(pipeline.path)
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +143,12 @@ def opened(chrome: webdriver.Chrome, url: str, width: int = 1400, scheme: str = 
     WebDriverWait(chrome, 600, 0.05).until(lambda page: "classes" in page.find_element("id", "about").text)
 
 
+def mistakes(chrome: webdriver.Chrome, text: str = "The network misreads") -> list[WebElement]:
+    """The training images on the page, once the text above them begins as given."""
+    WebDriverWait(chrome, 600, 0.05).until(lambda page: page.find_element("id", "mistakes-note").text.startswith(text))
+    return chrome.find_elements("css selector", "#mistakes-list li")
+
+
 def place(chrome: webdriver.Chrome, name: str) -> tuple[float, float, float]:
     """Left, top and width of an element, in pixels of the window."""
     script = "const r = document.getElementById(arguments[0]).getBoundingClientRect(); return [r.left, r.top, r.width]"
@@ -186,6 +199,15 @@ def test_a_digit_is_drawn_and_recognized(chrome: webdriver.Chrome, url: str, wid
     assert chrome.find_element("id", "seen").text == "As the network saw it"
     size = "const p = document.getElementById('picture'); return [p.naturalWidth, p.naturalHeight]"
     assert chrome.execute_script(size) == [28, 28]
+    similar = [item.text.splitlines() for item in mistakes(chrome)]
+    assert len(similar) == 6
+    for label, prediction, similarity in similar:
+        assert re.fullmatch(r"true: \d", label)
+        assert re.fullmatch(r"predicted: \d", prediction)
+        assert label[-1] != prediction[-1]
+        assert re.fullmatch(r"similarity: 0\.\d\d", similarity)
+    sizes = "return [...document.querySelectorAll('#mistakes-list img')].map(p => p.naturalWidth)"
+    assert chrome.execute_script(sizes) == [28] * 6
     found = chrome.execute_script(CONTRAST)
     assert found["bad"] == []
     assert found["seen"] > 20
@@ -193,6 +215,7 @@ def test_a_digit_is_drawn_and_recognized(chrome: webdriver.Chrome, url: str, wid
     assert console(chrome) == []
     asked = requests(chrome)
     assert f"{url}/predict?top=5&seen=true&invert=no" in asked
+    assert f"{url}/mistakes?count=6&invert=no" in asked
     assert [other for other in asked if not other.startswith(url)] == []
 
 
@@ -258,6 +281,108 @@ def test_the_page_has_the_token_from_its_address(chrome: webdriver.Chrome, class
         assert console(chrome) == []
 
 
+# --- training mistakes
+
+
+def expected_mistakes(classifier: Classifier, pixels: Pixels) -> tuple[Any, Any]:
+    """The positions of the misclassified training images, and their similarities to a picture (C, H, W)."""
+    card = data_card.read(paths.DATA_CARD)
+    split = packed.open_split(paths.TRAIN, card.shape, len(card.classes))
+    network = classifier.network
+    (last,) = [layer for layer in network.modules() if isinstance(layer, nn.Linear) and layer.out_features == 10]
+    inputs: list[torch.Tensor] = []
+    handle = last.register_forward_pre_hook(lambda layer, given: inputs.append(given[0]))
+    with torch.inference_mode():
+        labels = network(torch.from_numpy(split[:])).argmax(1).numpy()
+        network(torch.from_numpy(np.stack([pixels])))
+    handle.remove()
+    wrong = np.flatnonzero(labels != split.labels)
+    return wrong, nn.functional.cosine_similarity(inputs[0][wrong], inputs[1]).numpy()
+
+
+def test_the_most_similar_training_mistakes_are_found(
+    classifier: Classifier, images: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "SEARCH_SECONDS", math.inf)
+    monkeypatch.setattr(search, "MAX_MISTAKES", math.inf)
+    wrong, similarities = expected_mistakes(classifier, images[:1])
+    with serving(classifier) as url:
+        answer = httpx.post(f"{url}/mistakes?count=8", content=png(images[0]), timeout=600)
+        found = schemas.TrainingMistakes.model_validate(answer.json(), strict=True)
+        unreadable = httpx.post(f"{url}/mistakes", content=b"no picture", timeout=600)
+        refused = httpx.post(f"{url}/mistakes?count=33", content=b"", timeout=600)
+    assert (found.unavailable, found.model) == (None, classifier.sha256)
+    assert found.training_images == found.searched == 57_000
+    assert found.misclassified == len(wrong) > 100
+    assert [each.similarity for each in found.mistakes] == pytest.approx(sorted(similarities)[:-9:-1], abs=2e-4)
+    train = idx.decode(paths.TRAIN_IMAGES.read_bytes())
+    labels = idx.decode(paths.TRAIN_LABELS.read_bytes())
+    for each in found.mistakes:
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(each.image.partition(",")[2]))))
+        (position,) = np.flatnonzero((train == pixels).all(axis=(1, 2)))
+        assert each.label == str(labels[position])
+        (prediction,) = classifier.classify(pixels[None, None])
+        assert each.prediction == str(prediction.argmax()) != each.label
+        assert each.probability == pytest.approx(np.exp(prediction.max()), abs=2e-6)
+    assert (unreadable.status_code, "not a picture" in unreadable.json()["error"]) == (422, True)
+    assert (refused.status_code, "count" in refused.json()["error"]) == (400, True)
+
+
+@pytest.mark.parametrize(("name", "value"), [("SEARCH_SECONDS", 0), ("MAX_MISTAKES", 1)])
+def test_a_search_that_reaches_a_limit_says_how_far_it_came(
+    chrome: webdriver.Chrome, classifier: Classifier, monkeypatch: pytest.MonkeyPatch, name: str, value: int
+) -> None:
+    monkeypatch.setattr(search, "SEARCH_SECONDS", math.inf)
+    monkeypatch.setattr(search, name, value)
+    with serving(classifier) as url:
+        opened(chrome, url)
+        draw(chrome, one())
+        assert mistakes(chrome)
+        text = chrome.find_element("id", "mistakes-note").text
+    expected = (
+        r"The network misreads \d+ of 256 training pictures; not all 57,000 were searched. The most similar to yours:"
+    )
+    assert re.fullmatch(expected, text)
+
+
+def test_a_server_that_stops_ends_the_search(classifier: Classifier) -> None:
+    stop = threading.Event()
+    stop.set()
+    assert search.Mistakes(classifier, stop).searched == 256
+
+
+def test_the_page_says_why_there_are_no_training_mistakes(
+    chrome: webdriver.Chrome, classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = json.loads(paths.DATA_CARD.read_bytes())
+    with serving(classifier) as url:
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path)
+            opened(chrome, url)
+            draw(chrome, one())
+            assert mistakes(chrome, "Not available: data/processed/data.json: no such file") == []
+            paths.PROCESSED.mkdir(parents=True)
+            paths.DATA_CARD.write_text(json.dumps({**card, "mean": [0.5]}))
+            draw(chrome, one())
+            mistakes(chrome, "Not available: data/processed is not the data that this model was trained on")
+            assert status(chrome, "Predicted") == "Predicted: 1"
+        draw(chrome, one())
+        assert mistakes(chrome)  # the data is there, so it searches again
+        assert console(chrome) == []
+
+
+def test_a_last_layer_that_is_a_convolution_has_pooled_features(images: Pixels) -> None:
+    head = nn.Sequential(nn.Conv2d(6, 10, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    body = nn.Sequential(nn.Conv2d(1, 6, 3, stride=2), nn.ReLU())
+    network = nn.Sequential(models.Normalize([0.1], [0.3]), nn.Sequential(body, head))
+    before = list(network.state_dict())
+    found = search.Features(network, torch.device("cpu"))(images[:5, None], part_size=2)
+    with torch.inference_mode():
+        expected = body(network[0](torch.from_numpy(images[:5, None]))).mean(dim=(2, 3)).numpy()
+    assert found == pytest.approx(expected / np.linalg.norm(expected, axis=1, keepdims=True), abs=1e-5)
+    assert list(network.state_dict()) == before
+
+
 # --- programs
 
 
@@ -308,7 +433,9 @@ def test_what_monitoring_and_programs_read(url: str, digit: bytes) -> None:
     assert references <= set(described["components"]["schemas"])
     answer = httpx.post(f"{url}/predict?seen=true", content=digit).json()
     assert schemas.Predictions.model_validate(answer, strict=True).predictions[0].seen
-    assert schemas.Model.model_validate(httpx.get(f"{url}/model").json()).classes == [str(number) for number in range(10)]
+    assert schemas.Model.model_validate(httpx.get(f"{url}/model").json()).classes == [
+        str(number) for number in range(10)
+    ]
 
 
 def bomb() -> bytes:

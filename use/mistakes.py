@@ -43,9 +43,9 @@ class Mistake(NamedTuple):
 class Features:
     """What the last layer of a network receives."""
 
-    def __init__(self, classifier: Classifier) -> None:
-        self.device = classifier.device
-        layers = classifier.network[:LAYERS]
+    def __init__(self, network: nn.Sequential, device: torch.device) -> None:
+        self.device = device
+        layers = network[:LAYERS]
         shared = {id(tensor): tensor for tensor in (*layers.parameters(), *layers.buffers())}
         self.network = copy.deepcopy(layers, shared)  # a second network with the same weights in memory
         leaves = torchvision_models.leaves(self.network)
@@ -69,7 +69,7 @@ class Mistakes:
         """
         self.images = training_images(classifier.network, classifier.spec)
         self.classes = classifier.spec.classes
-        self.extract = Features(classifier)
+        self.extract = Features(classifier.network, classifier.device)
         self.searched = 0
         size = part_images(self.images)
         starts = np.arange(0, len(self.images), size)
@@ -99,7 +99,7 @@ class Mistakes:
         """The mistakes most similar to a picture (C, H, W), the most similar first."""
         if self.features is None:
             return []
-        similarities = self.features @ self.extract(pixels[None], 1)[0]  # (M,)
+        similarities = self.features @ self.extract(np.stack([pixels]), 1)[0]  # (M,)
         order = np.argsort(-similarities, kind="stable")[:count]
         images = self.images.gather(self.positions[order])
         return [

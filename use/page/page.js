@@ -158,8 +158,8 @@ async function ask(make) {
     if (prediction.error) throw new Error(`This picture cannot be read: ${prediction.error}`);
     show("", prediction);
     if (!model.classes.length) return; // no picture counts as misclassified
-    get("mistakes-note").textContent = "Searching the training pictures …";
-    showMistakes(await post(`/mistakes?${new URLSearchParams({ count: MISTAKES, invert })}`, picture));
+    const search = post(`/mistakes?${new URLSearchParams({ count: MISTAKES, invert })}`, picture);
+    showMistakes(await search.catch(error => ({ unavailable: error.message })), mine.signal);
   } catch (error) {
     if (!mine.signal.aborted) show(error instanceof TypeError ? "The server does not answer." : error.message, null, true);
   }
@@ -172,6 +172,7 @@ function show(text, prediction = null, bad = false) {
   get("seen").hidden = !prediction;
   get("mistakes").hidden = !prediction || !model.classes.length;
   get("mistakes-list").replaceChildren();
+  get("mistakes-note").textContent = "Searching the training pictures …";
   if (!prediction) return;
   get("picture").src = prediction.seen;
   const left = prediction.looks_inverted && !prediction.inverted;
@@ -184,35 +185,35 @@ function row({ name, probability }) {
   const bar = document.createElement("progress");
   label.className = "name";
   label.textContent = name;
-  share.textContent = percent(probability);
+  share.textContent = `${(100 * probability).toFixed(2)} %`;
   bar.value = probability;
   bar.setAttribute("aria-hidden", "true");
   item.append(label, share, bar);
   return item;
 }
 
-function showMistakes({ training_images: total, searched, misclassified, mistakes, unavailable }) {
+function showMistakes({ training_images: total, searched, misclassified, mistakes, unavailable }, signal) {
+  if (signal.aborted) return;
+  get("mistakes-list").replaceChildren(...(mistakes ?? []).map(mistake));
+  if (unavailable) {
+    get("mistakes-note").textContent = `Not available: ${unavailable}`;
+    return;
+  }
   const [all, some, wrong] = [total, searched, misclassified].map(count => count.toLocaleString("en"));
   const found = searched < total
     ? `The network misreads ${wrong} of ${some} training pictures; not all ${all} were searched.`
     : `The network misreads ${wrong} of the ${all} training pictures.`;
-  get("mistakes-note").textContent =
-    unavailable ? `Not available: ${unavailable}.` : mistakes.length ? `${found} The most similar to yours:` : found;
-  get("mistakes-list").replaceChildren(...mistakes.map(mistake));
+  get("mistakes-note").textContent = mistakes.length ? `${found} The most similar to yours:` : found;
 }
 
-function mistake({ image, label, prediction, probability, similarity }) {
+function mistake({ image, label, prediction, similarity }) {
   const item = document.createElement("li"), picture = document.createElement("img"), text = document.createElement("p");
   picture.src = image;
   picture.alt = `A training picture of ${label}`;
-  const lines = [`true: ${label}`, `predicted: ${prediction}, ${percent(probability)}`, `similarity ${similarity.toFixed(2)}`];
+  const lines = [`true: ${label}`, `predicted: ${prediction}`, `similarity: ${similarity.toFixed(2)}`];
   text.append(...lines.flatMap(line => [line, document.createElement("br")]).slice(0, -1));
   item.append(picture, text);
   return item;
-}
-
-function percent(probability) {
-  return `${(100 * probability).toFixed(2)} %`;
 }
 
 start().catch(error => show(error.message, null, true));
