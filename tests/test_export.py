@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -94,7 +95,7 @@ def test_the_exported_network_gives_the_log_probabilities_of_torch(there: Path) 
     onnx = Network(runtime.read_file(exported.MODEL))
     model, spec = model_file.read(paths.MODEL)
     ours = predict(model, images(), "softmax", torch.device("cpu")).numpy()
-    theirs = onnx.log_probabilities(images())
+    theirs = onnx.outputs(images())
     assert theirs.dtype == np.float32
     assert np.abs(ours - theirs).max() < 1e-4
     record = json.loads(exported.RECORD.read_text(encoding="utf-8"))
@@ -113,16 +114,16 @@ def test_the_exported_network_gives_the_log_probabilities_of_torch(there: Path) 
 
 def test_any_number_of_images_and_none_depends_on_the_others(there: Path) -> None:
     onnx = Network(runtime.read_file(exported.MODEL))
-    together = onnx.log_probabilities(images())
+    together = onnx.outputs(images())
     for index in (0, 255, 256, IMAGES - 1):
-        assert (onnx.log_probabilities(images()[index : index + 1])[0] == together[index]).all()
-    assert onnx.log_probabilities(images()[:5], part_size=5) == pytest.approx(together[:5], abs=1e-5)
+        assert (onnx.outputs(images()[index : index + 1])[0] == together[index]).all()
+    assert onnx.outputs(images()[:5], part_size=5) == pytest.approx(together[:5], abs=1e-5)
 
 
 def test_only_the_file_on_record_is_run(there: Path) -> None:
     content = exported.MODEL.read_bytes()
     exported.MODEL.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(UserError, match="not the file that metrics/export.json records, by its SHA-256; `make export`"):
+    with pytest.raises(UserError, match="its SHA-256 is not the one in metrics/export.json; `make export`"):
         runtime.read_file(exported.MODEL)
     exported.MODEL.write_bytes(content)
     assert runtime.read_file(exported.MODEL) == content
@@ -130,11 +131,20 @@ def test_only_the_file_on_record_is_run(there: Path) -> None:
     with pytest.raises(UserError, match=r"metrics/export.json: sha256: Field required; `make export` writes it again"):
         runtime.read_file(exported.MODEL)
     exported.RECORD.unlink()
-    with pytest.raises(UserError, match=r"metrics/export.json does not exist, so it may be any file"):
+    with pytest.raises(UserError, match=r"cannot be checked, because metrics/export.json does not exist"):
         runtime.read_file(exported.MODEL)
     exported.MODEL.unlink()
     with pytest.raises(UserError, match=r"model.onnx: no such file; `make export` writes it"):
         runtime.read_file(exported.MODEL)
+
+
+def test_values_are_compared_in_standard_deviations() -> None:
+    ours = np.array([[1000.0], [3000.0]], dtype=np.float32)
+    assert run.compare_values(ours, ours, 1000) == {"scaled_difference_below": 1e-6}
+    assert run.compare_values(ours, ours + np.float32(0.5), 1000) == {"scaled_difference_below": 1e-3}
+    for other in (ours + 2, ours * np.float32(math.nan)):
+        with pytest.raises(UserError, match=r"^the predicted values change in ONNX by up to (0\.002|nan) standard dev"):
+            run.compare_values(ours, other, 1000)
 
 
 def test_a_changed_prediction_is_refused_and_nothing_written(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,18 +154,22 @@ def test_a_changed_prediction_is_refused_and_nothing_written(there: Path, monkey
     model_file.write(paths.MODEL, network(1), spec)
     monkeypatch.setattr(run, "convert", lambda *_: content)  # an exporter that gives another network
     with pytest.raises(
-        UserError, match=r"^[0-9]+ of 600 predictions change in ONNX \(log-probabilities differ by"
+        UserError, match=r"^[0-9]+ of 600 predictions change in ONNX \(largest difference of log-probabilities"
     ) as e:
         run.main()
     assert len(str(e.value).splitlines()) == 1
     assert not exported.MODEL.exists()
 
 
-def test_comparing() -> None:
+def test_log_probabilities_are_compared() -> None:
     ours = np.array([[-1.0, -2.0], [-3.0, -1.0]], dtype=np.float32)
-    assert run.compare(ours, ours) == (0, 0.0)
-    assert run.compare(ours, ours[:, ::-1]) == (2, 2.0)
-    assert run.compare(ours, ours + np.float32(0.25)) == (0, 0.25)
+    same = {"changed_predictions": 0, "log_probability_difference_below": 1e-6}
+    assert run.compare_classes(ours, ours) == same
+    assert run.compare_classes(ours, ours + np.float32(0.25)) == {**same, "log_probability_difference_below": 1}
+    with pytest.raises(UserError, match=r"^2 of 2 predictions change in ONNX \(largest difference .*: 2\)"):
+        run.compare_classes(ours, ours[:, ::-1])
+    with pytest.raises(UserError, match="^1 of 2 predictions change in ONNX .*: nan"):
+        run.compare_classes(ours, ours * np.float32(math.nan))
     assert [run.power_of_ten_above(value) for value in (0.0, 1e-9, 5.7e-6, 2e-4, 1.5)] == [1e-6, 1e-6, 1e-5, 1e-3, 10]
 
 
@@ -179,7 +193,7 @@ class Branch(nn.Module):
 @pytest.mark.parametrize(
     ("layer", "expected"),
     [
-        (Bessel(), "the network cannot be exported to ONNX: the operator prims.bessel_j0 has no form in ONNX; choose"),
+        (Bessel(), "the network cannot be exported to ONNX: ONNX has no operator for prims.bessel_j0; choose"),
         (Branch(), "the network cannot be exported to ONNX: GuardOnDataDependentSymNode: Could not guard on"),
     ],
     ids=["operator", "control flow"],

@@ -37,7 +37,7 @@ class OnnxClassifier(Model):
 
     def classify(self, pixels: Pixels, parallel: Map = map, part_size: int | None = None) -> Logs:
         """As Model."""
-        return self.network.log_probabilities(pixels, parallel, part_size)
+        return self.network.outputs(pixels, parallel, part_size)
 
 
 def load(name: str) -> bytes:
