@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -17,6 +18,7 @@ from stages.common.preparation import Preparation
 
 KEY = "description"  # in the metadata of the file
 INPUT = "images"
+EXTERNAL_FILES = "session.model_external_initializers_file_folder_path"
 # Images per call, and values in them, at most. The last bits of a result depend on both.
 PART, PART_VALUES = 256, 2**24
 
@@ -74,14 +76,21 @@ class Network:
     """An exported network, on the CPU."""
 
     def __init__(self, content: bytes) -> None:
-        """content: as returned by `read`; any other content may be forged."""
+        """content: as returned by `read`; any other content may be forged. Raises UserError."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         # The number of threads changes the last bits of a result; `outputs` runs several parts at once instead.
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        self.description = Description.model_validate_json(self.session.get_modelmeta().custom_metadata_map[KEY])
+        options.add_session_config_entry(EXTERNAL_FILES, os.devnull)  # no folder, so that no other file is read
+        try:
+            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self.description = Description.model_validate_json(self.session.get_modelmeta().custom_metadata_map[KEY])
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+            raise UserError(
+                f"not a network that `make export` wrote: {reason[:200]}; `make export` writes it"
+            ) from None
 
     def outputs(
         self, images: Any, parallel: Callable[..., Iterable[Any]] = map, part_size: int | None = None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import yaml
@@ -161,6 +162,24 @@ def test_a_changed_prediction_is_refused_and_nothing_written(there: Path, monkey
     assert not exported.MODEL.exists()
 
 
+def test_a_forged_file_reads_no_other_file_and_is_one_line(there: Path) -> None:
+    """If a file and its record are forged, onnxruntime still has no access to other files."""
+    Path("weights").write_bytes(np.arange(4, dtype=np.float32).tobytes())
+    for location in ("weights", str(there / "weights")):
+        tensor = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[4])
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=location)
+        x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4]) for name in "xy")
+        graph = onnx.helper.make_graph([onnx.helper.make_node("Add", ["x", "w"], ["y"])], "g", [x], [y], [tensor])
+        forged = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+        with pytest.raises(UserError, match="^not a network that `make export` wrote: .*External data path") as error:
+            Network(forged.SerializeToString())
+        assert len(str(error.value).splitlines()) == 1
+    for content in (b"", b"no network", exported.MODEL.read_bytes()[:-100]):
+        with pytest.raises(UserError, match="^not a network that `make export` wrote: .*; `make export` writes it$"):
+            Network(content)
+
+
 def test_log_probabilities_are_compared() -> None:
     ours = np.array([[-1.0, -2.0], [-3.0, -1.0]], dtype=np.float32)
     same = {"changed_predictions": 0, "log_probability_difference_below": 1e-6}
@@ -253,7 +272,7 @@ def test_predictions_need_the_packages_of_requirements_onnx_alone(there: Path, t
             assert each["probability"] == pytest.approx(probabilities[spec.classes.index(each["class"])], abs=2e-5)
     refused = run_alone("pictures")
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "error: PyTorch is not installed here: --runtime onnx does without" in refused.stderr
+    assert "error: PyTorch is not installed; use --runtime onnx" in refused.stderr
 
 
 # --- the pipeline
@@ -284,6 +303,25 @@ def test_the_same_bytes_in_another_folder_and_with_other_threads(done: Path, tmp
     content = (done / exported.MODEL).read_bytes()
     assert str(ROOT).encode() not in content
     assert b"stages/network" not in content
+
+
+@pytest.mark.soak
+def test_a_full_disk_leaves_the_last_export_as_it_was(there: Path) -> None:
+    before = exported.MODEL.read_bytes(), exported.RECORD.read_bytes()
+    command = [sys.executable, "-c", FULL_DISK]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 2
+    assert re.search(r"^error: data/model/.*: File too large$", done.stderr.splitlines()[-1])
+    assert (exported.MODEL.read_bytes(), exported.RECORD.read_bytes()) == before
+    assert sorted(path.name for path in exported.MODEL.parent.iterdir()) == ["model.onnx", "model.safetensors"]
+
+
+FULL_DISK = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))  # bytes per file
+runpy.run_module("export.run", run_name="__main__")
+"""
 
 
 @pytest.fixture

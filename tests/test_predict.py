@@ -1,13 +1,18 @@
 """`python -m use.predict`: the pipeline's own predictions again, from picture files, and what is wrong with some."""
 
 import csv
+import fcntl
 import io
+import itertools
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, get_args
 
@@ -117,7 +122,7 @@ def test_the_model_of_a_revision_comes_from_the_cache_and_a_damaged_one_is_refus
     clone.run("git", "checkout", "-qb", "without-a-lock")
     clone.run("git", "rm", "-q", "--cached", "dvc.lock")
     clone.run("git", "commit", "-qm", "no lock")
-    with pytest.raises(UserError, match="no dvc.lock there"):
+    with pytest.raises(UserError, match="has no dvc.lock"):
         load.load("without-a-lock")
     lock = (clone.path / "dvc.lock").read_text(encoding="utf-8")
     md5 = lock.partition(f"path: {paths.MODEL}\n")[2].partition("md5: ")[2][:32]
@@ -143,27 +148,31 @@ def test_the_model_of_a_revision_comes_from_the_cache_and_a_damaged_one_is_refus
 # --- the command
 
 
-def test_what_cannot_be_read_is_a_row_and_a_status_and_all_others_are_predicted(workplace: Path) -> None:
+def test_what_cannot_be_read_is_a_row_and_a_status_and_all_others_are_predicted(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")  # as in a locale such as en_US.UTF-8
     Path("a.png").write_bytes(png(digit()))
     Path("b.png").write_bytes(b"no picture")
     Path("paper.png").write_bytes(png(255 - digit()))
-    names = "a.png\n\nb.png\nnosuch.png\r\npaper.png"  # the last line has no end
-    done = run("-", "--format=jsonl", input=names)
+    names = "a.png\n\nb.png\nnosuch.png\r\n\udcff.png\npaper.png"  # the last line has no end, one name is not UTF-8
+    done = run("-", "--format=jsonl", input=names, errors="surrogateescape")
     assert done.returncode == 3
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [row["file"] for row in found] == ["a.png", "b.png", "nosuch.png", "paper.png"]
+    assert [row["file"] for row in found] == ["a.png", "b.png", "nosuch.png", "?.png", "paper.png"]
     assert found[1]["error"].startswith("not a picture")
     assert found[2]["error"] == "No such file or directory"
     assert not found[0]["inverted"]
-    assert found[3]["inverted"]
-    assert found[0]["classes"] == found[3]["classes"]  # as it is the same digit, inverted
+    assert found[3]["error"] == "No such file or directory"
+    assert found[4]["inverted"]
+    assert found[0]["classes"] == found[4]["classes"]  # as it is the same digit, inverted
     assert sum(each["probability"] for each in found[0]["classes"]) == pytest.approx(1, abs=1e-5)
-    assert "could not be read: 2 of 4 pictures" in done.stderr
-    assert "inverted before classification: 1 of 4 pictures" in done.stderr
+    assert "could not be read: 3 of 5 pictures" in done.stderr
+    assert "inverted before classification: 1 of 5 pictures" in done.stderr
 
     left = run("a.png", "paper.png", "--invert=no", "--top=1", "--out=rows.json", "--format=json")
     assert left.returncode == 0
-    assert "look swapped, against the training pictures, in 1 of 2 pictures" in left.stderr
+    assert "look swapped, compared with the training pictures: 1 of 2 pictures" in left.stderr
     assert [row["inverted"] for row in json.loads(Path("rows.json").read_text())] == [False, False]
     assert sorted(path.name for path in workplace.glob("rows*")) == ["rows.json"]
 
@@ -171,9 +180,11 @@ def test_what_cannot_be_read_is_a_row_and_a_status_and_all_others_are_predicted(
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["empty"], "no pictures there"),
+        (["empty"], "no pictures found"),
         (["a.png", "--out=nowhere/rows.csv"], "give a file in an existing folder"),
-        (["a.png", "--out=/dev/null"], "is no file"),
+        (["a.png", "--out=/dev/null"], "not a file; without --out"),
+        (["a.png", "--out=a.png"], "--out a.png: would replace a picture; give another name"),
+        (["a.png", f"--out={paths.MODEL}"], "would replace a model; give another name"),
         (["a.png", "--model=nosuch.safetensors"], "no such file"),
         (["ftp://host/a.png"], "cannot read ftp URLs"),
     ],
@@ -182,10 +193,12 @@ def test_mistakes_are_the_user_s_to_read(
     arguments: list[str], reason: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("empty").mkdir()
+    Path("a.png").write_bytes(png(digit()))
     monkeypatch.setattr(sys, "argv", ["use.predict", *arguments])
     with pytest.raises(UserError, match=reason):
         predict.main()
     assert not list(workplace.glob("*.partial"))
+    assert Path("a.png").read_bytes() == png(digit())
 
 
 def test_a_killed_run_goes_on_and_ends_in_the_same_rows(workplace: Path) -> None:
@@ -212,11 +225,34 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_rows(workplace: Path) -> None
     assert 0 < before < len(names)
     done = run(*arguments, input="\n".join(names))
     assert done.returncode == 0, done.stderr
-    assert f"going on after the {before:,} pictures" in done.stderr
+    assert f"resuming after the {before:,} pictures" in done.stderr
     whole = run("photos", "--format=csv")
     assert Path("rows.csv").read_text() == whole.stdout
     assert len(whole.stdout.splitlines()) == 1 + len(names)
     assert not journal.exists()
+
+
+def test_a_signal_ends_a_run_that_downloads(workplace: Path) -> None:
+    requested = threading.Event()
+
+    def slow(request: BaseHTTPRequestHandler) -> None:
+        """Sends 160 kB/s without end: 256 MB, the limit, would take half an hour."""
+        request.send_response(200)
+        request.end_headers()
+        requested.set()
+        while True:
+            request.wfile.write(b"x" * 16_000)
+            time.sleep(0.1)
+
+    with (
+        servers.serving(slow) as url,
+        subprocess.Popen(command(*[f"{url}/{index}.png" for index in range(40)]), stderr=subprocess.PIPE) as process,
+    ):
+        assert requested.wait(timeout=600)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=600)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert said.decode().splitlines()[-1].startswith("interrupted: ")
 
 
 def test_a_picture_s_row_does_not_depend_on_its_neighbours(workplace: Path) -> None:
@@ -458,14 +494,42 @@ def test_rows_of_other_pictures_are_not_gone_on_with(tmp_path: Path) -> None:
     for names in (["0", "x", "2"], ["0", "1"]):
         with (
             journal(tmp_path) as rows,
-            pytest.raises(UserError, match="are of other pictures than those asked for now"),
+            pytest.raises(UserError, match="a stopped run predicted other pictures"),
         ):
             rows.skip(iter(names), unchanged)
 
 
 def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:
-    with journal(tmp_path), pytest.raises(UserError, match="another run is writing it"), journal(tmp_path):
+    with journal(tmp_path), pytest.raises(UserError, match="another run is writing to it"), journal(tmp_path):
         pass
+
+
+def test_a_journal_that_another_run_has_just_removed_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, lock = written(tmp_path), fcntl.flock
+
+    def finished_before(file: Any, operation: int) -> None:
+        path.unlink()
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", finished_before)
+    with pytest.raises(UserError, match="another run has just finished; run the command again"), journal(tmp_path):
+        pass
+
+
+def test_a_full_disk_is_an_error_that_names_the_journal(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # bytes per file
+    try:
+        with pytest.raises(OSError, match=r"rows\.csv\.partial"), journal(tmp_path) as rows:
+            for index in itertools.count():
+                rows.append([Entry({"file": str(index)}, None)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with journal(tmp_path) as rows:
+        assert [row["file"] for row in rows.read()] == [str(index) for index in range(rows.rows)]
+        assert rows.rows > 10
 
 
 # --- objects of S3

@@ -16,6 +16,7 @@ from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client import generate_latest as prometheus_text
 from pydantic import BaseModel
+from python_multipart.multipart import parse_options_header
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -40,6 +41,7 @@ MAX_PIXELS = 50_000_000  # per picture
 SMALL = 10_000  # pixels; decoding a smaller picture takes less time than handing it to another thread
 LARGE = 4_000_000  # pixels; only one larger picture is decoded at a time
 DRAWABLE = 64  # height and width, at most, of the images that a person can draw with a mouse
+CLIENT_CLOSED = 499  # nginx's status for a client that closed the connection
 PAGE = Path(__file__).parent / "page"
 PAGE_FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
 OPEN_PATHS = (*PAGE_FILES, "/health", "/openapi.json")  # need no token
@@ -86,7 +88,7 @@ class Service:
 
     async def predict(self, request: Request) -> Response:
         """POST /predict: a picture as the body, or several as the files of a form."""
-        start, status = time.perf_counter(), 499  # nginx's status for a client that closed the connection
+        start, status = time.perf_counter(), CLIENT_CLOSED
         try:
             answer = await self._predictions(request)
             status = answer.status_code
@@ -94,15 +96,19 @@ class Service:
         except HTTPException as error:
             status = error.status_code
             raise
-        except ClientDisconnect:
-            return Response(status_code=status)
+        except Exception as error:
+            status = status if isinstance(error, ClientDisconnect) else 500
+            raise
         finally:
             self.metrics.answers.labels(status).inc()
             self.metrics.seconds.observe(time.perf_counter() - start)
 
     async def _predictions(self, request: Request) -> Response:
         query = schemas.PredictQuery.of(request)
-        if request.headers.get("content-type", "").startswith("multipart/form-data"):
+        content_type, options = parse_options_header(request.headers.get("content-type"))
+        if content_type == b"multipart/form-data":
+            if options.get(b"charset", b"utf-8").lower() != b"utf-8":  # Python's codecs include some that make no text
+                raise HTTPException(400, "the charset of a form must be utf-8")
             async with request.form(max_files=MAX_PICTURES, max_fields=0) as form:
                 files = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
                 contents = [(file.filename or "", await file.read()) for file in files]
@@ -221,7 +227,7 @@ def application(classifier: Classifier, token: str | None, local: bool) -> Starl
         *(Route(path, page_file) for path in PAGE_FILES),
     ]
     guard = Middleware(Guard, token=token, local=local, open_paths=OPEN_PATHS)
-    handlers = {HTTPException: problem, Exception: problem}
+    handlers = {HTTPException: problem, ClientDisconnect: problem, Exception: problem}
     return Starlette(routes=routes, middleware=[guard], lifespan=service.running, exception_handlers=handlers)
 
 
@@ -237,10 +243,12 @@ async def openapi(request: Request) -> Response:
 
 async def problem(request: Request, error: Exception) -> Response:
     """The answer to a request that failed."""
-    status, reason = (
-        (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "a bug in the server")
-    )
-    return JSONResponse(schemas.Problem(error=reason).model_dump(), status, getattr(error, "headers", None))
+    status, reason, headers = 500, "a bug in the server", None
+    if isinstance(error, HTTPException):
+        status, reason, headers = error.status_code, error.detail, error.headers
+    elif isinstance(error, ClientDisconnect):  # nobody receives this answer
+        status, reason = CLIENT_CLOSED, "the client closed the connection"
+    return JSONResponse(schemas.Problem(error=reason).model_dump(), status, headers)
 
 
 def _json(answer: BaseModel, status: int = 200) -> Response:

@@ -18,7 +18,7 @@ from stages.common.errors import UserError
 from stages.dataset import data_card, packed
 from stages.dataset.packed import Split
 from stages.network import torchvision_models
-from stages.network.inference import part_images, predict
+from stages.network.inference import predict
 from stages.network.model_file import LAYERS, Spec
 from stages.network.models import Normalize
 from use.batching import PART
@@ -71,15 +71,14 @@ class Mistakes:
         self.classes = classifier.spec.classes
         self.extract = Features(classifier.network, classifier.device)
         self.searched = 0
-        size = part_images(self.images)
-        starts = np.arange(0, len(self.images), size)
+        starts = np.arange(0, len(self.images), PART)
         deadline = time.monotonic() + SEARCH_SECONDS
         positions, predictions, probabilities, features = [], [], [], []
         for start in np.random.default_rng(0).permutation(starts):  # a folder's images may be sorted by class
-            part = self.images[start : start + size]
-            log_p = classifier.classify(part)
+            part = self.images[start : start + PART]
+            log_p = classifier.classify(part, part_size=PART)
             predicted = log_p.argmax(axis=1)
-            wrong = np.flatnonzero(predicted != self.images.labels[start : start + size])
+            wrong = np.flatnonzero(predicted != self.images.labels[start : start + PART])
             if len(wrong):
                 positions.append(start + wrong)
                 predictions.append(predicted[wrong])

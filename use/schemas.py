@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
@@ -11,6 +11,8 @@ MAX_PICTURES = 64  # per request
 
 class Query(BaseModel):
     """Parameters in the address of a request."""
+
+    model_config = ConfigDict(extra="forbid")
 
     invert: Literal["auto", "yes", "no"] = Field("auto", description="auto: if light and dark look swapped")
 

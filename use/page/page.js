@@ -1,18 +1,18 @@
 "use strict";
-// Sends what is drawn, dropped, pasted or chosen to POST /predict, and shows the answer.
+// Sends a drawn, dropped, pasted or chosen picture to POST /predict and POST /mistakes, and shows the answers.
 
 const TOP = 5; // classes
 const MISTAKES = 6; // training pictures
-const BOX = 20 / 28; // of the picture: what MNIST's digits fill
+const BOX = 20 / 28; // share of the picture that MNIST's digits fill
 const get = id => document.getElementById(id);
 const canvas = get("canvas"), pen = canvas.getContext("2d", { willReadFrequently: true });
-// A server with a token gives an address that ends in #token=…, which browsers send to nobody.
+// With a token, the address ends in #token=…, which browsers do not send to any server.
 const token = new URLSearchParams(location.hash.slice(1)).get("token");
 const headers = token ? { Authorization: `Bearer ${token}` } : {};
 
 let model = null, ground = "#000", ink = "#fff";
 let running = null; // the requests for the picture that is shown
-let last = null; // how the picture was made that is shown, to ask again
+let last = null; // returns the shown picture, to send it again
 
 async function start() {
   const answer = await fetch("/model", { headers });
@@ -29,7 +29,7 @@ async function start() {
 
 async function reason(answer) {
   const text = (await answer.json().catch(() => ({}))).error ?? answer.statusText;
-  return answer.status === 401 ? "This server needs a token: open its address with #token=… at the end" : text;
+  return answer.status === 401 ? "This server needs a token: add #token=… to the end of its address" : text;
 }
 
 function clear() {
@@ -41,7 +41,7 @@ function clear() {
 
 // --- drawing
 
-let point = null; // where the pen was last, while it is down
+let point = null; // the last position of the pen while it is down
 
 function place(event) {
   const box = canvas.getBoundingClientRect();
@@ -80,7 +80,7 @@ get("clear").addEventListener("click", clear);
 get("centre").addEventListener("change", () => last && ask(last));
 get("invert").addEventListener("change", () => last && ask(last));
 
-// What is drawn, as a file: fitted into a box and centred by its mass, as MNIST's digits were.
+// The drawing as a file, scaled to the box and centred by its mass, like MNIST's digits.
 function drawn() {
   const picture = document.createElement("canvas");
   picture.width = picture.height = canvas.width;
@@ -99,7 +99,7 @@ function drawn() {
   return new Promise(done => picture.toBlob(blob => done(new File([blob], "drawing.png")), "image/png"));
 }
 
-// The box around the ink, and its centre of mass; null for an empty page.
+// The bounding box of the ink, and its centre of mass; null for an empty canvas.
 function inked() {
   const { data, width, height } = pen.getImageData(0, 0, canvas.width, canvas.height);
   const box = { left: width, right: 0, top: height, bottom: 0, x: 0, y: 0 };
@@ -140,7 +140,7 @@ addEventListener("drop", event => {
   give(event.dataTransfer.files);
 });
 
-// --- asking
+// --- requests
 
 async function ask(make) {
   last = make;
