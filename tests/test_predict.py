@@ -3,7 +3,6 @@
 import csv
 import fcntl
 import io
-import itertools
 import json
 import os
 import resource
@@ -523,8 +522,7 @@ def test_a_full_disk_is_an_error_that_names_the_journal(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # bytes per file
     try:
         with pytest.raises(OSError, match=r"rows\.csv\.partial"), journal(tmp_path) as rows:
-            for index in itertools.count():
-                rows.append([Entry({"file": str(index)}, None)])
+            rows.append(Entry({"file": str(index)}, None) for index in range(1000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     with journal(tmp_path) as rows:
