@@ -308,8 +308,11 @@ def test_the_most_similar_training_mistakes_are_found(
     monkeypatch.setattr(search, "MAX_MISTAKES", math.inf)
     wrong, similarities = expected_mistakes(classifier, images[:1])
     with serving(classifier) as url:
-        answer = httpx.post(f"{url}/mistakes?count=8", content=png(images[0]), timeout=600)
-        found = schemas.TrainingMistakes.model_validate(answer.json(), strict=True)
+        while True:
+            answer = httpx.post(f"{url}/mistakes?count=8", content=png(images[0]), timeout=600)
+            found = schemas.TrainingMistakes.model_validate(answer.json(), strict=True)
+            if not found.searching:
+                break
         unreadable = httpx.post(f"{url}/mistakes", content=b"no picture", timeout=600)
         refused = httpx.post(f"{url}/mistakes?count=33", content=b"", timeout=600)
     assert (found.unavailable, found.model) == (None, classifier.sha256)
@@ -346,10 +349,34 @@ def test_a_search_that_reaches_a_limit_says_how_far_it_came(
     assert re.fullmatch(expected, text)
 
 
+def test_the_page_shows_the_mistakes_found_so_far(
+    chrome: webdriver.Chrome, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on, run_search = threading.Event(), search.Mistakes.search
+
+    def paused(mistakes: search.Mistakes, stop: threading.Event) -> None:
+        run_search(mistakes, stop)
+        goes_on.wait(timeout=600)
+
+    monkeypatch.setattr(app, "SEARCH_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(search, "MAX_MISTAKES", 1)
+    monkeypatch.setattr(search.Mistakes, "search", paused)
+    with serving(classifier) as url:
+        opened(chrome, url)
+        draw(chrome, one())
+        WebDriverWait(chrome, 600, 0.05).until(
+            lambda page: mistakes(page, "The search of the 57,000 training pictures")
+        )
+        assert status(chrome, "Predicted") == "Predicted: 1"
+        goes_on.set()
+        assert mistakes(chrome)  # the page asks again until the search has ended
+
+
 def test_a_server_that_stops_ends_the_search(classifier: Classifier) -> None:
-    stop = threading.Event()
+    stop, mistakes = threading.Event(), search.Mistakes(classifier)
     stop.set()
-    assert search.Mistakes(classifier, stop).searched == PART
+    mistakes.search(stop)
+    assert mistakes.searched == PART
 
 
 def test_the_page_says_why_there_are_no_training_mistakes(

@@ -41,6 +41,7 @@ MAX_PIXELS = 50_000_000  # per picture
 SMALL = 10_000  # pixels; decoding a smaller picture takes less time than handing it to another thread
 LARGE = 4_000_000  # pixels; only one larger picture is decoded at a time
 DRAWABLE = 64  # height and width, at most, of the images that a person can draw with a mouse
+SEARCH_WAIT_SECONDS = 10  # an answer about training mistakes waits so long for the search
 CLIENT_CLOSED = 499  # nginx's status for a client that closed the connection
 PAGE = Path(__file__).parent / "page"
 PAGE_FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
@@ -64,19 +65,19 @@ class Service:
     def __init__(self, classifier: Classifier) -> None:
         self.classifier = classifier
         self.metrics = Metrics()
-        self.search: asyncio.Future[Mistakes] | None = None
+        self.mistakes: Mistakes | None = None  # until the first request for them
 
     @asynccontextmanager
     async def running(self, app: Starlette) -> AsyncIterator[None]:
         """A context in which requests can be handled."""
         threads = self.classifier.threads
         self.large, self.waiting = asyncio.Semaphore(1), asyncio.Semaphore(MAX_WAITING)
-        self.stop_search = threading.Event()
-        worker = partial(ThreadPoolExecutor, 1, initializer=torch.set_num_threads, initargs=(1,))
+        self.stop_search, self.opening = threading.Event(), asyncio.Lock()
+        pool = partial(ThreadPoolExecutor, initializer=torch.set_num_threads, initargs=(1,))
         with (
-            ThreadPoolExecutor(threads) as self.decoders,
-            worker() as batches,
-            worker() as self.searcher,
+            pool(threads) as self.workers,
+            pool(1) as batches,
+            pool(1) as self.searcher,
             self.classifier.in_parallel() as parallel,
         ):
             self.batching = Batching(self.classifier, batches, parallel)
@@ -151,16 +152,16 @@ class Service:
             return self.classifier.prepare(content, invert)
         run = asyncio.get_running_loop().run_in_executor
         if pixels <= LARGE:
-            return await run(self.decoders, self.classifier.prepare, content, invert)
+            return await run(self.workers, self.classifier.prepare, content, invert)
         async with self.large:
-            return await run(self.decoders, self.classifier.prepare, content, invert)
+            return await run(self.workers, self.classifier.prepare, content, invert)
 
-    async def mistakes(self, request: Request) -> Response:
-        """POST /mistakes: a picture as the body. The first request waits for the search of the training images."""
+    async def similar_mistakes(self, request: Request) -> Response:
+        """POST /mistakes: a picture as the body. The first request starts the search of the training images."""
         query, content = schemas.MistakesQuery.of(request), await request.body()
         answer = TrainingMistakes(model=self.classifier.sha256)
         try:
-            mistakes = await self._search()
+            mistakes, searching = await self._search()
         except (UserError, OSError) as error:
             answer.unavailable = str(error)
             return _json(answer)
@@ -170,9 +171,9 @@ class Service:
             except UnusablePictureError as error:
                 raise HTTPException(422, str(error)) from None
             run = asyncio.get_running_loop().run_in_executor
-            nearest = await run(self.searcher, mistakes.nearest, prepared.pixels, query.count)
+            nearest = await run(self.workers, mistakes.nearest, prepared.pixels, query.count)
         answer.training_images, answer.searched = len(mistakes.images), mistakes.searched
-        answer.misclassified = len(mistakes)
+        answer.searching, answer.misclassified = searching, len(mistakes)
         answer.mistakes = [
             TrainingMistake(
                 image=_data_uri(mistake.pixels),
@@ -185,12 +186,19 @@ class Service:
         ]
         return _json(answer)
 
-    async def _search(self) -> Mistakes:
-        """The result of the search, which runs once. Raises UserError or OSError; then the next call searches again."""
-        if self.search is None or (self.search.done() and self.search.exception()):
-            run = asyncio.get_running_loop().run_in_executor
-            self.search = run(self.searcher, Mistakes, self.classifier, self.stop_search)
-        return await asyncio.shield(self.search)  # a client that leaves does not cancel it
+    async def _search(self) -> tuple[Mistakes, bool]:
+        """The mistakes, and whether the search still runs after SEARCH_WAIT_SECONDS. Raises UserError or OSError."""
+        run = asyncio.get_running_loop().run_in_executor
+        async with self.opening:
+            if self.mistakes is None:
+                self.mistakes = await run(self.workers, Mistakes, self.classifier)
+                self.search = run(self.searcher, self.mistakes.search, self.stop_search)
+            mistakes, search = self.mistakes, self.search
+        await asyncio.wait([search], timeout=SEARCH_WAIT_SECONDS)
+        if search.done() and (error := search.exception()):
+            self.mistakes = None  # the next request tries again
+            raise error
+        return mistakes, not search.done()
 
     async def model(self, request: Request) -> Response:
         """GET /model."""
@@ -219,7 +227,7 @@ def application(classifier: Classifier, token: str | None, local: bool) -> Starl
     service = Service(classifier)
     routes = [
         Route("/predict", service.predict, methods=["POST"]),
-        Route("/mistakes", service.mistakes, methods=["POST"]),
+        Route("/mistakes", service.similar_mistakes, methods=["POST"]),
         Route("/model", service.model),
         Route("/health", service.health),
         Route("/metrics", service.prometheus),

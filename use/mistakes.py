@@ -25,7 +25,7 @@ from use.batching import PART
 from use.classifier import Classifier
 from use.prepare import Pixels
 
-SEARCH_SECONDS = 30  # the search ends after this time; it then covers a random part of the training images
+SEARCH_SECONDS = 30  # of processor time; if the search ends after it, it covers a random part of the training images
 MAX_MISTAKES = 2000  # the search ends at this number: their features take up to 16 kB each
 POOLED = 1  # height and width of a feature map before a last layer that is a convolution
 
@@ -59,57 +59,64 @@ class Features:
         return nn.functional.normalize(outputs.flatten(1)).numpy()
 
 
+class Part(NamedTuple):
+    """Misclassified training images, M of them."""
+
+    positions: npt.NDArray[np.int64]  # (M,), in the split
+    predictions: npt.NDArray[np.int64]  # (M,), classes
+    probabilities: npt.NDArray[np.float32]  # (M,), of the predictions
+    features: npt.NDArray[np.float32]  # (M, F), of length 1
+
+
 class Mistakes:
-    """The misclassified training images that a search found."""
+    """The misclassified training images. While `search` runs in one thread, `nearest` may run in others."""
 
-    def __init__(self, classifier: Classifier, stop: threading.Event) -> None:
-        """Search until all images are covered, a limit is reached, or `stop` is set.
-
-        Raises UserError if data/processed does not have the images that the network was trained on.
-        """
+    def __init__(self, classifier: Classifier) -> None:
+        """Raises UserError if data/processed does not have the images that the network was trained on."""
+        self.classifier = classifier
         self.images = training_images(classifier.network, classifier.spec)
-        self.classes = classifier.spec.classes
         self.extract = Features(classifier.network, classifier.device)
-        self.searched = 0
+        self.parts: list[Part] = []
+        self.searched = 0  # images
+
+    def search(self, stop: threading.Event) -> None:
+        """Search until all images are covered, a limit is reached, or `stop` is set."""
+        start_time = time.thread_time()
         starts = np.arange(0, len(self.images), PART)
-        deadline = time.monotonic() + SEARCH_SECONDS
-        positions, predictions, probabilities, features = [], [], [], []
         for start in np.random.default_rng(0).permutation(starts):  # a folder's images may be sorted by class
-            part = self.images[start : start + PART]
-            log_p = classifier.classify(part, part_size=PART)
-            predicted = log_p.argmax(axis=1)
-            wrong = np.flatnonzero(predicted != self.images.labels[start : start + PART])
+            images, labels = self.images[start : start + PART], self.images.labels[start : start + PART]
+            log_p = self.classifier.classify(images, part_size=PART)
+            predictions = log_p.argmax(axis=1)
+            wrong = np.flatnonzero(predictions != labels)
             if len(wrong):
-                positions.append(start + wrong)
-                predictions.append(predicted[wrong])
-                probabilities.append(np.exp(log_p[wrong].max(axis=1)))
-                features.append(self.extract(part[wrong], PART))
-            self.searched += len(part)
-            if stop.is_set() or time.monotonic() >= deadline or sum(map(len, positions)) >= MAX_MISTAKES:
+                probabilities = np.exp(log_p[wrong].max(axis=1))
+                part = Part(start + wrong, predictions[wrong], probabilities, self.extract(images[wrong], PART))
+                self.parts.append(part)
+            self.searched += len(images)
+            full = len(self) >= MAX_MISTAKES or time.thread_time() - start_time >= SEARCH_SECONDS
+            if full or stop.is_set():
                 break
-        self.positions, self.predictions = (np.concatenate([np.zeros(0, int), *a]) for a in (positions, predictions))
-        self.probabilities = np.concatenate([np.zeros(0), *probabilities])
-        self.features = np.concatenate(features) if features else None  # (M, F)
 
     def __len__(self) -> int:
-        return len(self.positions)
+        return sum(len(part.positions) for part in self.parts)
 
     def nearest(self, pixels: Pixels, count: int) -> list[Mistake]:
         """The mistakes most similar to a picture (C, H, W), the most similar first."""
-        if self.features is None:
+        if not self.parts:
             return []
-        similarities = self.features @ self.extract(np.stack([pixels]), 1)[0]  # (M,)
+        found = Part(*map(np.concatenate, zip(*self.parts, strict=True)))
+        similarities = found.features @ self.extract(np.stack([pixels]), 1)[0]  # (M,)
         order = np.argsort(-similarities, kind="stable")[:count]
-        images = self.images.gather(self.positions[order])
+        images, classes = self.images.gather(found.positions[order]), self.classifier.spec.classes
         return [
             Mistake(
                 image,
-                self.classes[self.images.labels[self.positions[mistake]]],
-                self.classes[self.predictions[mistake]],
-                float(self.probabilities[mistake]),
-                float(similarities[mistake]),
+                classes[self.images.labels[found.positions[index]]],
+                classes[found.predictions[index]],
+                float(found.probabilities[index]),
+                float(similarities[index]),
             )
-            for image, mistake in zip(images, order, strict=True)
+            for image, index in zip(images, order, strict=True)
         ]
 
 

@@ -80,7 +80,8 @@ class TrainingMistakes(BaseModel):
 
     model: str = Field(description="SHA-256 of the model file")
     training_images: int = 0
-    searched: int = Field(0, description="less than training_images if the search reached a limit")
+    searched: int = Field(0, description="less than training_images if the search still runs, or reached a limit")
+    searching: bool = Field(False, description="the search still runs; another request gives more")
     misclassified: int = Field(0, description="how many of the searched images are misclassified")
     mistakes: list[TrainingMistake] = Field([], description="the most similar first")
     unavailable: str | None = Field(None, description="why no training images can be shown")

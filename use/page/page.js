@@ -158,8 +158,12 @@ async function ask(make) {
     if (prediction.error) throw new Error(`This picture cannot be read: ${prediction.error}`);
     show("", prediction);
     if (!model.classes.length) return; // no picture counts as misclassified
-    const search = post(`/mistakes?${new URLSearchParams({ count: MISTAKES, invert })}`, picture);
-    showMistakes(await search.catch(error => ({ unavailable: error.message })), mine.signal);
+    for (let searching = true; searching && !mine.signal.aborted;) {
+      const search = post(`/mistakes?${new URLSearchParams({ count: MISTAKES, invert })}`, picture);
+      const found = await search.catch(error => ({ unavailable: error.message }));
+      showMistakes(found, mine.signal);
+      searching = found.searching;
+    }
   } catch (error) {
     if (!mine.signal.aborted) show(error instanceof TypeError ? "The server does not answer." : error.message, null, true);
   }
@@ -192,7 +196,7 @@ function row({ name, probability }) {
   return item;
 }
 
-function showMistakes({ training_images: total, searched, misclassified, mistakes, unavailable }, signal) {
+function showMistakes({ training_images: total, searched, searching, misclassified, mistakes, unavailable }, signal) {
   if (signal.aborted) return;
   get("mistakes-list").replaceChildren(...(mistakes ?? []).map(mistake));
   if (unavailable) {
@@ -200,9 +204,11 @@ function showMistakes({ training_images: total, searched, misclassified, mistake
     return;
   }
   const [all, some, wrong] = [total, searched, misclassified].map(count => count.toLocaleString("en"));
-  const found = searched < total
-    ? `The network misreads ${wrong} of ${some} training pictures; not all ${all} were searched.`
-    : `The network misreads ${wrong} of the ${all} training pictures.`;
+  const found = searching
+    ? `The search of the ${all} training pictures is running. So far, the network misreads ${wrong} of ${some}.`
+    : searched < total
+      ? `The network misreads ${wrong} of ${some} training pictures; not all ${all} were searched.`
+      : `The network misreads ${wrong} of the ${all} training pictures.`;
   get("mistakes-note").textContent = mistakes.length ? `${found} The most similar to yours:` : found;
 }
 
