@@ -1,4 +1,4 @@
-"""The network as an ONNX file: the same predictions, the same bytes anywhere, and no file that is not ours is run."""
+"""The export to ONNX: the same predictions, the same bytes on any machine; only recorded files are run."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ from tests import inside
 from tests.clones import Clone
 from tests.imports import ROOT, closure
 
-IMAGES = 600  # three parts, the last of which is not full
+IMAGES = 600  # three parts; the last one is not full
 CHANNELS = [4, 8]
 OPTIONS = {"channels": CHANNELS, "kernel_sizes": [3, 3], "paddings": [1, 1], "pool_sizes": [2, 2]}
 
@@ -113,7 +113,7 @@ def test_the_exported_network_gives_the_log_probabilities_of_torch(there: Path) 
     assert described.training_mean == pytest.approx(0.4)
 
 
-def test_any_number_of_images_and_none_depends_on_the_others(there: Path) -> None:
+def test_any_number_of_images_and_rows_are_independent(there: Path) -> None:
     onnx = Network(runtime.read_file(exported.MODEL))
     together = onnx.outputs(images())
     for index in (0, 255, 256, IMAGES - 1):
@@ -121,7 +121,7 @@ def test_any_number_of_images_and_none_depends_on_the_others(there: Path) -> Non
     assert onnx.outputs(images()[:5], part_size=5) == pytest.approx(together[:5], abs=1e-5)
 
 
-def test_only_the_file_on_record_is_run(there: Path) -> None:
+def test_only_the_recorded_file_is_run(there: Path) -> None:
     content = exported.MODEL.read_bytes()
     exported.MODEL.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(UserError, match="its SHA-256 is not the one in metrics/export.json; `make export`"):
@@ -153,7 +153,7 @@ def test_a_changed_prediction_is_refused_and_nothing_written(there: Path, monkey
     exported.MODEL.unlink()
     _, spec = model_file.read(paths.MODEL)
     model_file.write(paths.MODEL, network(1), spec)
-    monkeypatch.setattr(run, "convert", lambda *_: content)  # an exporter that gives another network
+    monkeypatch.setattr(run, "convert", lambda *_: content)  # an exporter that returns another network
     with pytest.raises(
         UserError, match=r"^[0-9]+ of 600 predictions change in ONNX \(largest difference of log-probabilities"
     ) as e:
@@ -193,7 +193,7 @@ def test_log_probabilities_are_compared() -> None:
 
 
 class Bessel(nn.Module):
-    """A layer without a form in ONNX."""
+    """A layer that ONNX has no operator for."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = torch.special.bessel_j0(values.float())
@@ -201,7 +201,7 @@ class Bessel(nn.Module):
 
 
 class Branch(nn.Module):
-    """A layer whose code depends on the values."""
+    """A layer with data-dependent control flow."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         flat = values.float().flatten(1)
@@ -229,7 +229,7 @@ def test_a_network_that_cannot_be_exported_is_one_line(
 
 
 def installed(requirements: Path, folder: Path) -> None:
-    """Make a folder with the packages of a requirements file and no others, as links."""
+    """Create a folder with links to the packages of a requirements file, and to no others."""
     folder.mkdir()
     for name in re.findall(r"^([a-z0-9_.-]+)==", requirements.read_text(encoding="utf-8"), re.MULTILINE):
         try:
@@ -249,8 +249,8 @@ runpy.run_module("use.predict", run_name="__main__")
 """
 
 
-def test_predictions_need_the_packages_of_requirements_onnx_alone(there: Path, tmp_path: Path) -> None:
-    """In an isolated interpreter that sees these packages, and neither torch nor DVC."""
+def test_predictions_need_only_the_packages_of_requirements_onnx(there: Path, tmp_path: Path) -> None:
+    """Predicts in an isolated interpreter with these packages, without torch and DVC."""
     installed(ROOT / "requirements-onnx.txt", tmp_path / "packages")
     (there / "pictures").mkdir()
     for index, pixels in enumerate(images()[:20]):
@@ -288,7 +288,7 @@ def test_the_stage_declares_the_code_that_it_imports_and_no_other() -> None:
     assert [e for e in sorted(code) if not any(path == e or path.startswith(f"{e}/") for path in needed)] == []
 
 
-def test_a_plain_repro_does_not_know_the_export() -> None:
+def test_a_plain_repro_does_not_run_the_export() -> None:
     main = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     assert "export" not in main
     assert yaml.safe_load((ROOT / exported.CHOSEN).read_text(encoding="utf-8"))["formats"] in ([], ["onnx"])
@@ -335,7 +335,7 @@ def made(clone: Clone) -> Clone:
 
 
 @pytest.mark.soak
-def test_an_export_is_recorded_pushed_and_predicts_elsewhere(made: Clone, tmp_path: Path) -> None:
+def test_an_export_is_recorded_and_pushed_and_predicts_in_another_clone(made: Clone, tmp_path: Path) -> None:
     assert "didn't change, skipping" in made.dvc("repro", str(exported.PIPELINE))
     assert "up to date" in made.dvc("status")
     made.dvc("push")

@@ -1,4 +1,4 @@
-"""`python -m use.predict`: the pipeline's own predictions again, from picture files, and what is wrong with some."""
+"""`python -m use.predict`: the predictions of the pipeline from picture files, unreadable pictures, and resuming."""
 
 import csv
 import fcntl
@@ -50,7 +50,7 @@ def png(pixels: Pixels | Image.Image) -> bytes:
 
 
 def digit(seed: int = 0) -> Pixels:
-    """Something light on black, (28, 28)."""
+    """A light rectangle on black, (28, 28)."""
     pixels = np.zeros((28, 28), dtype=np.uint8)
     pixels[6:22, 10:18] = np.random.default_rng(seed).integers(100, 256, (16, 8))
     return pixels
@@ -147,7 +147,7 @@ def test_the_model_of_a_revision_comes_from_the_cache_and_a_damaged_one_is_refus
 # --- the command
 
 
-def test_what_cannot_be_read_is_a_row_and_a_status_and_all_others_are_predicted(
+def test_an_unreadable_picture_is_a_row_with_the_reason_and_all_others_are_predicted(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")  # as in a locale such as en_US.UTF-8
@@ -188,7 +188,7 @@ def test_what_cannot_be_read_is_a_row_and_a_status_and_all_others_are_predicted(
         (["ftp://host/a.png"], "cannot read ftp URLs"),
     ],
 )
-def test_mistakes_are_the_user_s_to_read(
+def test_wrong_arguments_are_explained_in_one_line(
     arguments: list[str], reason: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("empty").mkdir()
@@ -200,14 +200,14 @@ def test_mistakes_are_the_user_s_to_read(
     assert Path("a.png").read_bytes() == png(digit())
 
 
-def test_a_killed_run_goes_on_and_ends_in_the_same_rows(workplace: Path) -> None:
+def test_a_killed_run_resumes_and_gives_the_same_rows(workplace: Path) -> None:
     Path("photos").mkdir()
     names = []
     for index in range(3 * inference.PART):
         names.append(f"photos/{index:04}.png")
         Path(names[-1]).write_bytes(png(digit(index)))
     arguments = ("-", "--format=csv", "--out=rows.csv")
-    # Twice as many names as it reads ahead for the rows of the first batch, and then none, and no end either.
+    # Twice as many names as it needs for the rows of the first batch; standard input stays open.
     with subprocess.Popen(command(*arguments), stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         process.stdin.write("".join(f"{name}\n" for name in names))
@@ -219,7 +219,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_rows(workplace: Path) -> None
         process.send_signal(signal.SIGKILL)
     assert not Path("rows.csv").exists()
     with journal.open("ab") as file:
-        file.write(b'{"file": "photos/')  # as a kill in the middle of a write would leave it
+        file.write(b'{"file": "photos/')  # what a kill during a write leaves
     before = journal.read_bytes().count(b"\n") - 1
     assert 0 < before < len(names)
     done = run(*arguments, input="\n".join(names))
@@ -254,7 +254,7 @@ def test_a_signal_ends_a_run_that_downloads(workplace: Path) -> None:
     assert said.decode().splitlines()[-1].startswith("interrupted: ")
 
 
-def test_a_picture_s_row_does_not_depend_on_its_neighbours(workplace: Path) -> None:
+def test_a_row_does_not_depend_on_the_other_pictures(workplace: Path) -> None:
     classifier = Classifier(str(paths.MODEL))
     many = np.stack([digit(seed)[None] for seed in range(40)])
     for part_size in (None, 16):
@@ -301,7 +301,7 @@ def test_suffixes_are_those_of_formats_that_can_be_decoded() -> None:
     assert {registered[suffix] for suffix in folder.SUFFIXES} == set(pictures.FORMATS)
 
 
-def test_what_is_no_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_regular_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "MAX_BYTES", 10)
     (tmp_path / "large").write_bytes(b"x" * 11)
     for name, reason in (
@@ -315,7 +315,7 @@ def test_what_is_no_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
             sources.read(name)
 
 
-def test_pictures_are_read_over_http_and_no_more_of_them_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_are_read_over_http_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     content = png(digit())
     with servers.serving(servers.sending(content)) as url:
         assert sources.read(f"{url}/a.png") == content
@@ -338,7 +338,7 @@ def test_a_grey_picture_of_the_right_size_is_not_changed() -> None:
     assert not prepared.inverted
 
 
-def test_what_the_shape_of_a_picture_leaves_free_has_the_grey_of_its_border() -> None:
+def test_padding_has_the_grey_of_the_border() -> None:
     wide = np.full((40, 100), 200, dtype=np.uint8)
     wide[15:25, 40:60] = 20
     pixels = prepare.like_published(png(wide), [1, 28, 28])
@@ -347,7 +347,7 @@ def test_what_the_shape_of_a_picture_leaves_free_has_the_grey_of_its_border() ->
     assert pixels.min() < 120
 
 
-def test_ink_on_nothing_is_seen() -> None:
+def test_black_ink_on_a_transparent_background_is_visible() -> None:
     ink = np.zeros((56, 56, 4), dtype=np.uint8)
     ink[10:40, 20:36, 3] = 255  # black, on a transparent ground
     prepared = prepare.prepare(png(ink), spec(), DARK, "auto")
@@ -356,7 +356,7 @@ def test_ink_on_nothing_is_seen() -> None:
     assert prepared.pixels[0, 0, 0] == 0
 
 
-def test_a_folder_s_pictures_are_prepared_as_the_model_file_says() -> None:
+def test_pictures_are_prepared_as_the_model_file_states() -> None:
     preparation = Preparation(channels="rgb", image_size=[8, 8], resize="crop", background=[255, 255, 255])
     content = png(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
     prepared = prepare.prepare(content, spec(preparation), DARK, "auto")
@@ -370,11 +370,13 @@ def test_a_folder_s_pictures_are_prepared_as_the_model_file_says() -> None:
         (255 - digit(), DARK, True),
         (digit(), 1 - DARK, True),
         (255 - digit(), 1 - DARK, False),
-        (255 - digit(), 0.45, False),  # pictures of all kinds: nothing can be said
+        (255 - digit(), 0.45, False),  # pictures of all kinds: no decision
         (np.pad(np.full((26, 26), 250, dtype=np.uint8), 1), DARK, False),  # light, on a dark ground
     ],
 )
-def test_inversion_is_told_by_the_whole_and_the_border(pixels: Pixels, training_mean: float, looks: bool) -> None:
+def test_inversion_depends_on_the_whole_picture_and_its_border(
+    pixels: Pixels, training_mean: float, looks: bool
+) -> None:
     assert prepare.looks_inverted(pixels[None], training_mean) is looks
     content = png(pixels)
     outcomes: dict[prepare.Invert, bool] = {"auto": looks, "yes": True, "no": False}
@@ -446,7 +448,7 @@ def written(folder: Path, count: int = 3) -> Path:
 
 
 @pytest.mark.parametrize("tail", [b"", b'{"file"', b"\0" * 50, b"\0" * 50 + b"\n", b"1\n"])
-def test_a_torn_journal_keeps_the_whole_rows(tail: bytes, tmp_path: Path) -> None:
+def test_a_damaged_journal_keeps_its_complete_rows(tail: bytes, tmp_path: Path) -> None:
     path = written(tmp_path)
     path.write_bytes(path.read_bytes() + tail)
     with journal(tmp_path) as rows:
@@ -488,7 +490,7 @@ def test_rows_of_another_model_are_dropped(tmp_path: Path) -> None:
         assert rows.rows == 0
 
 
-def test_rows_of_other_pictures_are_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_run_with_other_pictures_does_not_resume(tmp_path: Path) -> None:
     written(tmp_path)
     for names in (["0", "x", "2"], ["0", "1"]):
         with (

@@ -1,4 +1,4 @@
-"""`python -m use.serve`: the page in a real headless Chromium, programs, and clients that mean no good."""
+"""The server: the page in a real headless Chromium, requests of programs, limits and abuse."""
 
 import asyncio
 import base64
@@ -59,7 +59,7 @@ def png(pixels: Pixels) -> bytes:
 
 @pytest.fixture(scope="module")
 def classifier(pipeline: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Classifier]:
-    """The pipeline's model, with numerics that a process may set more than once. Its folder is the current one."""
+    """The pipeline's model, with numerics that a process may set more than once. Runs in the pipeline's folder."""
     folder = tmp_path_factory.mktemp("serve")
     text = (ROOT / paths.PARAMS).read_text(encoding="utf-8").replace("numerics: portable", "numerics: fast")
     (folder / paths.PARAMS).write_text(text, encoding="utf-8")
@@ -77,7 +77,7 @@ def images(pipeline: Clone) -> Pixels:
 
 @contextmanager
 def serving(classifier: Classifier, token: str | None = None, local: bool = True) -> Iterator[str]:
-    """The server on a thread, listening on this machine; gives its URL."""
+    """Run the server in a thread; yields its URL."""
     listener = serve.listening("127.0.0.1", 0)
     server = uvicorn.Server(limits.configuration(app.application(classifier, token, local)))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
@@ -107,14 +107,14 @@ def connect(url: str) -> socket.socket:
 
 
 def head(url: str, length: int, *more: str) -> bytes:
-    """The head of a POST /predict."""
+    """The headers of a POST /predict."""
     host = url.removeprefix("http://")
     lines = ["POST /predict HTTP/1.1", f"Host: {host}", f"Content-Length: {length}", *more, "", ""]
     return "\r\n".join(lines).encode()
 
 
 def everything(connection: socket.socket) -> bytes:
-    """What comes until the server closes."""
+    """All bytes until the server closes the connection."""
     parts = []
     try:
         while part := connection.recv(65536):
@@ -134,7 +134,7 @@ def chrome() -> Iterator[webdriver.Chrome]:
 
 
 def status(chrome: webdriver.Chrome, text: str) -> str:
-    """What the page says once it begins with a text."""
+    """The status on the page, once it starts with `text`."""
     WebDriverWait(chrome, 600, 0.05).until(lambda page: page.find_element("id", "status").text.startswith(text))
     return chrome.find_element("id", "status").text
 
@@ -145,7 +145,7 @@ def opened(chrome: webdriver.Chrome, url: str, width: int = 1400, scheme: str = 
 
 
 def mistakes(chrome: webdriver.Chrome, text: str = "The network misreads") -> list[WebElement]:
-    """The training images on the page, once the text above them begins as given."""
+    """The training images on the page, once the note above them starts with `text`."""
     WebDriverWait(chrome, 600, 0.05).until(lambda page: page.find_element("id", "mistakes-note").text.startswith(text))
     return chrome.find_elements("css selector", "#mistakes-list li")
 
@@ -158,7 +158,7 @@ def place(chrome: webdriver.Chrome, name: str) -> tuple[float, float, float]:
 
 
 def draw(chrome: webdriver.Chrome, points: list[tuple[float, float]], finger: bool = False) -> None:
-    """A stroke; points in 0 … 1 of the canvas."""
+    """Draw a stroke. points: in units of the canvas, 0 to 1."""
     left, top, width = place(chrome, "canvas")
     whole = [{"x": left + width * x, "y": top + width * y} for x, y in points]
     if finger:
@@ -174,12 +174,12 @@ def draw(chrome: webdriver.Chrome, points: list[tuple[float, float]], finger: bo
         chrome.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": event, **at, **mouse})
 
 
-def one() -> list[tuple[float, float]]:
-    """Upright and thin, in a corner: centring it is the page's work."""
+def digit_one() -> list[tuple[float, float]]:
+    """An upright line in a corner, which the page has to centre."""
     return [(0.2, 0.1 + step / 20) for step in range(9)]
 
 
-def zero() -> list[tuple[float, float]]:
+def digit_zero() -> list[tuple[float, float]]:
     angles = [step * math.pi / 12 for step in range(25)]
     return [(0.5 + 0.2 * math.cos(angle), 0.5 + 0.3 * math.sin(angle)) for angle in angles]
 
@@ -187,11 +187,11 @@ def zero() -> list[tuple[float, float]]:
 @pytest.mark.parametrize(("width", "scheme"), SIZES)
 def test_a_digit_is_drawn_and_recognized(chrome: webdriver.Chrome, url: str, width: int, scheme: str) -> None:
     opened(chrome, url, width, scheme)
-    draw(chrome, one())
+    draw(chrome, digit_one())
     assert status(chrome, "Predicted") == "Predicted: 1"
     chrome.find_element("id", "clear").click()
     status(chrome, "Nothing")
-    draw(chrome, zero(), finger=width == 390)
+    draw(chrome, digit_zero(), finger=width == 390)
     assert status(chrome, "Predicted") == "Predicted: 0"
     rows = chrome.find_element("id", "classes").text.splitlines()
     assert rows[0] == "0"
@@ -220,9 +220,9 @@ def test_a_digit_is_drawn_and_recognized(chrome: webdriver.Chrome, url: str, wid
     assert [other for other in asked if not other.startswith(url)] == []
 
 
-def test_a_drawing_is_centred_and_fills_what_mnist_s_digits_fill(chrome: webdriver.Chrome, url: str) -> None:
+def test_a_drawing_is_centred_and_scaled_like_mnist(chrome: webdriver.Chrome, url: str) -> None:
     opened(chrome, url)
-    draw(chrome, one())
+    draw(chrome, digit_one())
     status(chrome, "Predicted")
     ink = """
     const picture = document.getElementById('picture'), canvas = document.createElement('canvas');
@@ -271,13 +271,13 @@ def test_files_are_dropped_chosen_and_pasted(
     assert console(chrome) == []
 
 
-def test_the_page_has_the_token_from_its_address(chrome: webdriver.Chrome, classifier: Classifier) -> None:
+def test_the_page_takes_the_token_from_its_address(chrome: webdriver.Chrome, classifier: Classifier) -> None:
     with serving(classifier, SHARED, local=False) as url:
         show(chrome, url)
         assert "needs a token" in status(chrome, "This server")
         show(chrome, "about:blank")
         opened(chrome, f"{url}/#token={SHARED.replace(' ', '+')}")
-        draw(chrome, one())
+        draw(chrome, digit_one())
         assert status(chrome, "Predicted") == "Predicted: 1"
         assert console(chrome) == []
 
@@ -340,7 +340,7 @@ def test_a_search_that_reaches_a_limit_says_how_far_it_came(
     monkeypatch.setattr(search, name, value)
     with serving(classifier) as url:
         opened(chrome, url)
-        draw(chrome, one())
+        draw(chrome, digit_one())
         assert mistakes(chrome)
         text = chrome.find_element("id", "mistakes-note").text
     expected = (
@@ -363,7 +363,7 @@ def test_the_page_shows_the_mistakes_found_so_far(
     monkeypatch.setattr(search.Mistakes, "search", paused)
     with serving(classifier) as url:
         opened(chrome, url)
-        draw(chrome, one())
+        draw(chrome, digit_one())
         WebDriverWait(chrome, 600, 0.05).until(
             lambda page: mistakes(page, "The search of the 57,000 training pictures")
         )
@@ -387,14 +387,14 @@ def test_the_page_says_why_there_are_no_training_mistakes(
         with monkeypatch.context() as patch:
             patch.chdir(tmp_path)
             opened(chrome, url)
-            draw(chrome, one())
+            draw(chrome, digit_one())
             assert mistakes(chrome, "Not available: data/processed/data.json: no such file") == []
             paths.PROCESSED.mkdir(parents=True)
             paths.DATA_CARD.write_text(json.dumps({**card, "mean": [0.5]}))
-            draw(chrome, one())
+            draw(chrome, digit_one())
             mistakes(chrome, "Not available: data/processed is not the data that this model was trained on")
             assert status(chrome, "Predicted") == "Predicted: 1"
-        draw(chrome, one())
+        draw(chrome, digit_one())
         assert mistakes(chrome)  # the data is there, so it searches again
         assert console(chrome) == []
 
@@ -427,7 +427,7 @@ def test_the_test_set_gives_the_probabilities_that_evaluate_wrote(url: str, pipe
                 assert each["probability"] == pytest.approx(float(wanted[f"p_{each['name']}"]), abs=2e-6)
 
 
-def test_a_picture_s_answer_does_not_depend_on_the_crowd(url: str, images: Pixels) -> None:
+def test_an_answer_does_not_depend_on_concurrent_requests(url: str, images: Pixels) -> None:
     def ask(index: int) -> list[dict[str, Any]]:
         answer = httpx.post(f"{url}/predict?top=10", content=png(images[index]), timeout=600)
         assert answer.status_code == 200
@@ -446,7 +446,7 @@ def count(url: str, name: str, **labels: str) -> float:
     return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
 
 
-def test_what_monitoring_and_programs_read(url: str, digit: bytes) -> None:
+def test_metrics_health_and_openapi(url: str, digit: bytes) -> None:
     before = count(url, "pictures_total", outcome="predicted"), count(url, "answers_total", status="422")
     assert httpx.post(f"{url}/predict", content=digit).status_code == 200
     assert httpx.post(f"{url}/predict", content=b"no picture").status_code == 422
@@ -469,7 +469,7 @@ def test_what_monitoring_and_programs_read(url: str, digit: bytes) -> None:
 
 
 def bomb() -> bytes:
-    """A PNG that says it has 3.6 billion pixels."""
+    """A PNG whose header announces 3.6 billion pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -511,7 +511,7 @@ REFUSALS: dict[str, tuple[Callable[[str], httpx.Response], int, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_what_is_refused_is_refused_in_a_line(url: str, name: str) -> None:
+def test_bad_requests_get_a_reason_in_one_line(url: str, name: str) -> None:
     ask, expected, reason = REFUSALS[name]
     answer = ask(url)
     assert answer.status_code == expected
@@ -521,7 +521,7 @@ def test_what_is_refused_is_refused_in_a_line(url: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("length", [2 * 10**9, 10**19])
-def test_a_body_that_is_announced_as_too_long_is_not_read(url: str, length: int) -> None:
+def test_a_body_is_not_read_if_its_announced_length_is_too_large(url: str, length: int) -> None:
     with closing(connect(url)) as connection:
         connection.sendall(head(url, length))
         answer = everything(connection)
@@ -540,11 +540,11 @@ def test_a_body_that_is_announced_as_too_long_is_not_read(url: str, length: int)
         ("", 421),
     ],
 )
-def test_only_this_machine_s_own_names_are_answered_to(url: str, host: str, expected: int) -> None:
+def test_only_loopback_host_names_are_allowed(url: str, host: str, expected: int) -> None:
     assert httpx.get(f"{url}/model", headers={"Host": host}).status_code == expected
 
 
-def test_a_link_elsewhere_may_lead_to_the_page(url: str) -> None:
+def test_another_site_may_link_to_the_page(url: str) -> None:
     assert httpx.get(url, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200
     assert httpx.get(f"{url}/model", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
 
@@ -554,7 +554,7 @@ def test_one_bad_picture_of_several_is_one_error(url: str, digit: bytes) -> None
     assert [prediction["error"] is None for prediction in found] == [True, False, True]
 
 
-def test_a_stream_without_end_is_cut_off(url: str) -> None:
+def test_an_endless_body_is_cut_off(url: str) -> None:
     with closing(connect(url)) as connection:
         connection.sendall(head(url, 0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked"))
         sent = 0
@@ -571,7 +571,7 @@ def test_a_stream_without_end_is_cut_off(url: str) -> None:
 # --- clients that take their time, and crowds
 
 
-def test_slow_clients_are_let_go(classifier: Classifier, digit: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_clients_are_disconnected(classifier: Classifier, digit: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "HEADER_SECONDS", 0.5)
     monkeypatch.setattr(limits, "REQUEST_SECONDS", 1)
     with serving(classifier) as url, ThreadPoolExecutor(4) as pool:
@@ -623,7 +623,7 @@ def test_the_memory_of_all_requests_together_is_bounded(
             pass
 
 
-def test_a_fault_of_the_network_is_an_answer_and_the_next_one_is_right(
+def test_an_error_in_the_network_is_an_answer_and_the_next_request_works(
     classifier: Classifier, digit: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with serving(classifier) as url:
@@ -637,7 +637,7 @@ def test_a_fault_of_the_network_is_an_answer_and_the_next_one_is_right(
         assert post(url, content=digit).status_code == 200
 
 
-def test_clients_that_go_away_do_no_harm(url: str, digit: bytes, caplog: pytest.LogCaptureFixture) -> None:
+def test_clients_that_disconnect_do_no_harm(url: str, digit: bytes, caplog: pytest.LogCaptureFixture) -> None:
     contents = (head(url, 100)[:50], head(url, 100), head(url, len(digit)) + digit)
     for content in (*contents, *(content.replace(b"/predict", b"/mistakes") for content in contents)):
         for _ in range(20):
@@ -670,7 +670,7 @@ def test_other_addresses_need_a_token() -> None:
         serve.listening("127.0.0.1", other.getsockname()[1])
 
 
-def test_a_token_is_asked_for(classifier: Classifier, digit: bytes) -> None:
+def test_requests_need_the_token(classifier: Classifier, digit: bytes) -> None:
     with serving(classifier, SHARED, local=False) as url:
         for path in app.OPEN_PATHS:
             assert httpx.get(url + path).status_code == 200
@@ -684,7 +684,7 @@ def test_a_token_is_asked_for(classifier: Classifier, digit: bytes) -> None:
 
 @contextmanager
 def program(pipeline: Clone) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`python -m use.serve` and its URL."""
+    """Run `python -m use.serve`; yields the process and its URL."""
     command = [sys.executable, "-m", "use.serve", "--port=0"]
     with subprocess.Popen(
         command, cwd=pipeline.path, env=pipeline.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -697,7 +697,7 @@ def program(pipeline: Clone) -> Iterator[tuple[subprocess.Popen[str], str]]:
             process.kill()
 
 
-def test_sigterm_ends_it_once_the_request_that_has_begun_is_answered(pipeline: Clone, digit: bytes) -> None:
+def test_on_sigterm_the_current_request_is_answered_first(pipeline: Clone, digit: bytes) -> None:
     with program(pipeline) as (process, url):
         assert post(url, content=digit).status_code == 200
         with closing(connect(url)) as connection:
