@@ -400,13 +400,14 @@ def test_the_page_says_why_there_are_no_training_mistakes(
 
 
 def test_a_last_layer_that_is_a_convolution_has_pooled_features(images: Pixels) -> None:
+    some = images[:5, None].copy()  # torch wants arrays that can be written
     head = nn.Sequential(nn.Conv2d(6, 10, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     body = nn.Sequential(nn.Conv2d(1, 6, 3, stride=2), nn.ReLU())
     network = nn.Sequential(models.Normalize([0.1], [0.3]), nn.Sequential(body, head))
     before = list(network.state_dict())
-    found = search.Features(network, torch.device("cpu"))(images[:5, None], part_size=2)
+    found = search.Features(network, torch.device("cpu"))(some, part_size=2)
     with torch.inference_mode():
-        expected = body(network[0](torch.from_numpy(images[:5, None]))).mean(dim=(2, 3)).numpy()
+        expected = body(network[0](torch.from_numpy(some))).mean(dim=(2, 3)).numpy()
     assert found == pytest.approx(expected / np.linalg.norm(expected, axis=1, keepdims=True), abs=1e-5)
     assert list(network.state_dict()) == before
 
