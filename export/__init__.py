@@ -1,1 +1,1 @@
-"""A second pipeline: the trained network as an ONNX file, which runs without torch."""
+"""A pipeline of its own: export the trained network as an ONNX file, which runs without torch."""

@@ -1,4 +1,4 @@
-"""A network of torch as the bytes of an ONNX file, the same bytes for the same network."""
+"""Convert a network to ONNX. The same network gives the same bytes."""
 
 import io
 import re
@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.runtime import INPUT, KEY, OUTPUT, Description
+from export.runtime import INPUT, KEY, Description
 from stages.common.errors import UserError
 from stages.network.losses import log_probabilities
 
-MAX_BYTES = 2**31 - 1  # of a protobuf message; larger networks would need files of weights beside it
+MAX_BYTES = 2**31 - 1  # limit of a protobuf message; a larger network would need separate files of weights
 
 
 class LogProbabilities(nn.Module):
-    """A network that ends in a temperature, and the softmax: images uint8 (N, C, H, W) -> log-probabilities (N, K)."""
+    """A network and the softmax: images uint8 (N, C, H, W) -> log-probabilities float32 (N, K)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -28,28 +28,31 @@ class LogProbabilities(nn.Module):
 
 
 def convert(network: nn.Module, description: Description) -> bytes:
-    """The ONNX file of a network in evaluation mode, on the CPU, for any number of images.
+    """Return the ONNX file of a network. The network is on the CPU; the file takes any number of images.
 
-    Raises UserError that names the operator, if ONNX or its exporter lacks one; and for weights of 2 GB and more.
+    Raises UserError if ONNX or its exporter lacks an operator, naming it, or if the file would exceed 2 GB.
     """
-    images = torch.zeros(2, *description.image_shape, dtype=torch.uint8)  # one image would fix N to 1
-    said = io.StringIO()  # the exporter explains itself to the authors of networks, on many pages
+    exported = LogProbabilities(network) if description.classes else network
+    images = torch.zeros(
+        2, *description.image_shape, dtype=torch.uint8
+    )  # with one image, the exporter would fix N to 1
+    output = io.StringIO()  # many pages, meant for the author of the network
     try:
-        with redirect_stdout(said), redirect_stderr(said):
+        with redirect_stdout(output), redirect_stderr(output):
             program = torch.onnx.export(
-                LogProbabilities(network).eval(),
+                exported.eval(),
                 (images,),
                 dynamo=True,
                 dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=[description.output],
                 external_data=False,
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
         raise UserError(f"the network cannot be exported to ONNX: {reason(error)}") from None
     proto: Any = program.model_proto if program else None
-    for part in annotated(proto.graph):  # names of files and lines of code: other bytes in another folder
+    for part in annotated(proto.graph):  # the annotations contain paths, which differ between folders
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
     del proto.metadata_props[:]
@@ -61,7 +64,7 @@ def convert(network: nn.Module, description: Description) -> bytes:
 
 
 def annotated(graph: Any) -> Iterator[Any]:
-    """Whatever of a graph has notes of the exporter, graphs inside it included."""
+    """The parts of a graph, and of the graphs inside it, to which the exporter adds annotations."""
     yield graph
     for parts in (graph.node, graph.input, graph.output, graph.value_info, graph.initializer):
         yield from parts
@@ -72,10 +75,11 @@ def annotated(graph: Any) -> Iterator[Any]:
 
 
 def reason(error: BaseException) -> str:
-    """Why an export failed, in one line: the operator, if it is one that has no form in ONNX."""
-    first: BaseException = error
-    while cause := first.__cause__ or first.__context__:
-        first = cause
-    if operator := re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(first)):
-        return f"the operator {operator[1]} has no form in ONNX; choose another network (model.name)"
-    return f"{type(first).__name__}: {str(first).strip().splitlines()[0] if str(first).strip() else 'no reason given'}"
+    """Why an export failed, in one line. It names the operator if ONNX lacks one."""
+    root_cause: BaseException = error
+    while cause := root_cause.__cause__ or root_cause.__context__:
+        root_cause = cause
+    text = str(root_cause).strip()
+    if operator := re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", text):
+        return f"ONNX has no operator for {operator[1]}; choose another network (model.name)"
+    return f"{type(root_cause).__name__}: {text.splitlines()[0] if text else 'no reason given'}"

@@ -1,7 +1,8 @@
-"""The network as an ONNX file: the same predictions, the same bytes anywhere, and no file that is not ours is run."""
+"""The export to ONNX: the same predictions, the same bytes on any machine; only recorded files are run."""
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import yaml
@@ -33,7 +35,7 @@ from tests import inside
 from tests.clones import Clone
 from tests.imports import ROOT, closure
 
-IMAGES = 600  # three parts, the last of which is not full
+IMAGES = 600  # three parts; the last one is not full
 CHANNELS = [4, 8]
 OPTIONS = {"channels": CHANNELS, "kernel_sizes": [3, 3], "paddings": [1, 1], "pool_sizes": [2, 2]}
 
@@ -94,7 +96,7 @@ def test_the_exported_network_gives_the_log_probabilities_of_torch(there: Path) 
     onnx = Network(runtime.read_file(exported.MODEL))
     model, spec = model_file.read(paths.MODEL)
     ours = predict(model, images(), "softmax", torch.device("cpu")).numpy()
-    theirs = onnx.log_probabilities(images())
+    theirs = onnx.outputs(images())
     assert theirs.dtype == np.float32
     assert np.abs(ours - theirs).max() < 1e-4
     record = json.loads(exported.RECORD.read_text(encoding="utf-8"))
@@ -111,18 +113,18 @@ def test_the_exported_network_gives_the_log_probabilities_of_torch(there: Path) 
     assert described.training_mean == pytest.approx(0.4)
 
 
-def test_any_number_of_images_and_none_depends_on_the_others(there: Path) -> None:
+def test_any_number_of_images_and_rows_are_independent(there: Path) -> None:
     onnx = Network(runtime.read_file(exported.MODEL))
-    together = onnx.log_probabilities(images())
+    together = onnx.outputs(images())
     for index in (0, 255, 256, IMAGES - 1):
-        assert (onnx.log_probabilities(images()[index : index + 1])[0] == together[index]).all()
-    assert onnx.log_probabilities(images()[:5], part_size=5) == pytest.approx(together[:5], abs=1e-5)
+        assert (onnx.outputs(images()[index : index + 1])[0] == together[index]).all()
+    assert onnx.outputs(images()[:5], part_size=5) == pytest.approx(together[:5], abs=1e-5)
 
 
-def test_only_the_file_on_record_is_run(there: Path) -> None:
+def test_only_the_recorded_file_is_run(there: Path) -> None:
     content = exported.MODEL.read_bytes()
     exported.MODEL.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(UserError, match="not the file that metrics/export.json records, by its SHA-256; `make export`"):
+    with pytest.raises(UserError, match="its SHA-256 is not the one in metrics/export.json; `make export`"):
         runtime.read_file(exported.MODEL)
     exported.MODEL.write_bytes(content)
     assert runtime.read_file(exported.MODEL) == content
@@ -130,11 +132,20 @@ def test_only_the_file_on_record_is_run(there: Path) -> None:
     with pytest.raises(UserError, match=r"metrics/export.json: sha256: Field required; `make export` writes it again"):
         runtime.read_file(exported.MODEL)
     exported.RECORD.unlink()
-    with pytest.raises(UserError, match=r"metrics/export.json does not exist, so it may be any file"):
+    with pytest.raises(UserError, match=r"cannot be checked, because metrics/export.json does not exist"):
         runtime.read_file(exported.MODEL)
     exported.MODEL.unlink()
     with pytest.raises(UserError, match=r"model.onnx: no such file; `make export` writes it"):
         runtime.read_file(exported.MODEL)
+
+
+def test_values_are_compared_in_standard_deviations() -> None:
+    ours = np.array([[1000.0], [3000.0]], dtype=np.float32)
+    assert run.compare_values(ours, ours, 1000) == {"scaled_difference_below": 1e-6}
+    assert run.compare_values(ours, ours + np.float32(0.5), 1000) == {"scaled_difference_below": 1e-3}
+    for other in (ours + 2, ours * np.float32(math.nan)):
+        with pytest.raises(UserError, match=r"^the predicted values change in ONNX by up to (0\.002|nan) standard dev"):
+            run.compare_values(ours, other, 1000)
 
 
 def test_a_changed_prediction_is_refused_and_nothing_written(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,25 +153,47 @@ def test_a_changed_prediction_is_refused_and_nothing_written(there: Path, monkey
     exported.MODEL.unlink()
     _, spec = model_file.read(paths.MODEL)
     model_file.write(paths.MODEL, network(1), spec)
-    monkeypatch.setattr(run, "convert", lambda *_: content)  # an exporter that gives another network
+    monkeypatch.setattr(run, "convert", lambda *_: content)  # an exporter that returns another network
     with pytest.raises(
-        UserError, match=r"^[0-9]+ of 600 predictions change in ONNX \(log-probabilities differ by"
+        UserError, match=r"^[0-9]+ of 600 predictions change in ONNX \(largest difference of log-probabilities"
     ) as e:
         run.main()
     assert len(str(e.value).splitlines()) == 1
     assert not exported.MODEL.exists()
 
 
-def test_comparing() -> None:
+def test_a_forged_file_reads_no_other_file_and_is_one_line(there: Path) -> None:
+    """If a file and its record are forged, onnxruntime still has no access to other files."""
+    Path("weights").write_bytes(np.arange(4, dtype=np.float32).tobytes())
+    for location in ("weights", str(there / "weights")):
+        tensor = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[4])
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=location)
+        x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4]) for name in "xy")
+        graph = onnx.helper.make_graph([onnx.helper.make_node("Add", ["x", "w"], ["y"])], "g", [x], [y], [tensor])
+        forged = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+        with pytest.raises(UserError, match="^not a network that `make export` wrote: .*External data path") as error:
+            Network(forged.SerializeToString())
+        assert len(str(error.value).splitlines()) == 1
+    for content in (b"", b"no network", exported.MODEL.read_bytes()[:-100]):
+        with pytest.raises(UserError, match="^not a network that `make export` wrote: .*; `make export` writes it$"):
+            Network(content)
+
+
+def test_log_probabilities_are_compared() -> None:
     ours = np.array([[-1.0, -2.0], [-3.0, -1.0]], dtype=np.float32)
-    assert run.compare(ours, ours) == (0, 0.0)
-    assert run.compare(ours, ours[:, ::-1]) == (2, 2.0)
-    assert run.compare(ours, ours + np.float32(0.25)) == (0, 0.25)
+    same = {"changed_predictions": 0, "log_probability_difference_below": 1e-6}
+    assert run.compare_classes(ours, ours) == same
+    assert run.compare_classes(ours, ours + np.float32(0.25)) == {**same, "log_probability_difference_below": 1}
+    with pytest.raises(UserError, match=r"^2 of 2 predictions change in ONNX \(largest difference .*: 2\)"):
+        run.compare_classes(ours, ours[:, ::-1])
+    with pytest.raises(UserError, match="^1 of 2 predictions change in ONNX .*: nan"):
+        run.compare_classes(ours, ours * np.float32(math.nan))
     assert [run.power_of_ten_above(value) for value in (0.0, 1e-9, 5.7e-6, 2e-4, 1.5)] == [1e-6, 1e-6, 1e-5, 1e-3, 10]
 
 
 class Bessel(nn.Module):
-    """A layer without a form in ONNX."""
+    """A layer that ONNX has no operator for."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = torch.special.bessel_j0(values.float())
@@ -168,7 +201,7 @@ class Bessel(nn.Module):
 
 
 class Branch(nn.Module):
-    """A layer whose code depends on the values."""
+    """A layer with data-dependent control flow."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         flat = values.float().flatten(1)
@@ -179,7 +212,7 @@ class Branch(nn.Module):
 @pytest.mark.parametrize(
     ("layer", "expected"),
     [
-        (Bessel(), "the network cannot be exported to ONNX: the operator prims.bessel_j0 has no form in ONNX; choose"),
+        (Bessel(), "the network cannot be exported to ONNX: ONNX has no operator for prims.bessel_j0; choose"),
         (Branch(), "the network cannot be exported to ONNX: GuardOnDataDependentSymNode: Could not guard on"),
     ],
     ids=["operator", "control flow"],
@@ -196,7 +229,7 @@ def test_a_network_that_cannot_be_exported_is_one_line(
 
 
 def installed(requirements: Path, folder: Path) -> None:
-    """Make a folder with the packages of a requirements file and no others, as links."""
+    """Create a folder with links to the packages of a requirements file, and to no others."""
     folder.mkdir()
     for name in re.findall(r"^([a-z0-9_.-]+)==", requirements.read_text(encoding="utf-8"), re.MULTILINE):
         try:
@@ -216,8 +249,8 @@ runpy.run_module("use.predict", run_name="__main__")
 """
 
 
-def test_predictions_need_the_packages_of_requirements_onnx_alone(there: Path, tmp_path: Path) -> None:
-    """In an isolated interpreter that sees these packages, and neither torch nor DVC."""
+def test_predictions_need_only_the_packages_of_requirements_onnx(there: Path, tmp_path: Path) -> None:
+    """Predicts in an isolated interpreter with these packages, without torch and DVC."""
     installed(ROOT / "requirements-onnx.txt", tmp_path / "packages")
     (there / "pictures").mkdir()
     for index, pixels in enumerate(images()[:20]):
@@ -239,7 +272,7 @@ def test_predictions_need_the_packages_of_requirements_onnx_alone(there: Path, t
             assert each["probability"] == pytest.approx(probabilities[spec.classes.index(each["class"])], abs=2e-5)
     refused = run_alone("pictures")
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "error: PyTorch is not installed here: --runtime onnx does without" in refused.stderr
+    assert "error: PyTorch is not installed; use --runtime onnx" in refused.stderr
 
 
 # --- the pipeline
@@ -255,7 +288,7 @@ def test_the_stage_declares_the_code_that_it_imports_and_no_other() -> None:
     assert [e for e in sorted(code) if not any(path == e or path.startswith(f"{e}/") for path in needed)] == []
 
 
-def test_a_plain_repro_does_not_know_the_export() -> None:
+def test_a_plain_repro_does_not_run_the_export() -> None:
     main = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     assert "export" not in main
     assert yaml.safe_load((ROOT / exported.CHOSEN).read_text(encoding="utf-8"))["formats"] in ([], ["onnx"])
@@ -272,6 +305,25 @@ def test_the_same_bytes_in_another_folder_and_with_other_threads(done: Path, tmp
     assert b"stages/network" not in content
 
 
+@pytest.mark.soak
+def test_a_full_disk_leaves_the_last_export_as_it_was(there: Path) -> None:
+    before = exported.MODEL.read_bytes(), exported.RECORD.read_bytes()
+    command = [sys.executable, "-c", FULL_DISK]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 2
+    assert re.search(r"^error: data/model/.*: File too large$", done.stderr.splitlines()[-1])
+    assert (exported.MODEL.read_bytes(), exported.RECORD.read_bytes()) == before
+    assert sorted(path.name for path in exported.MODEL.parent.iterdir()) == ["model.onnx", "model.safetensors"]
+
+
+FULL_DISK = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))  # bytes per file
+runpy.run_module("export.run", run_name="__main__")
+"""
+
+
 @pytest.fixture
 def made(clone: Clone) -> Clone:
     """The pipeline's clone, exported and committed."""
@@ -283,7 +335,7 @@ def made(clone: Clone) -> Clone:
 
 
 @pytest.mark.soak
-def test_an_export_is_recorded_pushed_and_predicts_elsewhere(made: Clone, tmp_path: Path) -> None:
+def test_an_export_is_recorded_and_pushed_and_predicts_in_another_clone(made: Clone, tmp_path: Path) -> None:
     assert "didn't change, skipping" in made.dvc("repro", str(exported.PIPELINE))
     assert "up to date" in made.dvc("status")
     made.dvc("push")

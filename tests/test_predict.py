@@ -1,13 +1,17 @@
-"""`python -m use.predict`: the pipeline's own predictions again, from picture files, and what is wrong with some."""
+"""`python -m use.predict`: the predictions of the pipeline from picture files, unreadable pictures, and resuming."""
 
 import csv
+import fcntl
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, get_args
 
@@ -46,7 +50,7 @@ def png(pixels: Pixels | Image.Image) -> bytes:
 
 
 def digit(seed: int = 0) -> Pixels:
-    """Something light on black, (28, 28)."""
+    """A light rectangle on black, (28, 28)."""
     pixels = np.zeros((28, 28), dtype=np.uint8)
     pixels[6:22, 10:18] = np.random.default_rng(seed).integers(100, 256, (16, 8))
     return pixels
@@ -117,7 +121,7 @@ def test_the_model_of_a_revision_comes_from_the_cache_and_a_damaged_one_is_refus
     clone.run("git", "checkout", "-qb", "without-a-lock")
     clone.run("git", "rm", "-q", "--cached", "dvc.lock")
     clone.run("git", "commit", "-qm", "no lock")
-    with pytest.raises(UserError, match="no dvc.lock there"):
+    with pytest.raises(UserError, match="has no dvc.lock"):
         load.load("without-a-lock")
     lock = (clone.path / "dvc.lock").read_text(encoding="utf-8")
     md5 = lock.partition(f"path: {paths.MODEL}\n")[2].partition("md5: ")[2][:32]
@@ -143,27 +147,31 @@ def test_the_model_of_a_revision_comes_from_the_cache_and_a_damaged_one_is_refus
 # --- the command
 
 
-def test_what_cannot_be_read_is_a_row_and_a_status_and_all_others_are_predicted(workplace: Path) -> None:
+def test_an_unreadable_picture_is_a_row_with_the_reason_and_all_others_are_predicted(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")  # as in a locale such as en_US.UTF-8
     Path("a.png").write_bytes(png(digit()))
     Path("b.png").write_bytes(b"no picture")
     Path("paper.png").write_bytes(png(255 - digit()))
-    names = "a.png\n\nb.png\nnosuch.png\r\npaper.png"  # the last line has no end
-    done = run("-", "--format=jsonl", input=names)
+    names = "a.png\n\nb.png\nnosuch.png\r\n\udcff.png\npaper.png"  # the last line has no end, one name is not UTF-8
+    done = run("-", "--format=jsonl", input=names, errors="surrogateescape")
     assert done.returncode == 3
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [row["file"] for row in found] == ["a.png", "b.png", "nosuch.png", "paper.png"]
+    assert [row["file"] for row in found] == ["a.png", "b.png", "nosuch.png", "?.png", "paper.png"]
     assert found[1]["error"].startswith("not a picture")
     assert found[2]["error"] == "No such file or directory"
     assert not found[0]["inverted"]
-    assert found[3]["inverted"]
-    assert found[0]["classes"] == found[3]["classes"]  # as it is the same digit, inverted
+    assert found[3]["error"] == "No such file or directory"
+    assert found[4]["inverted"]
+    assert found[0]["classes"] == found[4]["classes"]  # as it is the same digit, inverted
     assert sum(each["probability"] for each in found[0]["classes"]) == pytest.approx(1, abs=1e-5)
-    assert "could not be read: 2 of 4 pictures" in done.stderr
-    assert "inverted before classification: 1 of 4 pictures" in done.stderr
+    assert "could not be read: 3 of 5 pictures" in done.stderr
+    assert "inverted before classification: 1 of 5 pictures" in done.stderr
 
     left = run("a.png", "paper.png", "--invert=no", "--top=1", "--out=rows.json", "--format=json")
     assert left.returncode == 0
-    assert "look swapped, against the training pictures, in 1 of 2 pictures" in left.stderr
+    assert "look swapped, compared with the training pictures: 1 of 2 pictures" in left.stderr
     assert [row["inverted"] for row in json.loads(Path("rows.json").read_text())] == [False, False]
     assert sorted(path.name for path in workplace.glob("rows*")) == ["rows.json"]
 
@@ -171,31 +179,35 @@ def test_what_cannot_be_read_is_a_row_and_a_status_and_all_others_are_predicted(
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["empty"], "no pictures there"),
+        (["empty"], "no pictures found"),
         (["a.png", "--out=nowhere/rows.csv"], "give a file in an existing folder"),
-        (["a.png", "--out=/dev/null"], "is no file"),
+        (["a.png", "--out=/dev/null"], "not a file; without --out"),
+        (["a.png", "--out=a.png"], "--out a.png: would replace a picture; give another name"),
+        (["a.png", f"--out={paths.MODEL}"], "would replace a model; give another name"),
         (["a.png", "--model=nosuch.safetensors"], "no such file"),
         (["ftp://host/a.png"], "cannot read ftp URLs"),
     ],
 )
-def test_mistakes_are_the_user_s_to_read(
+def test_wrong_arguments_are_explained_in_one_line(
     arguments: list[str], reason: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("empty").mkdir()
+    Path("a.png").write_bytes(png(digit()))
     monkeypatch.setattr(sys, "argv", ["use.predict", *arguments])
     with pytest.raises(UserError, match=reason):
         predict.main()
     assert not list(workplace.glob("*.partial"))
+    assert Path("a.png").read_bytes() == png(digit())
 
 
-def test_a_killed_run_goes_on_and_ends_in_the_same_rows(workplace: Path) -> None:
+def test_a_killed_run_resumes_and_gives_the_same_rows(workplace: Path) -> None:
     Path("photos").mkdir()
     names = []
     for index in range(3 * inference.PART):
         names.append(f"photos/{index:04}.png")
         Path(names[-1]).write_bytes(png(digit(index)))
     arguments = ("-", "--format=csv", "--out=rows.csv")
-    # Twice as many names as it reads ahead for the rows of the first batch, and then none, and no end either.
+    # Twice as many names as it needs for the rows of the first batch; standard input stays open.
     with subprocess.Popen(command(*arguments), stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         process.stdin.write("".join(f"{name}\n" for name in names))
@@ -207,19 +219,42 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_rows(workplace: Path) -> None
         process.send_signal(signal.SIGKILL)
     assert not Path("rows.csv").exists()
     with journal.open("ab") as file:
-        file.write(b'{"file": "photos/')  # as a kill in the middle of a write would leave it
+        file.write(b'{"file": "photos/')  # what a kill during a write leaves
     before = journal.read_bytes().count(b"\n") - 1
     assert 0 < before < len(names)
     done = run(*arguments, input="\n".join(names))
     assert done.returncode == 0, done.stderr
-    assert f"going on after the {before:,} pictures" in done.stderr
+    assert f"resuming after the {before:,} pictures" in done.stderr
     whole = run("photos", "--format=csv")
     assert Path("rows.csv").read_text() == whole.stdout
     assert len(whole.stdout.splitlines()) == 1 + len(names)
     assert not journal.exists()
 
 
-def test_a_picture_s_row_does_not_depend_on_its_neighbours(workplace: Path) -> None:
+def test_a_signal_ends_a_run_that_downloads(workplace: Path) -> None:
+    requested = threading.Event()
+
+    def slow(request: BaseHTTPRequestHandler) -> None:
+        """Sends 160 kB/s without end: 256 MB, the limit, would take half an hour."""
+        request.send_response(200)
+        request.end_headers()
+        requested.set()
+        while True:
+            request.wfile.write(b"x" * 16_000)
+            time.sleep(0.1)
+
+    with (
+        servers.serving(slow) as url,
+        subprocess.Popen(command(*[f"{url}/{index}.png" for index in range(40)]), stderr=subprocess.PIPE) as process,
+    ):
+        assert requested.wait(timeout=600)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=600)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert said.decode().splitlines()[-1].startswith("interrupted: ")
+
+
+def test_a_row_does_not_depend_on_the_other_pictures(workplace: Path) -> None:
     classifier = Classifier(str(paths.MODEL))
     many = np.stack([digit(seed)[None] for seed in range(40)])
     for part_size in (None, 16):
@@ -266,7 +301,7 @@ def test_suffixes_are_those_of_formats_that_can_be_decoded() -> None:
     assert {registered[suffix] for suffix in folder.SUFFIXES} == set(pictures.FORMATS)
 
 
-def test_what_is_no_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_regular_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "MAX_BYTES", 10)
     (tmp_path / "large").write_bytes(b"x" * 11)
     for name, reason in (
@@ -280,7 +315,7 @@ def test_what_is_no_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
             sources.read(name)
 
 
-def test_pictures_are_read_over_http_and_no_more_of_them_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_are_read_over_http_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     content = png(digit())
     with servers.serving(servers.sending(content)) as url:
         assert sources.read(f"{url}/a.png") == content
@@ -303,7 +338,7 @@ def test_a_grey_picture_of_the_right_size_is_not_changed() -> None:
     assert not prepared.inverted
 
 
-def test_what_the_shape_of_a_picture_leaves_free_has_the_grey_of_its_border() -> None:
+def test_padding_has_the_grey_of_the_border() -> None:
     wide = np.full((40, 100), 200, dtype=np.uint8)
     wide[15:25, 40:60] = 20
     pixels = prepare.like_published(png(wide), [1, 28, 28])
@@ -312,7 +347,7 @@ def test_what_the_shape_of_a_picture_leaves_free_has_the_grey_of_its_border() ->
     assert pixels.min() < 120
 
 
-def test_ink_on_nothing_is_seen() -> None:
+def test_black_ink_on_a_transparent_background_is_visible() -> None:
     ink = np.zeros((56, 56, 4), dtype=np.uint8)
     ink[10:40, 20:36, 3] = 255  # black, on a transparent ground
     prepared = prepare.prepare(png(ink), spec(), DARK, "auto")
@@ -321,7 +356,7 @@ def test_ink_on_nothing_is_seen() -> None:
     assert prepared.pixels[0, 0, 0] == 0
 
 
-def test_a_folder_s_pictures_are_prepared_as_the_model_file_says() -> None:
+def test_pictures_are_prepared_as_the_model_file_states() -> None:
     preparation = Preparation(channels="rgb", image_size=[8, 8], resize="crop", background=[255, 255, 255])
     content = png(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
     prepared = prepare.prepare(content, spec(preparation), DARK, "auto")
@@ -335,11 +370,13 @@ def test_a_folder_s_pictures_are_prepared_as_the_model_file_says() -> None:
         (255 - digit(), DARK, True),
         (digit(), 1 - DARK, True),
         (255 - digit(), 1 - DARK, False),
-        (255 - digit(), 0.45, False),  # pictures of all kinds: nothing can be said
+        (255 - digit(), 0.45, False),  # pictures of all kinds: no decision
         (np.pad(np.full((26, 26), 250, dtype=np.uint8), 1), DARK, False),  # light, on a dark ground
     ],
 )
-def test_inversion_is_told_by_the_whole_and_the_border(pixels: Pixels, training_mean: float, looks: bool) -> None:
+def test_inversion_depends_on_the_whole_picture_and_its_border(
+    pixels: Pixels, training_mean: float, looks: bool
+) -> None:
     assert prepare.looks_inverted(pixels[None], training_mean) is looks
     content = png(pixels)
     outcomes: dict[prepare.Invert, bool] = {"auto": looks, "yes": True, "no": False}
@@ -411,7 +448,7 @@ def written(folder: Path, count: int = 3) -> Path:
 
 
 @pytest.mark.parametrize("tail", [b"", b'{"file"', b"\0" * 50, b"\0" * 50 + b"\n", b"1\n"])
-def test_a_torn_journal_keeps_the_whole_rows(tail: bytes, tmp_path: Path) -> None:
+def test_a_damaged_journal_keeps_its_complete_rows(tail: bytes, tmp_path: Path) -> None:
     path = written(tmp_path)
     path.write_bytes(path.read_bytes() + tail)
     with journal(tmp_path) as rows:
@@ -453,19 +490,46 @@ def test_rows_of_another_model_are_dropped(tmp_path: Path) -> None:
         assert rows.rows == 0
 
 
-def test_rows_of_other_pictures_are_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_run_with_other_pictures_does_not_resume(tmp_path: Path) -> None:
     written(tmp_path)
     for names in (["0", "x", "2"], ["0", "1"]):
         with (
             journal(tmp_path) as rows,
-            pytest.raises(UserError, match="are of other pictures than those asked for now"),
+            pytest.raises(UserError, match="a stopped run predicted other pictures"),
         ):
             rows.skip(iter(names), unchanged)
 
 
 def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:
-    with journal(tmp_path), pytest.raises(UserError, match="another run is writing it"), journal(tmp_path):
+    with journal(tmp_path), pytest.raises(UserError, match="another run is writing to it"), journal(tmp_path):
         pass
+
+
+def test_a_journal_that_another_run_has_just_removed_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, lock = written(tmp_path), fcntl.flock
+
+    def finished_before(file: Any, operation: int) -> None:
+        path.unlink()
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", finished_before)
+    with pytest.raises(UserError, match="another run has just finished; run the command again"), journal(tmp_path):
+        pass
+
+
+def test_a_full_disk_is_an_error_that_names_the_journal(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # bytes per file
+    try:
+        with pytest.raises(OSError, match=r"rows\.csv\.partial"), journal(tmp_path) as rows:
+            rows.append(Entry({"file": str(index)}, None) for index in range(1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with journal(tmp_path) as rows:
+        assert [row["file"] for row in rows.read()] == [str(index) for index in range(rows.rows)]
+        assert rows.rows > 10
 
 
 # --- objects of S3

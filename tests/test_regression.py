@@ -1,6 +1,7 @@
 """Regression: discs drawn with Pillow, whose radius is learnt; numbers in labels.csv, measures, comparing, using."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -19,6 +20,8 @@ import yaml
 from PIL import Image, ImageDraw
 from safetensors import safe_open
 
+from export import paths as exported
+from export import run as export
 from integrity import rules
 from integrity.revisions import Revision
 from review import comparison, comparison_text, formatting, report_page, results, significance
@@ -537,6 +540,30 @@ def test_predict_answers_with_the_value(
     assert "error" in second
 
 
+def test_an_exported_regression_predicts_the_same_values(
+    run: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export.main()
+    record = json.loads(exported.RECORD.read_bytes())
+    assert record.pop("scaled_difference_below") <= 1e-5
+    assert record == {
+        "sha256": hashlib.sha256(exported.MODEL.read_bytes()).hexdigest(),
+        "model_sha256": hashlib.sha256(paths.MODEL.read_bytes()).hexdigest(),
+        "images": run["images"],
+    }
+    found = {}
+    for runtime in ("torch", "onnx"):
+        monkeypatch.setattr(sys, "argv", ["predict", f"--runtime={runtime}", "--format=jsonl", f"{DISCS}/0?0.png"])
+        capsys.readouterr()
+        assert predict.main() == 0
+        found[runtime] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["file"] for row in found["onnx"]] == [row["file"] for row in found["torch"]]
+    values = {name: [row["value"] for row in rows] for name, rows in found.items()}
+    assert len(values["onnx"]) == 10
+    assert np.std(values["torch"]) > 0.5
+    assert values["onnx"] == pytest.approx(values["torch"], rel=1e-5)
+
+
 @pytest.mark.parametrize("format", ["table", "csv", "json", "jsonl"])
 def test_a_value_as_text(format: rows.Format) -> None:
     given: list[dict[str, Any]] = [
@@ -557,10 +584,13 @@ def test_the_server_answers_with_the_value(run: dict[str, Any]) -> None:
     with serving(classifier) as url:
         answer = httpx.post(f"{url}/predict", content=Path(DISCS, "007.png").read_bytes()).json()
         about = httpx.get(f"{url}/model").json()
+        mistakes = httpx.post(f"{url}/mistakes", content=Path(DISCS, "007.png").read_bytes()).json()
     (found,) = answer["predictions"]
     assert found["classes"] == about["classes"] == []
     pixels = classifier.prepare(Path(DISCS, "007.png").read_bytes(), "auto").pixels
     assert found["value"] == classifier.value(classifier.classify(np.stack([pixels]))[0])
+    assert mistakes["mistakes"] == []
+    assert mistakes["unavailable"] == "the model predicts a number, so no image counts as misclassified"
 
 
 def test_the_model_file_gives_labels_and_not_scaled_ones(run: dict[str, Any]) -> None:

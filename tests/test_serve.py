@@ -1,4 +1,4 @@
-"""`python -m use.serve`: the page in a real headless Chromium, programs, and clients that mean no good."""
+"""The server: the page in a real headless Chromium, requests of programs, limits and abuse."""
 
 import asyncio
 import base64
@@ -24,20 +24,26 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 import uvicorn
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from selenium import webdriver
+from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
+from torch import nn
 
 from stages.common import paths
 from stages.common.errors import UserError
-from stages.dataset import idx
+from stages.dataset import data_card, idx, packed
+from stages.network import models
 from tests.browser import CONTRAST, browser, console, requests, show
 from tests.clones import Clone
 from tests.imports import ROOT
 from tests.programs import need
-from use import app, limits, serve
+from use import app, limits, schemas, serve
+from use import mistakes as search
+from use.batching import PART
 from use.classifier import Classifier
 from use.prepare import Pixels
 
@@ -52,14 +58,16 @@ def png(pixels: Pixels) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def classifier(pipeline: Clone, tmp_path_factory: pytest.TempPathFactory) -> Classifier:
-    """The pipeline's model, with numerics that a process may set more than once."""
+def classifier(pipeline: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Classifier]:
+    """The pipeline's model, with numerics that a process may set more than once. Runs in the pipeline's folder."""
     folder = tmp_path_factory.mktemp("serve")
     text = (ROOT / paths.PARAMS).read_text(encoding="utf-8").replace("numerics: portable", "numerics: fast")
     (folder / paths.PARAMS).write_text(text, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        return Classifier(str(pipeline.path / paths.MODEL))
+        found = Classifier(str(pipeline.path / paths.MODEL))
+        patch.chdir(pipeline.path)
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +77,7 @@ def images(pipeline: Clone) -> Pixels:
 
 @contextmanager
 def serving(classifier: Classifier, token: str | None = None, local: bool = True) -> Iterator[str]:
-    """The server on a thread, listening on this machine; gives its URL."""
+    """Run the server in a thread; yields its URL."""
     listener = serve.listening("127.0.0.1", 0)
     server = uvicorn.Server(limits.configuration(app.application(classifier, token, local)))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
@@ -99,14 +107,14 @@ def connect(url: str) -> socket.socket:
 
 
 def head(url: str, length: int, *more: str) -> bytes:
-    """The head of a POST /predict."""
+    """The headers of a POST /predict."""
     host = url.removeprefix("http://")
     lines = ["POST /predict HTTP/1.1", f"Host: {host}", f"Content-Length: {length}", *more, "", ""]
     return "\r\n".join(lines).encode()
 
 
 def everything(connection: socket.socket) -> bytes:
-    """What comes until the server closes."""
+    """All bytes until the server closes the connection."""
     parts = []
     try:
         while part := connection.recv(65536):
@@ -126,7 +134,7 @@ def chrome() -> Iterator[webdriver.Chrome]:
 
 
 def status(chrome: webdriver.Chrome, text: str) -> str:
-    """What the page says once it begins with a text."""
+    """The status on the page, once it starts with `text`."""
     WebDriverWait(chrome, 600, 0.05).until(lambda page: page.find_element("id", "status").text.startswith(text))
     return chrome.find_element("id", "status").text
 
@@ -134,6 +142,12 @@ def status(chrome: webdriver.Chrome, text: str) -> str:
 def opened(chrome: webdriver.Chrome, url: str, width: int = 1400, scheme: str = "light") -> None:
     show(chrome, url, width, scheme)
     WebDriverWait(chrome, 600, 0.05).until(lambda page: "classes" in page.find_element("id", "about").text)
+
+
+def mistakes(chrome: webdriver.Chrome, text: str = "The network misreads") -> list[WebElement]:
+    """The training images on the page, once the note above them starts with `text`."""
+    WebDriverWait(chrome, 600, 0.05).until(lambda page: page.find_element("id", "mistakes-note").text.startswith(text))
+    return chrome.find_elements("css selector", "#mistakes-list li")
 
 
 def place(chrome: webdriver.Chrome, name: str) -> tuple[float, float, float]:
@@ -144,7 +158,7 @@ def place(chrome: webdriver.Chrome, name: str) -> tuple[float, float, float]:
 
 
 def draw(chrome: webdriver.Chrome, points: list[tuple[float, float]], finger: bool = False) -> None:
-    """A stroke; points in 0 … 1 of the canvas."""
+    """Draw a stroke. points: in units of the canvas, 0 to 1."""
     left, top, width = place(chrome, "canvas")
     whole = [{"x": left + width * x, "y": top + width * y} for x, y in points]
     if finger:
@@ -160,12 +174,12 @@ def draw(chrome: webdriver.Chrome, points: list[tuple[float, float]], finger: bo
         chrome.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": event, **at, **mouse})
 
 
-def one() -> list[tuple[float, float]]:
-    """Upright and thin, in a corner: centring it is the page's work."""
+def digit_one() -> list[tuple[float, float]]:
+    """An upright line in a corner, which the page has to centre."""
     return [(0.2, 0.1 + step / 20) for step in range(9)]
 
 
-def zero() -> list[tuple[float, float]]:
+def digit_zero() -> list[tuple[float, float]]:
     angles = [step * math.pi / 12 for step in range(25)]
     return [(0.5 + 0.2 * math.cos(angle), 0.5 + 0.3 * math.sin(angle)) for angle in angles]
 
@@ -173,19 +187,28 @@ def zero() -> list[tuple[float, float]]:
 @pytest.mark.parametrize(("width", "scheme"), SIZES)
 def test_a_digit_is_drawn_and_recognized(chrome: webdriver.Chrome, url: str, width: int, scheme: str) -> None:
     opened(chrome, url, width, scheme)
-    draw(chrome, one())
+    draw(chrome, digit_one())
     assert status(chrome, "Predicted") == "Predicted: 1"
     chrome.find_element("id", "clear").click()
     status(chrome, "Nothing")
-    draw(chrome, zero(), finger=width == 390)
+    draw(chrome, digit_zero(), finger=width == 390)
     assert status(chrome, "Predicted") == "Predicted: 0"
     rows = chrome.find_element("id", "classes").text.splitlines()
     assert rows[0] == "0"
     assert re.fullmatch(r"\d+\.\d\d %", rows[1])
     assert len(rows) == 10  # five classes
-    assert chrome.find_element("id", "seen").text == "As the network saw it"
+    assert chrome.find_element("id", "seen").text == "As the network sees it"
     size = "const p = document.getElementById('picture'); return [p.naturalWidth, p.naturalHeight]"
     assert chrome.execute_script(size) == [28, 28]
+    similar = [item.text.splitlines() for item in mistakes(chrome)]
+    assert len(similar) == 6
+    for label, prediction, similarity in similar:
+        assert re.fullmatch(r"true: \d", label)
+        assert re.fullmatch(r"predicted: \d", prediction)
+        assert label[-1] != prediction[-1]
+        assert re.fullmatch(r"similarity: 0\.\d\d", similarity)
+    sizes = "return [...document.querySelectorAll('#mistakes-list img')].map(p => p.naturalWidth)"
+    assert chrome.execute_script(sizes) == [28] * 6
     found = chrome.execute_script(CONTRAST)
     assert found["bad"] == []
     assert found["seen"] > 20
@@ -193,12 +216,13 @@ def test_a_digit_is_drawn_and_recognized(chrome: webdriver.Chrome, url: str, wid
     assert console(chrome) == []
     asked = requests(chrome)
     assert f"{url}/predict?top=5&seen=true&invert=no" in asked
+    assert f"{url}/mistakes?count=6&invert=no" in asked
     assert [other for other in asked if not other.startswith(url)] == []
 
 
-def test_a_drawing_is_centred_and_fills_what_mnist_s_digits_fill(chrome: webdriver.Chrome, url: str) -> None:
+def test_a_drawing_is_centred_and_scaled_like_mnist(chrome: webdriver.Chrome, url: str) -> None:
     opened(chrome, url)
-    draw(chrome, one())
+    draw(chrome, digit_one())
     status(chrome, "Predicted")
     ink = """
     const picture = document.getElementById('picture'), canvas = document.createElement('canvas');
@@ -231,7 +255,7 @@ def test_files_are_dropped_chosen_and_pasted(
     for kind in ("dragEnter", "dragOver", "drop"):
         chrome.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, "x": left + 20, "y": top + 20, "data": data})
     status(chrome, "Predicted")
-    assert chrome.find_element("id", "seen").text == "As the network saw it, light and dark swapped"
+    assert chrome.find_element("id", "seen").text == "As the network sees it, light and dark swapped"
     chrome.find_element("id", "file").send_keys(str(broken))
     assert "not a picture" in status(chrome, "This picture cannot be read")
     chrome.find_element("id", "file").send_keys(str(paper))
@@ -247,15 +271,145 @@ def test_files_are_dropped_chosen_and_pasted(
     assert console(chrome) == []
 
 
-def test_the_page_has_the_token_from_its_address(chrome: webdriver.Chrome, classifier: Classifier) -> None:
+def test_the_page_takes_the_token_from_its_address(chrome: webdriver.Chrome, classifier: Classifier) -> None:
     with serving(classifier, SHARED, local=False) as url:
         show(chrome, url)
         assert "needs a token" in status(chrome, "This server")
         show(chrome, "about:blank")
         opened(chrome, f"{url}/#token={SHARED.replace(' ', '+')}")
-        draw(chrome, one())
+        draw(chrome, digit_one())
         assert status(chrome, "Predicted") == "Predicted: 1"
         assert console(chrome) == []
+
+
+# --- training mistakes
+
+
+def expected_mistakes(classifier: Classifier, pixels: Pixels) -> tuple[Any, Any]:
+    """The positions of the misclassified training images, and their similarities to a picture (C, H, W)."""
+    card = data_card.read(paths.DATA_CARD)
+    split = packed.open_split(paths.TRAIN, card.shape, len(card.classes))
+    network = classifier.network
+    (last,) = [layer for layer in network.modules() if isinstance(layer, nn.Linear) and layer.out_features == 10]
+    inputs: list[torch.Tensor] = []
+    handle = last.register_forward_pre_hook(lambda layer, given: inputs.append(given[0]))
+    with torch.inference_mode():
+        labels = network(torch.from_numpy(split[:])).argmax(1).numpy()
+        network(torch.from_numpy(np.stack([pixels])))
+    handle.remove()
+    wrong = np.flatnonzero(labels != split.labels)
+    return wrong, nn.functional.cosine_similarity(inputs[0][wrong], inputs[1]).numpy()
+
+
+def test_the_most_similar_training_mistakes_are_found(
+    classifier: Classifier, images: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "SEARCH_SECONDS", math.inf)
+    monkeypatch.setattr(search, "MAX_MISTAKES", math.inf)
+    wrong, similarities = expected_mistakes(classifier, images[:1])
+    with serving(classifier) as url:
+        while True:
+            answer = httpx.post(f"{url}/mistakes?count=8", content=png(images[0]), timeout=600)
+            found = schemas.TrainingMistakes.model_validate(answer.json(), strict=True)
+            if not found.searching:
+                break
+        unreadable = httpx.post(f"{url}/mistakes", content=b"no picture", timeout=600)
+        refused = httpx.post(f"{url}/mistakes?count=33", content=b"", timeout=600)
+    assert (found.unavailable, found.model) == (None, classifier.sha256)
+    assert found.training_images == found.searched == 57_000
+    assert found.misclassified == len(wrong) > 100
+    assert [each.similarity for each in found.mistakes] == pytest.approx(sorted(similarities)[:-9:-1], abs=2e-4)
+    train = idx.decode(paths.TRAIN_IMAGES.read_bytes())
+    labels = idx.decode(paths.TRAIN_LABELS.read_bytes())
+    for each in found.mistakes:
+        pixels = np.array(Image.open(io.BytesIO(base64.b64decode(each.image.partition(",")[2]))))
+        (position,) = np.flatnonzero((train == pixels).all(axis=(1, 2)))
+        assert each.label == str(labels[position])
+        (prediction,) = classifier.classify(pixels[None, None])
+        assert each.prediction == str(prediction.argmax()) != each.label
+        assert each.probability == pytest.approx(np.exp(prediction.max()), abs=2e-6)
+    assert (unreadable.status_code, "not a picture" in unreadable.json()["error"]) == (422, True)
+    assert (refused.status_code, "count" in refused.json()["error"]) == (400, True)
+
+
+@pytest.mark.parametrize(("name", "value"), [("SEARCH_SECONDS", 0), ("MAX_MISTAKES", 1)])
+def test_a_search_that_reaches_a_limit_says_how_far_it_came(
+    chrome: webdriver.Chrome, classifier: Classifier, monkeypatch: pytest.MonkeyPatch, name: str, value: int
+) -> None:
+    monkeypatch.setattr(search, "SEARCH_SECONDS", math.inf)
+    monkeypatch.setattr(search, name, value)
+    with serving(classifier) as url:
+        opened(chrome, url)
+        draw(chrome, digit_one())
+        assert mistakes(chrome)
+        text = chrome.find_element("id", "mistakes-note").text
+    expected = (
+        r"The network misreads \d+ of 16 training pictures; not all 57,000 were searched. The most similar to yours:"
+    )
+    assert re.fullmatch(expected, text)
+
+
+def test_the_page_shows_the_mistakes_found_so_far(
+    chrome: webdriver.Chrome, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on, run_search = threading.Event(), search.Mistakes.search
+
+    def paused(mistakes: search.Mistakes, stop: threading.Event) -> None:
+        run_search(mistakes, stop)
+        goes_on.wait(timeout=600)
+
+    monkeypatch.setattr(app, "SEARCH_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(search, "MAX_MISTAKES", 1)
+    monkeypatch.setattr(search.Mistakes, "search", paused)
+    with serving(classifier) as url:
+        opened(chrome, url)
+        draw(chrome, digit_one())
+        WebDriverWait(chrome, 600, 0.05).until(
+            lambda page: mistakes(page, "The search of the 57,000 training pictures")
+        )
+        assert status(chrome, "Predicted") == "Predicted: 1"
+        goes_on.set()
+        assert mistakes(chrome)  # the page asks again until the search has ended
+
+
+def test_a_server_that_stops_ends_the_search(classifier: Classifier) -> None:
+    stop, mistakes = threading.Event(), search.Mistakes(classifier)
+    stop.set()
+    mistakes.search(stop)
+    assert mistakes.searched == PART
+
+
+def test_the_page_says_why_there_are_no_training_mistakes(
+    chrome: webdriver.Chrome, classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = json.loads(paths.DATA_CARD.read_bytes())
+    with serving(classifier) as url:
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path)
+            opened(chrome, url)
+            draw(chrome, digit_one())
+            assert mistakes(chrome, "Not available: data/processed/data.json: no such file") == []
+            paths.PROCESSED.mkdir(parents=True)
+            paths.DATA_CARD.write_text(json.dumps({**card, "mean": [0.5]}))
+            draw(chrome, digit_one())
+            mistakes(chrome, "Not available: data/processed is not the data that this model was trained on")
+            assert status(chrome, "Predicted") == "Predicted: 1"
+        draw(chrome, digit_one())
+        assert mistakes(chrome)  # the data is there, so it searches again
+        assert console(chrome) == []
+
+
+def test_a_last_layer_that_is_a_convolution_has_pooled_features(images: Pixels) -> None:
+    some = images[:5, None].copy()  # torch wants arrays that can be written
+    head = nn.Sequential(nn.Conv2d(6, 10, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    body = nn.Sequential(nn.Conv2d(1, 6, 3, stride=2), nn.ReLU())
+    network = nn.Sequential(models.Normalize([0.1], [0.3]), nn.Sequential(body, head))
+    before = list(network.state_dict())
+    found = search.Features(network, torch.device("cpu"))(some, part_size=2)
+    with torch.inference_mode():
+        expected = body(network[0](torch.from_numpy(some))).mean(dim=(2, 3)).numpy()
+    assert found == pytest.approx(expected / np.linalg.norm(expected, axis=1, keepdims=True), abs=1e-5)
+    assert list(network.state_dict()) == before
 
 
 # --- programs
@@ -274,7 +428,7 @@ def test_the_test_set_gives_the_probabilities_that_evaluate_wrote(url: str, pipe
                 assert each["probability"] == pytest.approx(float(wanted[f"p_{each['name']}"]), abs=2e-6)
 
 
-def test_a_picture_s_answer_does_not_depend_on_the_crowd(url: str, images: Pixels) -> None:
+def test_an_answer_does_not_depend_on_concurrent_requests(url: str, images: Pixels) -> None:
     def ask(index: int) -> list[dict[str, Any]]:
         answer = httpx.post(f"{url}/predict?top=10", content=png(images[index]), timeout=600)
         assert answer.status_code == 200
@@ -286,33 +440,37 @@ def test_a_picture_s_answer_does_not_depend_on_the_crowd(url: str, images: Pixel
     assert [ask(index) for index in (0, 20, 47)] == [crowd[index] for index in (0, 20, 47)]
 
 
-def test_what_monitoring_and_programs_read(url: str, digit: bytes) -> None:
-    def count(name: str, **labels: str) -> float:
-        families = text_string_to_metric_families(httpx.get(f"{url}/metrics").text)
-        samples = [sample for family in families for sample in family.samples]
-        return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+def count(url: str, name: str, **labels: str) -> float:
+    """The sum of a metric over its samples with these labels."""
+    families = text_string_to_metric_families(httpx.get(f"{url}/metrics").text)
+    samples = [sample for family in families for sample in family.samples]
+    return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
 
-    before = count("pictures_total", outcome="predicted"), count("answers_total", status="422")
+
+def test_metrics_health_and_openapi(url: str, digit: bytes) -> None:
+    before = count(url, "pictures_total", outcome="predicted"), count(url, "answers_total", status="422")
     assert httpx.post(f"{url}/predict", content=digit).status_code == 200
     assert httpx.post(f"{url}/predict", content=b"no picture").status_code == 422
-    assert (count("pictures_total", outcome="predicted"), count("answers_total", status="422")) == (
+    assert (count(url, "pictures_total", outcome="predicted"), count(url, "answers_total", status="422")) == (
         before[0] + 1,
         before[1] + 1,
     )
-    assert count("answer_seconds_count") > 0
+    assert count(url, "answer_seconds_count") > 0
     assert httpx.get(f"{url}/health").json()["status"] == "ok"
 
     described = httpx.get(f"{url}/openapi.json").json()
-    assert set(described["paths"]) == {"/predict", "/model", "/health", "/metrics"}
+    assert set(described["paths"]) == {"/predict", "/mistakes", "/model", "/health", "/metrics"}
     references = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(described)))
     assert references <= set(described["components"]["schemas"])
     answer = httpx.post(f"{url}/predict?seen=true", content=digit).json()
-    assert app.Predictions.model_validate(answer, strict=True).predictions[0].seen
-    assert app.Model.model_validate(httpx.get(f"{url}/model").json()).classes == [str(number) for number in range(10)]
+    assert schemas.Predictions.model_validate(answer, strict=True).predictions[0].seen
+    assert schemas.Model.model_validate(httpx.get(f"{url}/model").json()).classes == [
+        str(number) for number in range(10)
+    ]
 
 
 def bomb() -> bytes:
-    """A PNG that says it has 3.6 billion pixels."""
+    """A PNG whose header announces 3.6 billion pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -330,22 +488,31 @@ def post(url: str, **arguments: Any) -> httpx.Response:
     return httpx.post(f"{url}/predict", timeout=600, **arguments)
 
 
+# In UTF-7, this name is half of a character, which JSON cannot contain.
+FORM = b'--B\r\nContent-Disposition: form-data; name="a"; filename="+2AA-"\r\n\r\nx\r\n--B--\r\n'
+
 REFUSALS: dict[str, tuple[Callable[[str], httpx.Response], int, str]] = {
     "bomb": (lambda url: post(url, content=bomb()), 422, "pixels; at most"),
     "nothing": (lambda url: post(url, content=b""), 422, "empty file"),
     "no-files": (lambda url: post(url, files={"a": (None, "text")}), 400, "Too many fields"),
     "form-without-boundary": (lambda url: post(url, headers={"Content-Type": "multipart/form-data"}), 400, "boundary"),
     "many": (lambda url: post(url, files=[("a", ("a", b"x"))] * 65), 400, "Too many files"),
+    "charset": (
+        lambda url: post(url, headers={"Content-Type": "multipart/form-data; boundary=B; charset=utf-7"}, content=FORM),
+        400,
+        "the charset of a form must be utf-8",
+    ),
+    "unknown-key": (lambda url: post(url, params={"tpo": "3"}), 400, "tpo: Extra inputs"),
     "query": (lambda url: post(url, params={"top": "0"}), 400, "top"),
     "host": (lambda url: post(url, headers={"Host": "evil.example"}), 421, "127.0.0.1"),
-    "elsewhere": (lambda url: post(url, headers={"Sec-Fetch-Site": "cross-site"}), 403, "elsewhere"),
+    "elsewhere": (lambda url: post(url, headers={"Sec-Fetch-Site": "cross-site"}), 403, "other sites"),
     "method": (lambda url: httpx.get(f"{url}/predict"), 405, "Method Not Allowed"),
     "path": (lambda url: httpx.get(f"{url}/../params.yaml"), 404, "Not Found"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_what_is_refused_is_refused_in_a_line(url: str, name: str) -> None:
+def test_bad_requests_get_a_reason_in_one_line(url: str, name: str) -> None:
     ask, expected, reason = REFUSALS[name]
     answer = ask(url)
     assert answer.status_code == expected
@@ -355,7 +522,7 @@ def test_what_is_refused_is_refused_in_a_line(url: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("length", [2 * 10**9, 10**19])
-def test_a_body_that_is_announced_as_too_long_is_not_read(url: str, length: int) -> None:
+def test_a_body_is_not_read_if_its_announced_length_is_too_large(url: str, length: int) -> None:
     with closing(connect(url)) as connection:
         connection.sendall(head(url, length))
         answer = everything(connection)
@@ -374,11 +541,11 @@ def test_a_body_that_is_announced_as_too_long_is_not_read(url: str, length: int)
         ("", 421),
     ],
 )
-def test_only_this_machine_s_own_names_are_answered_to(url: str, host: str, expected: int) -> None:
+def test_only_loopback_host_names_are_allowed(url: str, host: str, expected: int) -> None:
     assert httpx.get(f"{url}/model", headers={"Host": host}).status_code == expected
 
 
-def test_a_link_elsewhere_may_lead_to_the_page(url: str) -> None:
+def test_another_site_may_link_to_the_page(url: str) -> None:
     assert httpx.get(url, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200
     assert httpx.get(f"{url}/model", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
 
@@ -388,7 +555,7 @@ def test_one_bad_picture_of_several_is_one_error(url: str, digit: bytes) -> None
     assert [prediction["error"] is None for prediction in found] == [True, False, True]
 
 
-def test_a_stream_without_end_is_cut_off(url: str) -> None:
+def test_an_endless_body_is_cut_off(url: str) -> None:
     with closing(connect(url)) as connection:
         connection.sendall(head(url, 0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked"))
         sent = 0
@@ -405,7 +572,7 @@ def test_a_stream_without_end_is_cut_off(url: str) -> None:
 # --- clients that take their time, and crowds
 
 
-def test_slow_clients_are_let_go(classifier: Classifier, digit: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_clients_are_disconnected(classifier: Classifier, digit: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "HEADER_SECONDS", 0.5)
     monkeypatch.setattr(limits, "REQUEST_SECONDS", 1)
     with serving(classifier) as url, ThreadPoolExecutor(4) as pool:
@@ -457,25 +624,30 @@ def test_the_memory_of_all_requests_together_is_bounded(
             pass
 
 
-def test_a_fault_of_the_network_is_an_answer_and_the_next_one_is_right(
+def test_an_error_in_the_network_is_an_answer_and_the_next_request_works(
     classifier: Classifier, digit: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with serving(classifier) as url:
         with monkeypatch.context() as patch:
             patch.setattr(Classifier, "classify", lambda *arguments: 1 / 0)
-            assert post(url, content=digit).status_code == 500
+            answer = post(url, content=digit)
+            assert (answer.status_code, answer.json()) == (500, {"error": "a bug in the server"})
         while "ZeroDivisionError" not in caplog.text:  # which comes after the answer
             time.sleep(0.05)
+        assert count(url, "answers_total", status="500") == 1
         assert post(url, content=digit).status_code == 200
 
 
-def test_clients_that_go_away_do_no_harm(url: str, digit: bytes) -> None:
-    for content in (head(url, 100)[:50], head(url, 100), head(url, len(digit)) + digit):
+def test_clients_that_disconnect_do_no_harm(url: str, digit: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    contents = (head(url, 100)[:50], head(url, 100), head(url, len(digit)) + digit)
+    for content in (*contents, *(content.replace(b"/predict", b"/mistakes") for content in contents)):
         for _ in range(20):
             with closing(connect(url)) as connection:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
                 connection.sendall(content)
     assert post(url, content=digit).status_code == 200
+    assert httpx.post(f"{url}/mistakes", content=digit, timeout=600).status_code == 200
+    assert caplog.text == ""
 
 
 # --- the program
@@ -486,11 +658,11 @@ def test_other_addresses_need_a_token() -> None:
     assert serve.checked_address("localhost", None) in ("127.0.0.1", "::1")
     assert serve.checked_address("::", SHARED) == "::"
     for host in ("::", "192.0.2.1"):
-        with pytest.raises(UserError, match="other machines could reach it: set SERVE_TOKEN"):
+        with pytest.raises(UserError, match="other machines can reach this address, so set SERVE_TOKEN"):
             serve.checked_address(host, None)
-    with pytest.raises(UserError, match="SERVE_TOKEN: allowed: 16 characters or more"):
+    with pytest.raises(UserError, match="SERVE_TOKEN: allowed: 16 or more printable ASCII characters"):
         serve.checked_address("127.0.0.1", "short")
-    with pytest.raises(UserError, match="no address of this machine"):
+    with pytest.raises(UserError, match="not an address of this machine"):
         serve.checked_address("no.such.host.invalid", None)
     with (
         serve.listening("127.0.0.1", 0) as other,
@@ -499,7 +671,7 @@ def test_other_addresses_need_a_token() -> None:
         serve.listening("127.0.0.1", other.getsockname()[1])
 
 
-def test_a_token_is_asked_for(classifier: Classifier, digit: bytes) -> None:
+def test_requests_need_the_token(classifier: Classifier, digit: bytes) -> None:
     with serving(classifier, SHARED, local=False) as url:
         for path in app.OPEN_PATHS:
             assert httpx.get(url + path).status_code == 200
@@ -513,7 +685,7 @@ def test_a_token_is_asked_for(classifier: Classifier, digit: bytes) -> None:
 
 @contextmanager
 def program(pipeline: Clone) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`python -m use.serve` and its URL."""
+    """Run `python -m use.serve`; yields the process and its URL."""
     command = [sys.executable, "-m", "use.serve", "--port=0"]
     with subprocess.Popen(
         command, cwd=pipeline.path, env=pipeline.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -526,7 +698,7 @@ def program(pipeline: Clone) -> Iterator[tuple[subprocess.Popen[str], str]]:
             process.kill()
 
 
-def test_sigterm_ends_it_once_the_request_that_has_begun_is_answered(pipeline: Clone, digit: bytes) -> None:
+def test_on_sigterm_the_current_request_is_answered_first(pipeline: Clone, digit: bytes) -> None:
     with program(pipeline) as (process, url):
         assert post(url, content=digit).status_code == 200
         with closing(connect(url)) as connection:
@@ -543,7 +715,7 @@ def test_sigterm_ends_it_once_the_request_that_has_begun_is_answered(pipeline: C
             assert everything(connection).startswith(b"HTTP/1.1 200 ")
         _, said = process.communicate(timeout=600)
         assert process.returncode == 128 + signal.SIGTERM
-        assert said.splitlines()[-1] == "interrupted: the requests that had begun were answered"
+        assert said.splitlines()[-1] == "interrupted: the current requests were answered"
 
 
 @pytest.mark.soak

@@ -1,20 +1,22 @@
-"""The application that answers: the page, predictions, and what monitoring asks."""
+"""The web application: the page, predictions, and health and metrics for monitoring."""
 
 import asyncio
 import base64
 import io
+import threading
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client import generate_latest as prometheus_text
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel
+from python_multipart.multipart import parse_options_header
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -23,76 +25,31 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from stages.common.errors import UserError
 from stages.dataset import pictures
 from stages.dataset.pictures import UnusablePictureError
+from use import schemas
 from use.batching import Batching
 from use.classifier import Classifier
 from use.limits import Guard
-from use.prepare import Pixels, Prepared
+from use.mistakes import Mistakes
+from use.prepare import Invert, Pixels, Prepared
+from use.schemas import MAX_PICTURES, Prediction, Predictions, RankedClass, TrainingMistake, TrainingMistakes
 
-MAX_PICTURES = 64  # of a request
 MAX_WAITING = 512  # pictures of all requests that are decoded and not yet classified
-MAX_PIXELS = 50_000_000  # of a picture
-SMALL = 10_000  # pixels; smaller pictures are decoded in less time than it takes to hand them to another thread
-LARGE = 4_000_000  # pixels; of larger pictures one is decoded at a time
-DRAWABLE = 64  # pixels a side: what a person can draw with a mouse
+MAX_PIXELS = 50_000_000  # per picture
+SMALL = 10_000  # pixels; decoding a smaller picture takes less time than handing it to another thread
+LARGE = 4_000_000  # pixels; only one larger picture is decoded at a time
+DRAWABLE = 64  # height and width, at most, of the images that a person can draw with a mouse
+SEARCH_WAIT_SECONDS = 10  # an answer about training mistakes waits so long for the search
+CLIENT_CLOSED = 499  # nginx's status for a client that closed the connection
 PAGE = Path(__file__).parent / "page"
-PAGES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
-OPEN_PATHS = (*PAGES, "/health", "/openapi.json")  # without a token
-
-
-class Question(BaseModel):
-    """The query of POST /predict."""
-
-    top: int = Field(3, ge=1, le=65536, description="classes per picture")
-    invert: Literal["auto", "yes", "no"] = Field("auto", description="auto: where light and dark look swapped")
-    seen: bool = Field(False, description="with each picture as the network saw it")
-
-
-class RankedClass(BaseModel):
-    """A class and its probability."""
-
-    name: str
-    probability: float
-
-
-class Prediction(BaseModel):
-    """What the model says of a picture; with an error there are no classes."""
-
-    file: str
-    classes: list[RankedClass] = Field([], description="the most probable first; none of a regression")
-    value: float | None = Field(None, description="what a regression predicts")
-    looks_inverted: bool = Field(False, description="light and dark look swapped against the training pictures")
-    inverted: bool = Field(False, description="they were swapped back")
-    seen: str | None = Field(None, description="the picture as the network saw it: a data URI of PNG")
-    error: str | None = None
-
-
-class Predictions(BaseModel):
-    """The answer of POST /predict, in the order of the pictures."""
-
-    model: str = Field(description="SHA-256 of the model file")
-    predictions: list[Prediction]
-
-
-class Problem(BaseModel):
-    """Why there is no answer."""
-
-    error: str
-
-
-class Model(BaseModel):
-    """What is served."""
-
-    sha256: str
-    classes: list[str] = Field(description="none of a regression, which predicts a number")
-    image_shape: list[int] = Field(description="channels, height, width")
-    drawable: bool = Field(description="small and grey: the page offers a place to draw")
-    light_on_dark: bool = Field(description="as the training pictures")
+PAGE_FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
+OPEN_PATHS = (*PAGE_FILES, "/health", "/openapi.json")  # need no token
 
 
 class Metrics:
-    """Counts and times, as Prometheus reads them."""
+    """Counters and times for Prometheus."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -103,49 +60,56 @@ class Metrics:
 
 
 class Service:
-    """A classifier, and what stands between it and requests."""
+    """Handles requests with a classifier."""
 
     def __init__(self, classifier: Classifier) -> None:
         self.classifier = classifier
         self.metrics = Metrics()
+        self.mistakes: Mistakes | None = None  # until the first request for them
 
     @asynccontextmanager
     async def running(self, app: Starlette) -> AsyncIterator[None]:
-        """A block in which requests can be answered."""
+        """A context in which requests can be handled."""
         threads = self.classifier.threads
         self.large, self.waiting = asyncio.Semaphore(1), asyncio.Semaphore(MAX_WAITING)
+        self.stop_search, self.opening = threading.Event(), asyncio.Lock()
+        pool = partial(ThreadPoolExecutor, initializer=torch.set_num_threads, initargs=(1,))
         with (
-            ThreadPoolExecutor(threads) as self.decoders,
-            ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as batches,
+            pool(threads) as self.workers,
+            pool(1) as batches,
+            pool(1) as self.searcher,
             self.classifier.in_parallel() as parallel,
         ):
             self.batching = Batching(self.classifier, batches, parallel)
             async with self.batching.running():
-                yield
+                try:
+                    yield
+                finally:
+                    self.stop_search.set()
 
     async def predict(self, request: Request) -> Response:
         """POST /predict: a picture as the body, or several as the files of a form."""
-        start, status = time.perf_counter(), 499  # nginx's status for a client that has gone
+        start, status = time.perf_counter(), CLIENT_CLOSED
         try:
-            answer = await self._answer(request)
+            answer = await self._predictions(request)
             status = answer.status_code
             return answer
         except HTTPException as error:
             status = error.status_code
             raise
-        except ClientDisconnect:
-            return Response(status_code=status)
+        except Exception as error:
+            status = status if isinstance(error, ClientDisconnect) else 500
+            raise
         finally:
             self.metrics.answers.labels(status).inc()
             self.metrics.seconds.observe(time.perf_counter() - start)
 
-    async def _answer(self, request: Request) -> Response:
-        try:
-            question = Question.model_validate(dict(request.query_params))
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise HTTPException(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-        if request.headers.get("content-type", "").startswith("multipart/form-data"):
+    async def _predictions(self, request: Request) -> Response:
+        query = schemas.PredictQuery.of(request)
+        content_type, options = parse_options_header(request.headers.get("content-type"))
+        if content_type == b"multipart/form-data":
+            if options.get(b"charset", b"utf-8").lower() != b"utf-8":  # Python's codecs include some that make no text
+                raise HTTPException(400, "the charset of a form must be utf-8")
             async with request.form(max_files=MAX_PICTURES, max_fields=0) as form:
                 files = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
                 contents = [(file.filename or "", await file.read()) for file in files]
@@ -153,143 +117,154 @@ class Service:
             contents, form = [("", await request.body())], None
         if not contents:
             raise HTTPException(400, "no picture in the form: send files")
-        predictions = await asyncio.gather(*(self._predict(name, content, question) for name, content in contents))
+        predictions = await asyncio.gather(*(self._predict(name, content, query) for name, content in contents))
         answer = Predictions(model=self.classifier.sha256, predictions=predictions)
-        status = 422 if form is None and predictions[0].error else 200
-        return Response(answer.model_dump_json(), status, media_type="application/json")
+        return _json(answer, 422 if form is None and predictions[0].error else 200)
 
-    async def _predict(self, name: str, content: bytes, question: Question) -> Prediction:
+    async def _predict(self, name: str, content: bytes, query: schemas.PredictQuery) -> Prediction:
         async with self.waiting:
             try:
-                prepared = await self._prepare(content, question)
+                prepared = await self._prepare(content, query.invert)
             except UnusablePictureError as error:
                 self.metrics.pictures.labels("unreadable").inc()
                 return Prediction(file=name, error=str(error))
             outputs = await self.batching.classify(prepared.pixels)
         self.metrics.pictures.labels("predicted").inc()
-        ranking = self.classifier.ranking(outputs, question.top)
+        ranking = self.classifier.ranking(outputs, query.top)
         return Prediction(
             file=name,
             classes=[RankedClass(name=rank.name, probability=round(rank.probability, 6)) for rank in ranking],
             value=self.classifier.value(outputs),
             looks_inverted=prepared.looks_inverted,
             inverted=prepared.inverted,
-            seen=_data_uri(prepared.pixels) if question.seen else None,
+            seen=_data_uri(prepared.pixels) if query.seen else None,
         )
 
-    async def _prepare(self, content: bytes, question: Question) -> Prepared:
-        """Decode, on another thread if that takes long. Raises UnusablePictureError."""
+    async def _prepare(self, content: bytes, invert: Invert) -> Prepared:
+        """Decode a picture, on another thread if that takes long. Raises UnusablePictureError."""
         facts = pictures.facts(content)
         pixels = facts.width * facts.height
         if pixels > MAX_PIXELS:
             raise UnusablePictureError(
-                f"{facts.width} x {facts.height} pixels; at most {MAX_PIXELS:,} are decoded here"
+                f"{facts.width} x {facts.height} pixels; the server decodes {MAX_PIXELS:,} at most"
             )
         if pixels <= SMALL and len(content) <= SMALL:
-            return self.classifier.prepare(content, question.invert)
+            return self.classifier.prepare(content, invert)
         run = asyncio.get_running_loop().run_in_executor
         if pixels <= LARGE:
-            return await run(self.decoders, self.classifier.prepare, content, question.invert)
+            return await run(self.workers, self.classifier.prepare, content, invert)
         async with self.large:
-            return await run(self.decoders, self.classifier.prepare, content, question.invert)
+            return await run(self.workers, self.classifier.prepare, content, invert)
+
+    async def similar_mistakes(self, request: Request) -> Response:
+        """POST /mistakes: a picture as the body. The first request starts the search of the training images."""
+        query, content = schemas.MistakesQuery.of(request), await request.body()
+        answer = TrainingMistakes(model=self.classifier.sha256)
+        try:
+            mistakes, searching = await self._search()
+        except (UserError, OSError) as error:
+            answer.unavailable = str(error)
+            return _json(answer)
+        async with self.waiting:
+            try:
+                prepared = await self._prepare(content, query.invert)
+            except UnusablePictureError as error:
+                raise HTTPException(422, str(error)) from None
+            run = asyncio.get_running_loop().run_in_executor
+            nearest = await run(self.workers, mistakes.nearest, prepared.pixels, query.count)
+        answer.training_images, answer.searched = len(mistakes.images), mistakes.searched
+        answer.searching, answer.misclassified = searching, len(mistakes)
+        answer.mistakes = [
+            TrainingMistake(
+                image=_data_uri(mistake.pixels),
+                label=mistake.label,
+                prediction=mistake.prediction,
+                probability=round(mistake.probability, 6),
+                similarity=round(mistake.similarity, 4),
+            )
+            for mistake in nearest
+        ]
+        return _json(answer)
+
+    async def _search(self) -> tuple[Mistakes, bool]:
+        """The mistakes, and whether the search still runs after SEARCH_WAIT_SECONDS. Raises UserError or OSError."""
+        run = asyncio.get_running_loop().run_in_executor
+        async with self.opening:
+            if self.mistakes is None:
+                self.mistakes = await run(self.workers, Mistakes, self.classifier)
+                self.search = run(self.searcher, self.mistakes.search, self.stop_search)
+            mistakes, search = self.mistakes, self.search
+        await asyncio.wait([search], timeout=SEARCH_WAIT_SECONDS)
+        if search.done() and (error := search.exception()):
+            self.mistakes = None  # the next request tries again
+            raise error
+        return mistakes, not search.done()
 
     async def model(self, request: Request) -> Response:
         """GET /model."""
         spec = self.classifier.spec
-        return JSONResponse(
-            Model(
+        return _json(
+            schemas.Model(
                 sha256=self.classifier.sha256,
                 classes=spec.classes,
                 image_shape=spec.image_shape,
                 drawable=spec.image_shape[0] == 1 and max(spec.image_shape) <= DRAWABLE,
                 light_on_dark=self.classifier.training_mean < 0.5,
-            ).model_dump()
+            )
         )
 
     async def health(self, request: Request) -> Response:
-        """GET /health: 200 as long as requests are answered."""
+        """GET /health: 200 as long as the server answers requests."""
         return JSONResponse({"status": "ok", "model": self.classifier.sha256})
 
-    async def report(self, request: Request) -> Response:
+    async def prometheus(self, request: Request) -> Response:
         """GET /metrics."""
         return Response(prometheus_text(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def application(classifier: Classifier, token: str | None, local: bool) -> Starlette:
-    """The application. token, local: as Guard takes them."""
+    """The application. token, local: see Guard."""
     service = Service(classifier)
     routes = [
         Route("/predict", service.predict, methods=["POST"]),
+        Route("/mistakes", service.similar_mistakes, methods=["POST"]),
         Route("/model", service.model),
         Route("/health", service.health),
-        Route("/metrics", service.report),
+        Route("/metrics", service.prometheus),
         Route("/openapi.json", openapi),
-        *(Route(path, page) for path in PAGES),
+        *(Route(path, page_file) for path in PAGE_FILES),
     ]
     guard = Middleware(Guard, token=token, local=local, open_paths=OPEN_PATHS)
-    handlers = {HTTPException: problem}
+    handlers = {HTTPException: problem, ClientDisconnect: problem, Exception: problem}
     return Starlette(routes=routes, middleware=[guard], lifespan=service.running, exception_handlers=handlers)
 
 
-async def page(request: Request) -> Response:
-    """The page and what belongs to it."""
-    return FileResponse(PAGE / PAGES[request.url.path])
-
-
-async def problem(request: Request, error: Exception) -> Response:
-    """Why there is no answer."""
-    status, reason = (
-        (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "a bug of the server")
-    )
-    return JSONResponse(Problem(error=reason).model_dump(), status, getattr(error, "headers", None))
+async def page_file(request: Request) -> Response:
+    """The page, its style sheet or its script."""
+    return FileResponse(PAGE / PAGE_FILES[request.url.path])
 
 
 async def openapi(request: Request) -> Response:
-    """What programs can ask, in OpenAPI 3.1."""
-    answers = (Predictions, Problem, Model)
-    schemas = [answer.model_json_schema(ref_template="#/components/schemas/{model}") for answer in answers]
-    components = {name: part for schema in schemas for name, part in schema.pop("$defs", {}).items()}
-    components |= {schema["title"]: schema for schema in schemas}
+    """GET /openapi.json."""
+    return JSONResponse(schemas.openapi())
 
-    def response(text: str, schema: str) -> dict[str, object]:
-        content = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
-        return {"description": text, "content": {"application/json": content}}
 
-    binary = {"type": "string", "format": "binary"}
-    files = {"type": "object", "properties": {"picture": {"type": "array", "items": binary, "maxItems": MAX_PICTURES}}}
-    query = Question.model_json_schema()["properties"]
-    predict = {
-        "summary": "Classify a picture, or the pictures of a form",
-        "parameters": [{"name": name, "in": "query", "schema": schema} for name, schema in query.items()],
-        "requestBody": {"content": {"image/*": {"schema": binary}, "multipart/form-data": {"schema": files}}},
-        "responses": {
-            "200": response("One prediction per picture; of a form also errors", "Predictions"),
-            "422": response("The body is no picture that can be read", "Predictions"),
-            **{
-                str(status): response(text, "Problem")
-                for status, text in {
-                    400: "The query or the form is wrong",
-                    401: "No token, or a wrong one",
-                    408: "Took too long",
-                    413: "Too large",
-                    503: "Too busy",
-                }.items()
-            },
-        },
-    }
-    text = {"200": {"description": "Text"}}
-    paths = {
-        "/predict": {"post": predict},
-        "/model": {"get": {"responses": {"200": response("What is served", "Model")}}},
-        "/health": {"get": {"responses": text}},
-        "/metrics": {"get": {"responses": text}},
-    }
-    info = {"title": "Predictions", "version": "1"}
-    return JSONResponse({"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": components}})
+async def problem(request: Request, error: Exception) -> Response:
+    """The answer to a request that failed."""
+    status, reason, headers = 500, "a bug in the server", None
+    if isinstance(error, HTTPException):
+        status, reason, headers = error.status_code, error.detail, error.headers
+    elif isinstance(error, ClientDisconnect):  # nobody receives this answer
+        status, reason = CLIENT_CLOSED, "the client closed the connection"
+    return JSONResponse(schemas.Problem(error=reason).model_dump(), status, headers)
+
+
+def _json(answer: BaseModel, status: int = 200) -> Response:
+    return Response(answer.model_dump_json(), status, media_type="application/json")
 
 
 def _data_uri(pixels: Pixels) -> str:
-    """A PNG file of a prepared picture (C, H, W)."""
+    """A prepared picture (C, H, W) as a PNG file."""
     buffer = io.BytesIO()
     image = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)  # (H, W) or (H, W, 3)
     Image.fromarray(image).save(buffer, "png")

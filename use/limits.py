@@ -1,4 +1,4 @@
-"""What a server does not let its clients do: send too much, take too long, come from elsewhere."""
+"""The limits of the server: size and duration of requests, number of connections, and who has access."""
 
 import asyncio
 import hmac
@@ -14,15 +14,15 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-MAX_BODY = 32_000_000  # bytes of a request
-MAX_HELD = 128_000_000  # bytes of all requests that are in memory
-HEADER_SECONDS = 10  # from the first byte of a request, or the start of a connection, to the end of the headers
-REQUEST_SECONDS = 60  # from there to the end of the answer
-MAX_CONNECTIONS = 1000  # past which a request is refused
-MAX_WAITING_CONNECTIONS = 1200  # past which a connection is closed at once
-GRACE_SECONDS = 30  # for the requests that have begun, after SIGTERM
+MAX_BODY = 32_000_000  # bytes per request
+MAX_HELD = 128_000_000  # bytes of all bodies in memory
+HEADER_SECONDS = 10  # from the start of a connection or request to the end of the headers
+REQUEST_SECONDS = 60  # from the end of the headers to the end of the answer
+MAX_CONNECTIONS = 1000  # beyond this, requests are refused
+MAX_WAITING_CONNECTIONS = 1200  # beyond this, connections are closed at once
+GRACE_SECONDS = 30  # after SIGTERM, for the current requests
 
-# A page of this server runs its own scripts and styles, asks this server, and is shown in no frame.
+# The page loads scripts, styles and data only from this server, and cannot be shown in a frame.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -35,10 +35,10 @@ HEADERS = {
 
 
 class Guard:
-    """Around an application: who may ask, how much, and for how long; and the headers of every answer."""
+    """Middleware that checks access, enforces the limits, and adds the security headers."""
 
     def __init__(self, app: ASGIApp, token: str | None, local: bool, open_paths: tuple[str, ...]) -> None:
-        """token: what a request for other than the open paths has to give. local: whether only this machine may ask."""
+        """token: required for all paths but the open ones; None: for none. local: only this machine has access."""
         self.app, self.token, self.local, self.open_paths = app, token, local, open_paths
         self.held = 0  # bytes of bodies in memory
 
@@ -57,7 +57,7 @@ class Guard:
             if held > MAX_BODY:
                 raise HTTPException(413, f"more than {MAX_BODY:,} bytes")
             if self.held > MAX_HELD:
-                raise HTTPException(503, "too much is being read at the moment; try again", {"Retry-After": "1"})
+                raise HTTPException(503, "too many bytes of requests in memory; try again", {"Retry-After": "1"})
             return message
 
         async def with_headers(message: Message) -> None:
@@ -66,7 +66,7 @@ class Guard:
                 started = True
                 headers = MutableHeaders(scope=message)
                 headers.update(HEADERS)
-                if message["status"] >= 400:  # the rest of the body is not worth reading
+                if message["status"] >= 400:  # the rest of the body is not read
                     headers["Connection"] = "close"
             await send(message)
 
@@ -83,18 +83,18 @@ class Guard:
             self.held -= held
 
     def refusal(self, scope: Scope) -> JSONResponse | None:
-        """The answer to a request that may not be made, or is too long; None for one that may."""
+        """The answer to a request that is not allowed or announces too large a body; None for all others."""
         headers = Headers(scope=scope)
         if self.local and not _names_this_machine(headers.get("host", "")):
-            # A page from elsewhere whose name was made to lead here could read the answers (DNS rebinding).
-            return _answer(421, "this server is for its own machine: ask 127.0.0.1")
-        closed = scope["path"] not in self.open_paths
-        if closed and headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            return _answer(403, "a page from elsewhere may not ask this server")
-        if closed and self.token:
+            # DNS rebinding: a site whose host name resolves to 127.0.0.1 could read the answers.
+            return _answer(421, "this server serves only its own machine: use 127.0.0.1")
+        restricted = scope["path"] not in self.open_paths
+        if restricted and headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            return _answer(403, "pages of other sites have no access to this server")
+        if restricted and self.token:
             given = headers.get("authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(given.encode(), self.token.encode()):
-                return _answer(401, "needs the header Authorization: Bearer TOKEN")
+                return _answer(401, "the header Authorization: Bearer TOKEN is missing or wrong")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 18 or int(length) > MAX_BODY:
             return _answer(413, f"more than {MAX_BODY:,} bytes")
@@ -102,7 +102,7 @@ class Guard:
 
 
 def _names_this_machine(host: str) -> bool:
-    """Whether a Host header, with or without a port, is one of this machine's own names."""
+    """Whether a Host header, with or without a port, is a loopback address or localhost."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
@@ -111,7 +111,7 @@ def _names_this_machine(host: str) -> bool:
 
 
 class Protocol(H11Protocol):
-    """uvicorn's, which lets a client take any time to send its headers, and any number of clients wait."""
+    """uvicorn's protocol, with limits on the time to send headers and on the number of connections."""
 
     waiting: asyncio.TimerHandle | None = None
 
@@ -131,7 +131,7 @@ class Protocol(H11Protocol):
             self.waiting.cancel()
 
     def _watch(self) -> None:
-        """Give a client that is sending headers so many seconds, whatever it sends."""
+        """Close the connection if the client does not finish its headers in time."""
         cycle: Any = self.cycle
         between_requests = cycle is None or cycle.response_complete
         if between_requests and self.waiting is None:
@@ -142,7 +142,7 @@ class Protocol(H11Protocol):
 
 
 def configuration(app: Starlette) -> uvicorn.Config:
-    """How uvicorn serves the application: HTTP/1.1 alone, within the limits, and saying nothing of each request."""
+    """The configuration of uvicorn: only HTTP/1.1, within the limits, without a log of requests."""
     return uvicorn.Config(
         app,
         http=Protocol,

@@ -1,4 +1,4 @@
-"""Which model to use: a file, or what a revision's dvc.lock names."""
+"""Load a model from a file, or from the dvc.lock of a revision."""
 
 import hashlib
 import tempfile
@@ -18,7 +18,7 @@ from stages.network.model_file import Spec
 
 
 class Loaded(NamedTuple):
-    """A network in evaluation mode on the CPU, what it is, and the digest of its file."""
+    """A network in evaluation mode on the CPU, its description, and the SHA-256 of its file."""
 
     network: nn.Sequential
     spec: Spec
@@ -28,8 +28,8 @@ class Loaded(NamedTuple):
 def load(name: str) -> Loaded:
     """Read a model. name: a file, or a commit, branch, tag or experiment.
 
-    A revision's model comes from the work tree, DVC's cache or the default remote, and its MD5 is checked. Raises
-    UserError, with the reason, if there is no such model, or none that can be trusted.
+    The model of a revision comes from the work tree, DVC's cache or the default remote, and its MD5 is checked. Raises
+    UserError, with the reason, if there is no intact model.
     """
     file = Path(name)
     if file.is_file() or file.suffix == paths.MODEL.suffix:
@@ -44,23 +44,23 @@ def load(name: str) -> Loaded:
 def recorded(
     name: str, lock_file: Path, path: Path, others: Sequence[Path], remedy: str
 ) -> tuple[bytes, dict[Path, bytes | None]]:
-    """A file that DVC keeps, as a revision's lock file names it, and other files that Git has of that revision.
+    """Return an output of DVC at a revision, and other files of that revision from Git (None: missing).
 
-    The first comes from the work tree, DVC's cache or the default remote, and its MD5 is checked. remedy: the command
-    that makes it. Raises UserError, with the reason, if it is not to be had.
+    lock_file: the lock file that records the output. The output comes from the work tree, DVC's cache or the default
+    remote, and its MD5 is checked. remedy: the command that creates it. Raises UserError, with the reason.
     """
     with revisions.repository() as repo:
         commit = revisions.resolve(repo, name)
-        wanted = [lock_file.as_posix(), *(other.as_posix() for other in others)]
-        found = Commit(Path(repo.root_dir), commit).read(*wanted)
-        locked = found.get(lock_file.as_posix())
+        names = [lock_file.as_posix(), *(other.as_posix() for other in others)]
+        in_git = Commit(Path(repo.root_dir), commit).read(*names)
+        locked = in_git.get(lock_file.as_posix())
         if locked is None:
-            raise UserError(f"{name}: no {lock_file} there; run {remedy}, and commit it")
+            raise UserError(f"{name}: has no {lock_file}; run {remedy}, and commit it")
         out = parse_lock(locked, f"{name}: {lock_file}").outs.get(path.as_posix())
         if out is None:
-            raise UserError(f"{name}: {lock_file} there does not name one {path}; run {remedy}")
+            raise UserError(f"{name}: its {lock_file} records no {path}; run {remedy}")
         content, _ = revisions.fetch(repo, out)
-    return content, {other: found.get(other.as_posix()) for other in others}
+    return content, {other: in_git.get(other.as_posix()) for other in others}
 
 
 def _read(file: Path) -> Loaded:

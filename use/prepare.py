@@ -1,4 +1,4 @@
-"""A picture file as the network sees it: prepared as training prepared its pictures."""
+"""Prepare a picture file for the network, like the training pictures."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple, Protocol
@@ -9,23 +9,23 @@ import numpy.typing as npt
 from stages.common.preparation import Preparation
 from stages.dataset import pictures
 
-Map = Callable[..., Iterable[Any]]  # as the built-in map, but it may run several calls at once
+Map = Callable[..., Iterable[Any]]  # like the built-in map, but it may run several calls at once
 Pixels = npt.NDArray[np.uint8]
 Invert = Literal["auto", "yes", "no"]
 
-DARK = 0.35  # mean of the training pixels, of 0 … 1, below which its pictures are light on dark
+DARK = 0.35  # training pictures are light on dark if the mean of their pixels (0 to 1) is below this
 
 
 class Described(Protocol):
-    """What a model file says of its pictures and classes."""
+    """The classes of a model, and how its pictures are prepared."""
 
     @property
     def classes(self) -> list[str]:
-        """Their names."""
+        """The names of the classes."""
 
     @property
     def image_shape(self) -> list[int]:
-        """Of a prepared picture, (C, H, W)."""
+        """The shape of a prepared picture, (C, H, W)."""
 
     @property
     def preparation(self) -> Preparation | None:
@@ -36,12 +36,12 @@ class Prepared(NamedTuple):
     """A picture as the network sees it."""
 
     pixels: Pixels  # (C, H, W)
-    looks_inverted: bool  # against the training pictures, as the file has it
-    inverted: bool  # whether it was inverted here
+    looks_inverted: bool  # light and dark look swapped in the file, compared with the training pictures
+    inverted: bool  # `prepare` swapped them
 
 
 def prepare(content: bytes, spec: Described, training_mean: float, invert: Invert) -> Prepared:
-    """Decode a picture file for a network. training_mean: of the training pixels, of 0 … 1.
+    """Decode a picture file for a network. training_mean: of the training pixels, 0 to 1.
 
     Raises pictures.UnusablePictureError with the reason.
     """
@@ -55,11 +55,11 @@ def prepare(content: bytes, spec: Described, training_mean: float, invert: Inver
 
 
 def like_published(content: bytes, image_shape: list[int]) -> Pixels:
-    """A picture like those of a published set, whose own preparation is not known: small, grey and square.
+    """Prepare a picture like those of the published data sets, which are small, grey and square.
 
-    The whole picture is made grey and shrunk with antialiasing; what its shape leaves free is filled with the grey of
-    its border. Transparent parts count as black, or as white if all would be black. A grey picture of the right size is
-    not changed.
+    The whole picture is converted to grey and resized with antialiasing, keeping its aspect ratio; the rest is filled
+    with the median grey of its border. Transparent parts become black, or white if the picture would be all black. A
+    grey picture of the right size is not changed.
     """
     channels, height, width = image_shape
     shape: dict[str, object] = {"channels": "grey" if channels == 1 else "rgb", "image_size": [height, width]}
@@ -74,17 +74,18 @@ def like_published(content: bytes, image_shape: list[int]) -> Pixels:
         behind = 255
         stretched = decoded("stretch", behind)
     facts = pictures.facts(content)
-    wide, high = (facts.width, facts.height) if facts.orientation < 5 else (facts.height, facts.width)  # 5 to 8: turned
-    if wide * height == high * width:
+    turned = facts.orientation >= 5  # EXIF: by 90 or 270 degrees
+    picture_width, picture_height = (facts.height, facts.width) if turned else (facts.width, facts.height)
+    if picture_width * height == picture_height * width:
         return stretched
     return decoded("pad", int(np.median(border(stretched))))
 
 
 def looks_inverted(pixels: Pixels, training_mean: float) -> bool:
-    """Whether a grey picture is dark on light and the training pictures were light on dark, or the reverse.
+    """Whether a grey picture is dark on light and the training pictures are light on dark, or the reverse.
 
-    So it is if the picture as a whole and its border are both nearer to the inverted mean than to the mean. Where
-    training pictures are of medium brightness, or in colour, this cannot be told: False.
+    True if both the whole picture and its border are closer to the inverted training mean than to the mean. Always
+    False for colour, and for training pictures of medium brightness.
     """
     if pixels.shape[0] != 1 or DARK < training_mean < 1 - DARK:
         return False

@@ -15,9 +15,9 @@ Format = Literal["table", "csv", "json", "jsonl"]
 
 
 def predicted(name: str, ranking: list[Ranked], picture: Prepared, value: float | None = None) -> Row:
-    """The row of a picture: its most probable classes, the first one first, with probabilities of six decimals.
+    """The row of a picture: its most probable classes in order, with probabilities of six decimals.
 
-    value: what a regression predicts instead of classes.
+    value: the prediction of a regression, which has no classes.
     """
     classes = [{"class": rank.name, "probability": round(rank.probability, 6)} for rank in ranking]
     inversion = {"looks_inverted": picture.looks_inverted, "inverted": picture.inverted}
@@ -30,7 +30,7 @@ def unreadable(name: str, reason: str) -> Row:
 
 
 def text(rows: Iterable[Row], format: Format, top: int, classes: list[str]) -> Iterator[str]:
-    """Parts of the text, as the rows come. top: classes of a row. classes: of the model; regression has none."""
+    """Yield the text in parts. top: the number of classes per row. classes: of the model; empty for regression."""
     formats: dict[Format, Callable[[Iterable[Row], int, list[str]], Iterator[str]]] = {
         "table": _table,
         "csv": _csv,
@@ -41,7 +41,7 @@ def text(rows: Iterable[Row], format: Format, top: int, classes: list[str]) -> I
 
 
 def _table(rows: Iterable[Row], top: int, classes: list[str]) -> Iterator[str]:
-    """The name of the picture last, so that columns stay columns while rows come."""
+    """The name of the picture comes last, so that the columns align."""
     width = max(map(len, classes), default=0)
     for row in rows:
         if "error" in row:
@@ -49,27 +49,27 @@ def _table(rows: Iterable[Row], top: int, classes: list[str]) -> Iterator[str]:
         elif "value" in row:
             columns = f"{row['value']:>12g}"
         else:
-            columns = "  ".join(f"{each['class']:{width}} {each['probability']:7.2%}" for each in row["classes"])
+            columns = "  ".join(f"{rank['class']:{width}} {rank['probability']:7.2%}" for rank in row["classes"])
         remark = "  (inverted)" if row.get("inverted") else ""
         yield printable(f"{columns}  {row['file']}{remark}".replace("\n", "?")) + "\n"
 
 
 def _csv(rows: Iterable[Row], top: int, classes: list[str]) -> Iterator[str]:
-    """The columns of a row that could not be read are empty, but for its name and the reason."""
+    """For a picture that could not be read, all columns except its name and the error are empty."""
     ranked = [f"{column}_{rank}" for rank in range(1, top + 1) for column in ("class", "probability")]
     ranked = ranked if classes else ["value"]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["file", *ranked, "inverted", "error"])
     for row in rows:
-        values = [value for each in row.get("classes", []) for value in (each["class"], f"{each['probability']:.6f}")]
+        values = [value for rank in row.get("classes", []) for value in (rank["class"], f"{rank['probability']:.6f}")]
         values += [f"{row['value']:g}"] if "value" in row else []
         inverted = str(row["inverted"]).lower() if "inverted" in row else ""
         writer.writerow([row["file"], *(values or [""] * len(ranked)), inverted, row.get("error", "")])
         yield buffer.getvalue()
         buffer.seek(0)
         buffer.truncate()
-    yield buffer.getvalue()  # the header, if there were no rows
+    yield buffer.getvalue()  # the header, if there are no rows
 
 
 def _json(rows: Iterable[Row], top: int, classes: list[str]) -> Iterator[str]:

@@ -1,8 +1,8 @@
-"""Serve the model on a page and to programs: `python -m use.serve`, or `make serve`.
+"""Serve the model on a web page and over HTTP: `python -m use.serve`, or `make serve`.
 
-Listens on 127.0.0.1, and elsewhere only with a token in the environment variable SERVE_TOKEN, which requests then have
-to give (Authorization: Bearer TOKEN; the page takes it as #token=TOKEN in its address). SIGTERM ends it once the
-requests that have begun are answered. Not a stage.
+Listens on 127.0.0.1. Another address needs a token in the environment variable SERVE_TOKEN; requests must then contain
+`Authorization: Bearer TOKEN`, and the address of the page ends in #token=TOKEN. On SIGTERM, the server finishes the
+current requests and stops. Not a stage.
 """
 
 import argparse
@@ -20,13 +20,13 @@ OPEN_FILES = 4096
 
 
 def main() -> None:
-    """Listen until a signal comes."""
+    """Serve until a signal arrives."""
     arguments = parser().parse_args()
     if importlib.util.find_spec("uvicorn") is None:
-        raise UserError("needs the packages of requirements-serve.txt: `make serve` installs them, and serves")
+        raise UserError("needs the packages of requirements-serve.txt; `make serve` installs them")
     token = os.environ.get(VARIABLE)
     address = checked_address(arguments.host, token)
-    machine.allow_open_files(OPEN_FILES)  # each connection is one
+    machine.allow_open_files(OPEN_FILES)  # one per connection
     with listening(address, arguments.port) as listener:
         import uvicorn
 
@@ -44,10 +44,19 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m use.serve", description="Serve the model on a page.")
-    parser.add_argument("--model", default=str(paths.MODEL), metavar="FILE|REV", help="as use.predict takes it")
-    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help=f"others need a token in {VARIABLE}")
-    parser.add_argument("--port", type=_port, default=8000, metavar="N", help="8000; 0: any that is free")
+    parser = argparse.ArgumentParser(
+        prog="python -m use.serve", description="Serve the model on a web page and over HTTP."
+    )
+    parser.add_argument(
+        "--model", default=str(paths.MODEL), metavar="FILE|REV", help="model file, or commit, branch, tag or experiment"
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help=f"default: 127.0.0.1; an address that other machines can reach needs a token in {VARIABLE}",
+    )
+    parser.add_argument("--port", type=_port, default=8000, metavar="N", help="default: 8000; 0: any free port")
     return parser
 
 
@@ -58,20 +67,20 @@ def _port(text: str) -> int:
 
 
 def checked_address(host: str, token: str | None) -> str:
-    """The address of a host. Raises UserError for one of other machines' reach without a good token."""
+    """The IP address of a host. Raises UserError if other machines can reach it and there is no valid token."""
     if token is not None and (len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable()):
         raise UserError(
-            f"{VARIABLE}: allowed: {MIN_TOKEN} characters or more, of ASCII; `openssl rand -hex 16` makes one"
+            f"{VARIABLE}: allowed: {MIN_TOKEN} or more printable ASCII characters; `openssl rand -hex 16` makes a token"
         )
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError):
-        raise UserError(f"--host {host[:80]}: no address of this machine") from None
+        raise UserError(f"--host {host[:80]}: not an address of this machine") from None
     address = str(found[0][4][0])
     if not _is_loopback(address) and token is None:
         raise UserError(
-            f"--host {host}: other machines could reach it: set {VARIABLE} to what they have to give "
-            "(`openssl rand -hex 16` makes one), or leave --host out"
+            f"--host {host}: other machines can reach this address, so set {VARIABLE} to a token "
+            "(`openssl rand -hex 16` makes one), or leave out --host"
         )
     return address
 
@@ -81,16 +90,17 @@ def _is_loopback(address: str) -> bool:
 
 
 def listening(address: str, port: int) -> socket.socket:
-    """A socket that listens. Raises UserError, with the reason."""
+    """A listening socket. Raises UserError, with the reason."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         listener = socket.create_server((address, port), family=family, backlog=2048)
     except OSError as error:
         raise UserError(f"cannot listen on {address}, port {port}: {error.strerror}; give another --port") from None
-    # Connections inherit it. Without, the second part of an answer waits 40 ms for the client to confirm the first.
+    # Connections inherit this option. Without it, the second packet of an answer waits up to 40 ms for the client's
+    # acknowledgement of the first.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 
 if __name__ == "__main__":
-    errors.run_command(main, kept="the requests that had begun were answered")
+    errors.run_command(main, kept="the current requests were answered")

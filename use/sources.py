@@ -1,9 +1,10 @@
-"""Where pictures come from: files, folders, patterns, URLs, and the lines of standard input."""
+"""Find and read pictures: files, folders, patterns, URLs, and names on standard input."""
 
 import glob
 import os
 import re
 import stat
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,19 @@ from stages.common.errors import UserError
 from stages.dataset import mirrors
 from stages.dataset.folder import SUFFIXES
 
-MAX_BYTES = 256_000_000  # of one picture file
+MAX_BYTES = 256_000_000  # per picture file
 SCHEMES = ("http", "https", "s3")
 
 
 class UnreadablePictureError(Exception):
-    """Why the bytes of a picture are not available."""
+    """The reason why a picture file cannot be read."""
 
 
 def expand(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[str]:
-    """The names of pictures, in an order that is the same in every run; of a folder those with a picture's suffix.
+    """Yield the names of pictures, in the same order in every run; from a folder, only those with a picture's suffix.
 
-    lines: what "-" stands for, a name per line. What does not exist is given as it is: `read` says so. No more than the
-    names of one folder are in memory. Raises UserError for a URL that is neither HTTP nor S3.
+    lines: names, one per line, that replace "-". A name that does not exist is yielded as well; `read` then raises. At
+    most the names of one folder are in memory. Raises UserError for a URL that is neither HTTP nor S3.
     """
     for argument in arguments:
         if argument == "-":
@@ -45,24 +46,24 @@ def _expand(name: str) -> Iterator[str]:
     elif not glob.has_magic(name) or path.exists():
         yield name
     else:
-        found = [match for match in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if _visible(match, path)]
-        found.sort()
-        for match in found:
+        matches = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+        visible = sorted(match for match in matches if _visible(match, path))
+        for match in visible:
             if not match.is_dir():
                 yield str(match)
-            elif "**" not in path.parts:  # else what is in it has matched by itself
+            elif "**" not in path.parts:  # otherwise its files match the pattern themselves
                 yield from _walk(match)
-        if not found:
+        if not visible:
             yield name
 
 
 def _visible(match: Path, pattern: Path) -> bool:
-    """Whether no hidden file or folder was matched, but for one that the pattern names."""
+    """Whether a match contains no hidden file or folder, except those that the pattern names."""
     return not any(part.startswith(".") for part in match.parts if part not in pattern.parts)
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """The picture files in a folder and below, each folder's sorted; hidden ones and links to folders left out."""
+    """Yield the picture files in a folder and its subfolders, sorted, without hidden files and links to folders."""
     try:
         with os.scandir(folder) as listing:
             entries = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in listing)
@@ -78,7 +79,7 @@ def _walk(folder: Path) -> Iterator[str]:
 
 
 def _stored(url: str) -> Iterator[str]:
-    """The objects of S3 that a URL names: one, those that match a pattern, or those below a prefix that ends in /."""
+    """Yield the S3 objects of a URL: one object, the matches of a pattern, or all below a prefix that ends in /."""
     if not (glob.has_magic(url) or url.endswith("/")):
         yield url
         return
@@ -86,18 +87,21 @@ def _stored(url: str) -> Iterator[str]:
 
     try:
         system, path = fsspec.core.url_to_fs(url)
-        found: Any = system.glob(path) if glob.has_magic(url) else system.find(path)
+        objects: Any = system.glob(path) if glob.has_magic(url) else system.find(path)
     except Exception as error:  # botocore's, aiohttp's, …
         raise UserError(f"{mirrors.public(url)}: cannot be listed: {_one_line(error)}") from None
-    names = [f"s3://{name}" for name in sorted(found) if name.lower().endswith(SUFFIXES)]
+    names = [f"s3://{name}" for name in sorted(objects) if name.lower().endswith(SUFFIXES)]
     yield from names or [url]
 
 
-def read(name: str) -> bytes:
-    """The bytes of a picture file, at most MAX_BYTES of them. Raises UnreadablePictureError with the reason."""
+def read(name: str, stop: threading.Event | None = None) -> bytes:
+    """The bytes of a picture file, at most MAX_BYTES. Raises UnreadablePictureError with the reason.
+
+    stop: ends a download when it is set.
+    """
     if _scheme(name):
         try:
-            return mirrors.read(name, MAX_BYTES, mirrors.Limits())
+            return b"".join(_until(stop, mirrors.chunks(name, MAX_BYTES, mirrors.Limits())))
         except FileNotFoundError:
             raise UnreadablePictureError("no such file") from None
         except mirrors.MirrorError as error:
@@ -105,7 +109,7 @@ def read(name: str) -> bytes:
     try:
         path = Path(name)
         if not stat.S_ISREG(path.stat().st_mode):
-            raise UnreadablePictureError("not a file")  # but a folder, a pipe or a device: it may have no end
+            raise UnreadablePictureError("not a file")  # a folder, or a pipe or device, which may have no end
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
@@ -115,8 +119,16 @@ def read(name: str) -> bytes:
     return content
 
 
+def _until(stop: threading.Event | None, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Pass chunks on until `stop` is set. Raises UnreadablePictureError then."""
+    for chunk in chunks:
+        if stop and stop.is_set():
+            raise UnreadablePictureError("stopped")
+        yield chunk
+
+
 def stamp(name: str) -> list[int] | None:
-    """Size and time of the last change of a file, by which a change is noticed; None for a URL or a missing file."""
+    """Size and modification time of a file, to detect changes; None for a URL or a missing file."""
     if _scheme(name):
         return None
     try:

@@ -1,17 +1,18 @@
 "use strict";
-// Sends what is drawn, dropped, pasted or chosen to POST /predict, and shows the answer.
+// Sends a drawn, dropped, pasted or chosen picture to POST /predict and POST /mistakes, and shows the answers.
 
 const TOP = 5; // classes
-const BOX = 20 / 28; // of the picture: what MNIST's digits fill
+const MISTAKES = 6; // training pictures
+const BOX = 20 / 28; // share of the picture that MNIST's digits fill
 const get = id => document.getElementById(id);
 const canvas = get("canvas"), pen = canvas.getContext("2d", { willReadFrequently: true });
-// A server with a token gives an address that ends in #token=…, which browsers send to nobody.
+// With a token, the address ends in #token=…, which browsers do not send to any server.
 const token = new URLSearchParams(location.hash.slice(1)).get("token");
 const headers = token ? { Authorization: `Bearer ${token}` } : {};
 
 let model = null, ground = "#000", ink = "#fff";
-let running = null; // the request that is not answered yet
-let last = null; // how the picture was made that is shown, to ask again
+let running = null; // the requests for the picture that is shown
+let last = null; // returns the shown picture, to send it again
 
 async function start() {
   const answer = await fetch("/model", { headers });
@@ -28,7 +29,7 @@ async function start() {
 
 async function reason(answer) {
   const text = (await answer.json().catch(() => ({}))).error ?? answer.statusText;
-  return answer.status === 401 ? "This server needs a token: open its address with #token=… at the end" : text;
+  return answer.status === 401 ? "This server needs a token: add #token=… to the end of its address" : text;
 }
 
 function clear() {
@@ -40,7 +41,7 @@ function clear() {
 
 // --- drawing
 
-let point = null; // where the pen was last, while it is down
+let point = null; // the last position of the pen while it is down
 
 function place(event) {
   const box = canvas.getBoundingClientRect();
@@ -79,7 +80,7 @@ get("clear").addEventListener("click", clear);
 get("centre").addEventListener("change", () => last && ask(last));
 get("invert").addEventListener("change", () => last && ask(last));
 
-// What is drawn, as a file: fitted into a box and centred by its mass, as MNIST's digits were.
+// The drawing as a file, scaled to the box and centred by its mass, like MNIST's digits.
 function drawn() {
   const picture = document.createElement("canvas");
   picture.width = picture.height = canvas.width;
@@ -98,7 +99,7 @@ function drawn() {
   return new Promise(done => picture.toBlob(blob => done(new File([blob], "drawing.png")), "image/png"));
 }
 
-// The box around the ink, and its centre of mass; null for an empty page.
+// The bounding box of the ink, and its centre of mass; null for an empty canvas.
 function inked() {
   const { data, width, height } = pen.getImageData(0, 0, canvas.width, canvas.height);
   const box = { left: width, right: 0, top: height, bottom: 0, x: 0, y: 0 };
@@ -139,21 +140,30 @@ addEventListener("drop", event => {
   give(event.dataTransfer.files);
 });
 
-// --- asking
+// --- requests
 
 async function ask(make) {
   last = make;
   running?.abort();
   const mine = running = new AbortController();
-  try {
-    const form = new FormData();
-    form.append("picture", await make());
-    const query = new URLSearchParams({ top: TOP, seen: true, invert: make === drawn ? "no" : get("invert").value });
-    const answer = await fetch(`/predict?${query}`, { method: "POST", body: form, headers, signal: mine.signal });
+  const post = async (path, body) => {
+    const answer = await fetch(path, { method: "POST", body, headers, signal: mine.signal });
     if (!answer.ok) throw new Error(await reason(answer));
-    const [prediction] = (await answer.json()).predictions;
+    return answer.json();
+  };
+  try {
+    const picture = await make(), form = new FormData(), invert = make === drawn ? "no" : get("invert").value;
+    form.append("picture", picture);
+    const [prediction] = (await post(`/predict?${new URLSearchParams({ top: TOP, seen: true, invert })}`, form)).predictions;
     if (prediction.error) throw new Error(`This picture cannot be read: ${prediction.error}`);
     show("", prediction);
+    if (!model.classes.length) return; // no picture counts as misclassified
+    for (let searching = true; searching && !mine.signal.aborted;) {
+      const search = post(`/mistakes?${new URLSearchParams({ count: MISTAKES, invert })}`, picture);
+      const found = await search.catch(error => ({ unavailable: error.message }));
+      showMistakes(found, mine.signal);
+      searching = found.searching;
+    }
   } catch (error) {
     if (!mine.signal.aborted) show(error instanceof TypeError ? "The server does not answer." : error.message, null, true);
   }
@@ -164,6 +174,9 @@ function show(text, prediction = null, bad = false) {
   get("status").classList.toggle("bad", bad);
   get("classes").replaceChildren(...(prediction?.classes ?? []).map(row));
   get("seen").hidden = !prediction;
+  get("mistakes").hidden = !prediction || !model.classes.length;
+  get("mistakes-list").replaceChildren();
+  get("mistakes-note").textContent = "Searching the training pictures …";
   if (!prediction) return;
   get("picture").src = prediction.seen;
   const left = prediction.looks_inverted && !prediction.inverted;
@@ -180,6 +193,32 @@ function row({ name, probability }) {
   bar.value = probability;
   bar.setAttribute("aria-hidden", "true");
   item.append(label, share, bar);
+  return item;
+}
+
+function showMistakes({ training_images: total, searched, searching, misclassified, mistakes, unavailable }, signal) {
+  if (signal.aborted) return;
+  get("mistakes-list").replaceChildren(...(mistakes ?? []).map(mistake));
+  if (unavailable) {
+    get("mistakes-note").textContent = `Not available: ${unavailable}`;
+    return;
+  }
+  const [all, some, wrong] = [total, searched, misclassified].map(count => count.toLocaleString("en"));
+  const found = searching
+    ? `The search of the ${all} training pictures is running. So far, the network misreads ${wrong} of ${some}.`
+    : searched < total
+      ? `The network misreads ${wrong} of ${some} training pictures; not all ${all} were searched.`
+      : `The network misreads ${wrong} of the ${all} training pictures.`;
+  get("mistakes-note").textContent = mistakes.length ? `${found} The most similar to yours:` : found;
+}
+
+function mistake({ image, label, prediction, similarity }) {
+  const item = document.createElement("li"), picture = document.createElement("img"), text = document.createElement("p");
+  picture.src = image;
+  picture.alt = `A training picture of ${label}`;
+  const lines = [`true: ${label}`, `predicted: ${prediction}`, `similarity: ${similarity.toFixed(2)}`];
+  text.append(...lines.flatMap(line => [line, document.createElement("br")]).slice(0, -1));
+  item.append(picture, text);
   return item;
 }
 
