@@ -42,10 +42,10 @@ join: ## work for a head on another machine, which prints the command: make join
 seeds: ## train the recipe with several seeds, if they are missing or stale: make seeds N=5 (ARGS=--force)
 	@$(RUNTIME) integrity.before_repro -- seeds "$(N)" $(ARGS)
 
-search: ## search for better parameters, as search.yaml says; a killed search goes on (ARGS=--format=markdown, --show)
+search: ## search for better parameters, as search.yaml says; a killed search continues (ARGS=--format=markdown, --show)
 	@$(RUNTIME) requirements-search.txt integrity.before_repro -- review.search $(ARGS)
 
-watch: ## show the runs that are at work or queued, with epoch and time left (ARGS=--once)
+watch: ## list the running and queued runs, with epoch and remaining time (ARGS=--once)
 	@$(RUNTIME) -- review.watch $(ARGS)
 
 predict: ## predict the classes of pictures: make predict FILES="a.png photos/" (ARGS=--format=csv --out=FILE --model=REV, …)
@@ -80,10 +80,10 @@ doctor: ## hash the cache and all outputs; list damage, with the commands that f
 IN_TWO := pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 test: ## run all tests except the long ones (ARGS go to pytest)
-	@$(DEVELOPMENT) -- $(IN_TWO) -m "not soak" $(ARGS)
+	@$(DEVELOPMENT) -- $(IN_TWO) -m "not soak and not night" $(ARGS)
 
-soak: ## run the long tests: kills, full disks, servers (ARGS go to pytest)
-	@$(DEVELOPMENT) -- $(IN_TWO) -m soak $(ARGS)
+soak: ## run the long tests: kills, full disks, servers (NIGHT=1 for all of them; ARGS go to pytest)
+	@$(DEVELOPMENT) -- $(IN_TWO) -m "soak$(if $(NIGHT), or night)" $(ARGS)
 
 check: ## check format, lint, types and import rules; changes nothing
 	@$(DEVELOPMENT) -- ruff format --check .

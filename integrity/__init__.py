@@ -1,3 +1,3 @@
-"""Are these the bytes: verify, doctor, repair, and what Git and DVC hold of a revision."""
+"""Verifying and repairing results; reading revisions from Git and DVC."""
 
-import stages as stages  # first: it says in one line if the pinned packages are missing
+import stages as stages  # first: exits with one line if pinned packages are missing

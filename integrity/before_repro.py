@@ -1,14 +1,11 @@
-"""What `make repro` runs before dvc, in one process: repair what a killed dvc left, and check params.yaml.
-
-The repairs are described in integrity/repair.py.
-"""
+"""Prepare `dvc repro`: repair what a killed dvc left (integrity/repair.py), and check params.yaml. For `make repro`."""
 
 from integrity import repair, rules
 from stages.common import errors
 
 
 def main() -> None:
-    """Repair, and resolve a merge's conflicts in results; then check. Raises UserError."""
+    """Raises UserError."""
     errors.no_arguments()
     repair.main()
     rules.read()

@@ -1,6 +1,6 @@
 """The stage `check`: check all of params.yaml before any other stage runs, since all depend on its output.
 
-Otherwise, plain `dvc repro` would train first and then find a wrong option of evaluate.
+Without it, `dvc repro` would find a wrong option of evaluate only after the training.
 """
 
 from integrity import rules

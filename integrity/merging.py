@@ -1,8 +1,8 @@
-"""A merge in progress whose conflicts are in what the pipeline writes: `make repro` resolves these.
+"""Resolve merge conflicts in files that the pipeline writes; `make repro` does this first.
 
-Two branches that both changed a parameter conflict in dvc.lock and metrics/, and no one of the two sides is right. Here
-our side takes the place of the conflict, so that DVC can read it; `dvc repro`, which follows, takes each stage from its
-run cache or runs it. A conflict in params.yaml, dvc.yaml or code is a person's to resolve, and comes first.
+If two branches changed parameters, they conflict in dvc.lock and metrics/, and neither side is right. This takes our
+side, which DVC can read; then `dvc repro` produces the results of the merged parameters. A person has to resolve
+conflicts in params.yaml, dvc.yaml and code before.
 """
 
 from pathlib import Path
@@ -17,11 +17,11 @@ from stages.common.text import listed
 SEEDS = (SEEDS_LOCK, "seeds/seeds.yaml", "metrics/seeds.json")
 EXPORT = (EXPORT_LOCK, "export/formats.yaml", "metrics/export.json")
 METRICS = paths.TEST_METRICS.parent.as_posix()
-SHOWN = 5  # files that are listed by name
+SHOWN = 5  # files in a message
 
 
 def resolve() -> None:
-    """Resolve what the pipeline will write again, and print what to do next. Raises UserError for other conflicts."""
+    """Take our side of conflicts in results, and print what to do next. Raises UserError for other conflicts."""
     if not any(
         map(marked, [*LOCKS, SEEDS[1], EXPORT[1], *(str(path) for path in sorted(Path(METRICS).glob("*.json")))])
     ):
@@ -47,18 +47,18 @@ def resolve() -> None:
 
 
 def marked(name: str) -> bool:
-    """Whether a file has the marks of a conflict."""
+    """Whether a file has conflict markers."""
     path = Path(name)
     return path.is_file() and conflicts(path.read_bytes())
 
 
 def conflicts(content: bytes) -> bool:
-    """Whether a line begins with the mark of a conflict."""
+    """Whether a line starts with a conflict marker."""
     return b"\n<<<<<<< " in content or content.startswith(b"<<<<<<< ")
 
 
 def unmerged() -> dict[str, set[int]]:
-    """The paths with a conflict, from here, and what Git has of each: 1, the common one; 2, ours; 3, theirs."""
+    """The paths with a conflict, and the versions of each that Git has: 1, the common ancestor; 2, ours; 3, theirs."""
     found: dict[str, set[int]] = {}
     for entry in git.run(Path(), "ls-files", "--unmerged", "-z").decode(errors="surrogateescape").split("\0")[:-1]:
         facts, _, path = entry.partition("\t")

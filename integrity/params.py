@@ -1,4 +1,4 @@
-"""Check all of params.yaml: `python -m integrity.params`. Reads only that file, and writes nothing."""
+"""Check all of params.yaml, and write nothing: `python -m integrity.params`."""
 
 from integrity import rules
 from stages.common import errors

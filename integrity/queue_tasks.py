@@ -1,4 +1,4 @@
-"""Killed experiments of `dvc queue`: DVC 3.67 shows each as Running forever, and never removes its folder."""
+"""Find killed experiments of `dvc queue`: DVC 3.67 lists them as Running forever, and never deletes their folders."""
 
 import json
 import shlex
@@ -9,6 +9,7 @@ from typing import Any
 
 from integrity import revisions
 from integrity.findings import Finding
+from integrity.repair import command_line
 
 FOLDER = Path(".dvc/tmp/exps")
 
@@ -54,14 +55,6 @@ def worker_is_running(root: Path) -> bool:
             if "queue-worker" in command_line(int(json.loads(path.read_bytes())["pid"])):
                 return True
     return False
-
-
-def command_line(process: int) -> str:
-    """The command line of a process; "" if it has ended or is a zombie."""
-    try:
-        return Path(f"/proc/{process}/cmdline").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def has_process(folder: Path) -> bool:

@@ -33,7 +33,7 @@ class Output(NamedTuple):
     rebuilt: str | None  # of the rebuilt bytes; None: it was not rebuilt
 
     def problem(self) -> str:
-        """What is wrong; "" if nothing is."""
+        """The problem with this output; "" if there is none."""
         committed, locked, rebuilt = self.committed, self.locked, self.rebuilt
         if committed and committed == rebuilt and locked not in (None, committed):
             return f"{LOCK} differs from the committed and the rebuilt file"
@@ -93,7 +93,7 @@ def pipeline(repo: Any) -> dict[str, Any]:
 
 
 def idle(names: Sequence[str], stages: dict[str, Any]) -> str:
-    """Why some stages would not run: missing in dvc.yaml, or frozen; "" if all would."""
+    """The stages that would not run, and why: missing in dvc.yaml, or frozen; "" if all would run."""
     reasons = [
         f"{name} is frozen" if name in stages else f"{name} is not in dvc.yaml"
         for name in names
@@ -130,10 +130,8 @@ def isolated(clone: Path, scratch: Path, cache: str) -> dict[str, str]:
     scratch: a folder for temporary files, deleted with the clone.
     """
     delete(clone / paths.RUNS)  # train would resume from a committed checkpoint
-    config = clone / ".dvc" / "config.local"
-    config.write_text(
-        f"[cache]\n    dir = {json.dumps(cache)}\n", encoding="utf-8"
-    )  # overrides the user's configuration
+    config = clone / ".dvc" / "config.local"  # overrides the user's configuration
+    config.write_text(f"[cache]\n    dir = {json.dumps(cache)}\n", encoding="utf-8")
     variables = {name: value for name, value in environment(scratch).items() if not name.startswith("DVC_")}
     variables.pop("PYTHONPATH", None)  # the clone's own code
     temporary = scratch / "tmp"
@@ -174,7 +172,7 @@ def outputs(root: Path, commit: str, committed: Lock, made: Lock, folder: Path, 
 
 
 def undeclared(root: Path, commit: str, made: Lock) -> list[str]:
-    """The files of metrics/ in Git that no stage writes: they would be read as results. made: as for `outputs`."""
+    """The files of metrics/ in Git that no stage writes, and that would count as results. made: as for `outputs`."""
     wrote = [*made.writers]
     for lock in (SEEDS_LOCK, EXPORT_LOCK):
         content = git.file(root, commit, lock)

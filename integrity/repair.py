@@ -175,13 +175,18 @@ def may_run(process: int, command: str) -> bool:
     """Whether a process may be the owner of a lock. command: sys.argv, joined by spaces, as DVC records it."""
     if not Path("/proc/self/cmdline").exists():  # another system: be careful, and keep the lock
         return True
-    try:
-        running = Path(f"/proc/{process}/cmdline").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
+    running = command_line(process)
     # argv[0] differs from the process list: for `python -m dvc` it is a file
     last = command.split(" ")[-1]
-    return last.endswith("__main__.py") or running.rstrip("\0").replace("\0", " ").endswith(last)
+    return bool(running) and (last.endswith("__main__.py") or running.rstrip("\0").replace("\0", " ").endswith(last))
+
+
+def command_line(process: int) -> str:
+    """The command line of a process, as in /proc; "" if it has ended or is a zombie."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 if __name__ == "__main__":

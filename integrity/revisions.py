@@ -44,7 +44,7 @@ class Revision:
     metrics: dict[str, dict[str, Any]]  # file -> its content
     outs: dict[str, LockedFile]  # path -> output, from dvc.lock
     ran_with: dict[str, Any] = field(default_factory=dict)  # dotted key -> the value that a stage read, from dvc.lock
-    notes: list[str] = field(default_factory=list)  # doubts about the rest, one line each
+    notes: list[str] = field(default_factory=list)  # problems with this record, one line each
 
 
 @contextmanager
@@ -187,8 +187,8 @@ def read(repo: Any, name: str | None, label: str | None = None, metrics_pattern:
     return Revision(label, commit, values, read_by, metrics, lock.outs, ran_with, notes)
 
 
-def kept(repo: Any, side: Revision, path: str) -> bytes | None:
-    """The bytes of a file in Git at a revision; None if it is missing. Raises UserError if it is too large."""
+def file(repo: Any, side: Revision, path: str) -> bytes | None:
+    """The bytes of a file at a revision; None if it is missing. Raises UserError if it is too large."""
     content: bytes | None = snapshot(repo, side.commit).read(path).get(path)
     if content is not None and len(content) > MAX_BYTES:
         raise UserError(f"{side.name}: {path}: larger than {MAX_BYTES:,} bytes")
@@ -221,13 +221,13 @@ def stale(root: Path, files: Commit | WorkTree, lock: Lock) -> list[str]:
     return list(dict.fromkeys(changed))
 
 
-def damaged(repo: Any, sides: Sequence[Revision], besides: str) -> list[str]:
+def damaged(repo: Any, sides: Sequence[Revision], except_for: str) -> list[str]:
     """A line for each output whose copy in the cache does not match dvc.lock.
 
-    besides: the output that `fetch` checks. The smallest first, up to snapshots.MAX_HASHED_BYTES in total.
+    except_for: an output that `fetch` checks anyway. The smallest first, up to snapshots.MAX_HASHED_BYTES in total.
     """
     cache = repo.cache.local
-    outs = {out.md5: (side.name, out) for side in sides for out in _with_files(repo, side) if out.path != besides}
+    outs = {out.md5: (side.name, out) for side in sides for out in _with_files(repo, side) if out.path != except_for}
     places = {Path(cache.oid_to_path(oid)): oid for oid in outs if oid is not None}
     folder = Path(cache.path)
     try:

@@ -1,7 +1,7 @@
-"""The rules for the whole of params.yaml: all sections, the blocks that are not chosen included, and how they fit.
+"""The rules for all of params.yaml: every section, including blocks that are not chosen, and how they fit together.
 
-The stages check what they read; this checks all of it before the first one starts, as far as it takes no data and no
-device to tell.
+Each stage checks the options it reads. This checks everything that needs neither data nor a device, before any stage
+starts.
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ SCHEMAS: dict[str, type[Section]] = {
     "evaluate": Evaluate,
     machine_settings.SECTION: machine_settings.Machine,
 }
-# Where an option was in earlier versions, and where it is now.
+# Options of earlier versions -> their present place.
 MOVED = {
     "train.threads": "machine.threads",
     "train.num_workers": "machine.num_workers",
@@ -51,8 +51,8 @@ def read() -> None:
 
 def check(values: dict[str, Any]) -> list[str]:
     """A line for each mistake in the parameters, or in the environment variables that override them."""
-    if lines := no_text(values):
-        return lines  # to which the schemas have no answer
+    if lines := keys_that_are_not_text(values):
+        return lines  # the schemas cannot check these
     lines = moved(values) + unknown(values)
     values = {section: without_moved(section, options) for section, options in values.items()}
     for key, schema in SCHEMAS.items():
@@ -63,19 +63,19 @@ def check(values: dict[str, Any]) -> list[str]:
     return lines or contradictions(values) + environment(values)
 
 
-def no_text(values: dict[Any, Any], place: str = "") -> list[str]:
-    """A line for each key, at any depth, that YAML reads as something else than text, such as `1:` or `true:`."""
+def keys_that_are_not_text(values: dict[Any, Any], place: str = "") -> list[str]:
+    """A line for each key, at any depth, that YAML does not read as text, such as `1:` or `true:`."""
     lines = []
     for key, value in values.items():
         if not isinstance(key, str):
             lines.append(f"{paths.PARAMS}: {place}{shown(key)}: a key that is not text but {type(key).__name__}")
         if isinstance(value, dict):
-            lines += no_text(value, f"{place}{shown(key)}.")
+            lines += keys_that_are_not_text(value, f"{place}{shown(key)}.")
     return lines
 
 
 def moved(values: dict[str, Any]) -> list[str]:
-    """A line for each option that is where earlier versions had it."""
+    """A line for each option that is still in its place of earlier versions."""
     present = {
         f"{section}.{key}" for section, options in values.items() if isinstance(options, dict) for key in options
     }
@@ -90,7 +90,7 @@ def without_moved(section: str, options: Any) -> Any:
 
 
 def environment(values: dict[str, Any]) -> list[str]:
-    """A line for each wrong environment variable. values: right section by section."""
+    """A line for each wrong environment variable. values: each section is valid."""
     try:
         machine_settings.read(values)
     except UserError as error:
@@ -99,7 +99,7 @@ def environment(values: dict[str, Any]) -> list[str]:
 
 
 def unknown(values: dict[str, Any]) -> list[str]:
-    """A line for each section, and each block of choices, that no stage knows."""
+    """A line for each section and each block of options that no stage has."""
     blocks = {key.partition(".")[0] for key in SCHEMAS if "." in key}
     top = list(dict.fromkeys(key.partition(".")[0] for key in SCHEMAS))
     lines = [
@@ -119,11 +119,11 @@ def unknown(values: dict[str, Any]) -> list[str]:
 
 
 def contradictions(values: dict[str, Any]) -> list[str]:
-    """A line for each rule between sections that is broken. values: right section by section."""
+    """A line for each option that contradicts another section. values: each section is valid."""
     train, preprocess = values["train"], values["preprocess"]
     data_set = DATA_SETS.get(values["data"]["name"])  # None: own pictures
     regression = values["data"]["task"] == "regression"
-    lines = pictures(values["data"], preprocess) + misfits(Train.model_validate(train), regression)
+    lines = own_pictures(values["data"], preprocess) + misfits(Train.model_validate(train), regression)
     if regression and data_set:
         lines.append(
             f"data.task is regression, and data.name is {values['data']['name']}, a set with classes; allowed: images, "
@@ -168,11 +168,11 @@ def contradictions(values: dict[str, Any]) -> list[str]:
     return [f"{paths.PARAMS}: {line}" for line in lines]
 
 
-def pictures(data: dict[str, Any], preprocess: dict[str, Any]) -> list[str]:
-    """A line for each rule on own pictures that is broken."""
+def own_pictures(data: dict[str, Any], preprocess: dict[str, Any]) -> list[str]:
+    """A line for each mistake in the options for own pictures."""
     name, folder = data["name"], data["images"]
     if name != "images":
-        # Every run depends on data.images, which dvc.yaml cannot leave out: a published set must not run again for it.
+        # dvc.yaml cannot make this dependency optional, so with a published data set it must be an empty folder.
         return (
             []
             if folder == NO_IMAGES

@@ -23,7 +23,7 @@ MODEL, PREDICTIONS = paths.MODEL.as_posix(), paths.PREDICTIONS.as_posix()
 
 
 def main() -> int:
-    """Rebuild, compare, and print a table; returns the exit status, 0 or 1."""
+    """Rebuild, compare, and print the result; returns the exit status, 0 or 1."""
     errors.no_arguments()
     root = rebuild.project()
     commit = git.head(root)
@@ -41,21 +41,13 @@ def main() -> int:
 
         inputs = rebuild.inputs(committed, made)
         outputs = rebuild.outputs(root, commit, committed, made, clone, list(made.stages))
-        wrong = {out.path: problem for out in outputs if (problem := out.problem() or uncommitted(clone, out))}
-        stray = rebuild.undeclared(root, commit, made)
-        wrong |= dict.fromkeys(stray, "no stage writes it")
-        width = max([38, *(len(out.path) + 2 for out in outputs)])
-        print(f"\n{'stage':<12}{'artifact':<{width}}bytes")
-        for stage, name, problem in inputs:
-            print(f"{stage:<12}{f'{name} (input)':<{width}}{problem}")
-        for out in outputs:
-            print(f"{out.stage:<12}{out.path:<{width}}{wrong.get(out.path, 'identical')}")
-        for path in stray:
-            print(f"{'-':<12}{path:<{width}}{wrong[path]}")
-        print()
+        problems = {out.path: problem for out in outputs if (problem := out.problem() or uncommitted(clone, out))}
+        undeclared = rebuild.undeclared(root, commit, made)
+        problems |= dict.fromkeys(undeclared, "no stage writes it")
+        print_table(inputs, outputs, undeclared, problems)
         for line in environments(root, clone, commit, committed):
             print(line)
-        if not wrong and not inputs:
+        if not problems and not inputs:
             print(f"identical: {len(outputs)} artifacts of {commit[:12]}, rebuilt from nothing in {seconds:.0f} s")
             return 0
         if inputs:
@@ -66,8 +58,23 @@ def main() -> int:
             print(f"diverged: {diverged[0].stage} is the first stage whose rebuilt bytes differ from the record")
         for out in diverged:
             print(f"  {out.path}: {difference(root, clone, commit, out)}")
-        print(f"different: {', '.join(wrong) or LOCK}")
+        print(f"different: {', '.join(problems) or LOCK}")
         return 1
+
+
+def print_table(
+    inputs: list[rebuild.Input], outputs: list[rebuild.Output], undeclared: list[str], problems: dict[str, str]
+) -> None:
+    """Print a row per changed input, output, and file that no stage writes."""
+    width = max([38, *(len(out.path) + 2 for out in outputs)])
+    print(f"\n{'stage':<12}{'artifact':<{width}}bytes")
+    for stage, name, problem in inputs:
+        print(f"{stage:<12}{f'{name} (input)':<{width}}{problem}")
+    for out in outputs:
+        print(f"{out.stage:<12}{out.path:<{width}}{problems.get(out.path, 'identical')}")
+    for path in undeclared:
+        print(f"{'-':<12}{path:<{width}}{problems[path]}")
+    print()
 
 
 def lend_inputs(root: Path, clone: Path) -> None:

@@ -63,7 +63,7 @@ def read(
         lookups = results.look_up_predictions(repo, sides[0]), results.look_up_predictions(repo, sides[1])
         if records == "recorded":
             records = record.read(repo, sides[0]), record.read(repo, sides[1])
-        damaged = revisions.damaged(repo, sides, besides=paths.PREDICTIONS.as_posix())
+        damaged = revisions.damaged(repo, sides, except_for=paths.PREDICTIONS.as_posix())
     document = compare(*sides, lookups, level, records)
     document["notes"] += damaged
     return document

@@ -47,7 +47,7 @@ def main() -> None:
         # The comparison's notes cover both sides, but not the files that only this page reads.
         notes = [*(against.document["notes"] if against else notes_on(run)), *run.missing]
         sides = [run.revision, *([against.other.revision] if against else [])]
-        notes += revisions.damaged(repo, sides, besides=paths.PREDICTIONS.as_posix())
+        notes += revisions.damaged(repo, sides, except_for=paths.PREDICTIONS.as_posix())
         if reason:
             notes.append(f"no test images: {reason}")
         own, own_notes = own_pictures.section(run.revision, Path(repo.root_dir))

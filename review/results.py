@@ -78,7 +78,7 @@ def read(repo: Any, name: str | None) -> Results:
 
     def read_file(path: str, parse: Callable[[bytes, str], T]) -> T | None:
         try:
-            content = revisions.kept(repo, side, path)
+            content = revisions.file(repo, side, path)
             if content is None:
                 raise UserError(f"{side.name}: no {path} there")
             return parse(content, f"{side.name}: {path}")

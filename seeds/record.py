@@ -95,7 +95,7 @@ def count_fresh(repo: Any, side: Revision) -> int:
 
 def _trained(repo: Any, side: Revision) -> tuple[list[int], dict[int, LockedStage]]:
     """The seeds of seeds/seeds.yaml, ascending, and the stages of seeds/dvc.lock by seed. Raises UserError."""
-    chosen, lock = (revisions.kept(repo, side, path.as_posix()) for path in (CHOSEN, LOCK))
+    chosen, lock = (revisions.file(repo, side, path.as_posix()) for path in (CHOSEN, LOCK))
     if not chosen or not lock:
         raise UserError(NO_SEEDS)
     stages = parse_lock(lock, str(LOCK)).stages
@@ -111,7 +111,7 @@ def _read(repo: Any, side: Revision) -> Record:
     if changed := _changed(repo, side, [trained[seed] for seed in chosen]):
         raise UserError(f"its seeds are stale: trained before {listed(changed, revisions.SHOWN)} changed; {again}")
 
-    collected = revisions.kept(repo, side, COLLECTED.as_posix()) or b"{}"
+    collected = revisions.file(repo, side, COLLECTED.as_posix()) or b"{}"
     content: Any = revisions.parse_json(collected, str(COLLECTED)).get("seeds")
     rows = _rows(content)
     if [row.seed for row in rows] != chosen:

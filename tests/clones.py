@@ -50,10 +50,10 @@ class Clone:
 
     def dvc(self, *arguments: str, check: bool = True) -> str:
         """A command of DVC, in this process: starting Python for each takes most of the time of many."""
-        status, told = inside.dvc_says(self.path, self.environment, *arguments)
+        status, output = inside.dvc_says(self.path, self.environment, *arguments)
         if check and status:
-            pytest.fail(f"dvc {' '.join(arguments)} ended with {status}:\n{told}")
-        return told
+            pytest.fail(f"dvc {' '.join(arguments)} ended with {status}:\n{output}")
+        return output
 
     def dvc_as_program(self, *arguments: str, check: bool = True) -> str:
         """The same in a process of its own: for what starts daemons, or talks to servers that come and go."""

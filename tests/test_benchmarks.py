@@ -1,7 +1,6 @@
 """The figures in docs/performance.md are those of the committed measurements."""
 
 import json
-import os
 
 import pytest
 
@@ -86,7 +85,6 @@ def test_the_page_has_the_table_of_hashes_which_are_equal() -> None:
     assert len({text for _, _, row in rows for text in row}) == 1
 
 
-@pytest.mark.soak
-@pytest.mark.skipif(os.environ.get("RECIPES") != "all", reason="27 trainings; CI sets RECIPES=all at night")
+@pytest.mark.night  # 27 trainings
 def test_any_number_of_processes_threads_and_hosts_gives_one_hash() -> None:
     assert len({text for _, _, row in hashes.measure() for text in row}) == 1

@@ -1,4 +1,4 @@
-"""compare and report give one answer wherever the project lies and however it was cloned, or one line says why not."""
+"""compare and report give the same answer for every kind of clone, or one line with the reason why they cannot."""
 
 import getpass
 import json
@@ -23,7 +23,7 @@ Out = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """main, and a branch worse; their predictions are pushed."""
+    """A repository with the branches main and worse, whose predictions are pushed."""
     project = begun(tmp_path_factory.mktemp("checkouts") / "project", ignored="__pycache__/\n")
     project.set()
     project.dvc("repro", "-q")
@@ -52,7 +52,7 @@ def git(folder: Path, *arguments: str, environment: dict[str, str] | None = None
 
 
 def compared(folder: Path, monkeypatch: Patch, capsys: Out, a: str = "main", b: str = "worse") -> dict[str, Any]:
-    """What `python -m review.compare A B --format json` prints in a folder, without the commits."""
+    """The output of `python -m review.compare A B --format json` in a folder, without the commits."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["compare", a, b, "--format", "json"])
     capsys.readouterr()
@@ -64,7 +64,7 @@ def compared(folder: Path, monkeypatch: Patch, capsys: Out, a: str = "main", b: 
 
 
 def page(folder: Path, out: Path, monkeypatch: Patch) -> str:
-    """The page of the work tree in a folder, against the branch worse."""
+    """The report on the work tree of a folder, compared with the branch worse."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["report", "--against", "worse", "--out", str(out)])
     report.main()
@@ -72,14 +72,14 @@ def page(folder: Path, out: Path, monkeypatch: Patch) -> str:
 
 
 def changed_since(text: str) -> str:
-    """What the page says has changed since the commit."""
+    """The changes since the commit that the page lists."""
     found = re.search(r">changed since</t[hd]>\s*<td[^>]*>(.*?)</td>", text, re.DOTALL)
     assert found
     return found[1].strip()
 
 
 def line(folder: Path, monkeypatch: Patch, *revs: str) -> str:
-    """The one line with which compare ends in a folder."""
+    """The error of compare in a folder, which is one line."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["compare", *revs])
     with pytest.raises(UserError) as error:
@@ -102,7 +102,7 @@ def named(name: str) -> Callable[[Project, Path], Path]:
 
 
 def subfolder(project: Project, place: Path) -> Path:
-    """The project is a folder of a larger repository, with all of its branches."""
+    """The project in a subfolder of a larger repository, with all its branches."""
     git(place, "init", "-q", "-b", "main", "larger")
     for branch in ("main", "worse"):
         if branch != "main":
@@ -148,7 +148,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("kind", list(PLACES))
-def test_the_answer_is_the_same_everywhere(
+def test_the_results_are_the_same_everywhere(
     kind: str, project: Project, tmp_path: Path, monkeypatch: Patch, capsys: Out
 ) -> None:
     expected = compared(project.path, monkeypatch, capsys)
@@ -166,7 +166,7 @@ def test_the_answer_is_the_same_everywhere(
         assert text == page(project.path, tmp_path / "page.html", monkeypatch)
 
 
-def test_a_path_through_a_subfolder_is_from_dvcs_root(project: Project, tmp_path: Path, monkeypatch: Patch) -> None:
+def test_paths_are_relative_to_dvcs_root(project: Project, tmp_path: Path, monkeypatch: Patch) -> None:
     folder = subfolder(project, tmp_path)
     (folder / "params.yaml").write_text("train: {skill: 0.5}\n", encoding="utf-8")
     (folder.parent / "beside.txt").write_text("not of the project", encoding="utf-8")
@@ -176,13 +176,13 @@ def test_a_path_through_a_subfolder_is_from_dvcs_root(project: Project, tmp_path
 
 @pytest.fixture
 def bystander(project: Project, tmp_path: Path) -> Path:
-    """Another repository, which Git's variables point at; nothing in it may change."""
+    """Another repository, which Git's variables select; nothing in it may change."""
     git(tmp_path, "init", "-q", "-b", "main", "bystander")
     git(tmp_path / "bystander", "commit", "-q", "--allow-empty", "-m", "x", environment=project.environment)
     return tmp_path / "bystander"
 
 
-def test_a_hooks_variables_name_another_repository(
+def test_the_git_variables_of_a_hook_are_ignored(
     project: Project, bystander: Path, monkeypatch: Patch, capsys: Out
 ) -> None:
     expected = compared(project.path, monkeypatch, capsys)
@@ -193,7 +193,7 @@ def test_a_hooks_variables_name_another_repository(
     page(project.path, bystander.parent / "page.html", monkeypatch)
 
 
-def test_nothing_is_written_to_a_checkout(project: Project, tmp_path: Path, monkeypatch: Patch, capsys: Out) -> None:
+def test_a_read_only_checkout(project: Project, tmp_path: Path, monkeypatch: Patch, capsys: Out) -> None:
     folder = cloned(project, tmp_path / "clone")
 
     def state() -> list[tuple[str, int]]:
@@ -201,7 +201,7 @@ def test_nothing_is_written_to_a_checkout(project: Project, tmp_path: Path, monk
 
     expected = compared(project.path, monkeypatch, capsys)
     for path in [folder, *folder.rglob("*")]:
-        path.chmod(path.stat().st_mode & ~0o222)  # which stops everybody but root
+        path.chmod(path.stat().st_mode & ~0o222)  # which has no effect on root
     os.utime(folder / "toy.py", (0, 0))  # so that Git finds its index out of date
     before = state()
     assert compared(folder, monkeypatch, capsys) == expected
@@ -226,33 +226,33 @@ def test_a_user_without_a_name_or_a_home(project: Project, monkeypatch: Patch, c
 # Where it cannot work
 
 
-def test_a_shallow_clone_says_how_to_complete_it(project: Project, tmp_path: Path, monkeypatch: Patch) -> None:
+def test_a_shallow_clone_is_reported_with_the_remedy(project: Project, tmp_path: Path, monkeypatch: Patch) -> None:
     folder = cloned(project, tmp_path / "shallow", "--depth=1")
-    told = line(folder, monkeypatch, "HEAD~1")
-    assert told.startswith("unknown revision 'HEAD~1'; allowed: a commit, branch, tag or experiment of this clone")
-    assert "`git fetch --unshallow`" in told
+    output = line(folder, monkeypatch, "HEAD~1")
+    assert output.startswith("unknown revision 'HEAD~1'; allowed: a commit, branch, tag or experiment of this clone")
+    assert "`git fetch --unshallow`" in output
 
 
 def test_a_partial_clone_whose_origin_is_gone(project: Project, tmp_path: Path, monkeypatch: Patch) -> None:
     folder = partial(project, tmp_path)
     git(folder, "remote", "set-url", "origin", str(tmp_path / "gone"))
-    told = line(folder, monkeypatch, "worse")
-    assert told.startswith("git ")
-    assert str(tmp_path / "gone") in told
+    output = line(folder, monkeypatch, "worse")
+    assert output.startswith("git ")
+    assert str(tmp_path / "gone") in output
 
 
 def test_the_clone_of_another_owner(project: Project, tmp_path: Path, monkeypatch: Patch) -> None:
     folder = cloned(project, tmp_path / "clone")
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # Git's own tests do the same
-    told = line(folder, monkeypatch, "main")
-    assert told.endswith(f"belongs to another user; to trust it: git config --global --add safe.directory {folder}")
+    output = line(folder, monkeypatch, "main")
+    assert output.endswith(f"belongs to another user; to trust it: git config --global --add safe.directory {folder}")
 
 
 def test_the_project_as_an_archive(project: Project, tmp_path: Path, monkeypatch: Patch) -> None:
     folder = cloned(project, tmp_path / "clone")
     (folder / ".git").rename(tmp_path / "gone")
-    told = line(folder, monkeypatch, "main")
-    assert told.startswith(
+    output = line(folder, monkeypatch, "main")
+    assert output.startswith(
         f"git rev-list: {folder} is in no Git repository (a ZIP file, or a copy without .git?); `git"
     )
     git(folder, "init", "-q")
@@ -260,7 +260,7 @@ def test_the_project_as_an_archive(project: Project, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("rev", "told"),
+    ("rev", "output"),
     [
         ("\udcff\udcfe", r"unknown revision '\udcff\udcfe'; allowed: "),
         ("x" * 4096, f"unknown revision '{'x' * 100}...'; allowed: "),
@@ -277,8 +277,8 @@ def test_the_project_as_an_archive(project: Project, tmp_path: Path, monkeypatch
     ],
     ids=["not-utf-8", "long", "nul", "newline", "empty", "blank", "dash", "option", "not", "range", "tree", "pattern"],
 )
-def test_a_name_of_no_commit_is_one_line(rev: str, told: str, project: Project, monkeypatch: Patch) -> None:
-    assert line(project.path, monkeypatch, "--", rev).startswith(told)
+def test_an_unknown_revision_is_one_line(rev: str, output: str, project: Project, monkeypatch: Patch) -> None:
+    assert line(project.path, monkeypatch, "--", rev).startswith(output)
 
 
 def test_a_branch_whose_name_is_not_utf_8(project: Project, monkeypatch: Patch, capsys: Out) -> None:

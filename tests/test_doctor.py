@@ -22,14 +22,14 @@ from tests.toy import Project, begun
 
 
 def doctor(clone: Clone) -> tuple[int, str]:
-    """Its exit status, and what it says."""
-    status, said, told = inside.module(clone.path, clone.environment, "integrity.doctor")
-    return status, said + told
+    """Exit status and output of `python -m integrity.doctor`."""
+    status, stdout, stderr = inside.module(clone.path, clone.environment, "integrity.doctor")
+    return status, stdout + stderr
 
 
-def cure(clone: Clone, told: str) -> None:
+def cure(clone: Clone, output: str) -> None:
     """Run the printed fixes in a shell."""
-    for line in told.splitlines():
+    for line in output.splitlines():
         if line.startswith("    fix: "):
             clone.run("sh", "-c", line.removeprefix("    fix: ").partition(", or ")[0])
 
@@ -88,7 +88,7 @@ def forged_predictions(clone: Clone) -> None:
 
 
 def forged_model(clone: Clone) -> None:
-    """Another model in the work tree and, under the true one's name, in the cache."""
+    """Replace the model in the work tree, and in the cache under the name of the original."""
     for path in (clone.path / "data/model/model.safetensors", cached(clone, "data/model/model.safetensors")):
         content = path.read_bytes()
         replace(path, content[:-1] + bytes([content[-1] ^ 1]))
@@ -175,9 +175,9 @@ DAMAGE: dict[str, tuple[Callable[[Clone], object], list[str]]] = {
 }
 
 
-def test_a_run_is_well(clone: Clone) -> None:
-    status, told = doctor(clone)
-    assert (status, "nothing to fix" in told) == (0, True), told
+def test_an_undamaged_run(clone: Clone) -> None:
+    status, output = doctor(clone)
+    assert (status, "nothing to fix" in output) == (0, True), output
 
 
 SLOW = ("forged code", "a forged model")  # their fixes train
@@ -191,15 +191,15 @@ SLOW = ("forged code", "a forged model")  # their fixes train
 def test_damage_is_found_and_fixed(clone: Clone, damage: str) -> None:
     inflict, expected = DAMAGE[damage]
     inflict(clone)
-    status, told = doctor(clone)
+    status, output = doctor(clone)
     assert status == 1
     for part in expected:
-        assert part in told
-    cure(clone, told)
-    status, told = doctor(clone)
-    assert status == 0, told
+        assert part in output
+    cure(clone, output)
+    status, output = doctor(clone)
+    assert status == 0, output
     assert inside.run_dvc(clone.path, clone.environment, "status", "-q") == 0
-    if damage not in ("forged code", "a parameter that was not run"):  # which were run now
+    if damage not in ("forged code", "a parameter that was not run"):  # the fixes of these run a stage
         assert clone.run("git", "diff", "--stat", "main") == ""
 
 
@@ -209,11 +209,11 @@ def test_a_bit_without_a_cache(clone: Clone) -> None:
     cache.rename(aside)
     try:
         flip(clone.path / "data/raw/t10k-labels-idx1-ubyte")
-        status, told = doctor(clone)
-        assert (status, told.count(": does not match ")) == (1, 1)
-        assert "data/raw/t10k-labels-idx1-ubyte: does not match dvc.lock" in told
-        assert "data/predictions.csv: not in the cache" in told
-        cure(clone, told)
+        status, output = doctor(clone)
+        assert (status, output.count(": does not match ")) == (1, 1)
+        assert "data/raw/t10k-labels-idx1-ubyte: does not match dvc.lock" in output
+        assert "data/predictions.csv: not in the cache" in output
+        cure(clone, output)
         assert doctor(clone)[0] == 0
     finally:
         shutil.rmtree(cache, ignore_errors=True)
@@ -227,9 +227,9 @@ def test_a_cache_that_was_moved_and_linked_back(clone: Clone) -> None:
     try:
         flip(cached(clone, "data/predictions.csv"))
         (elsewhere / "runs/ab/abcd").mkdir(parents=True)
-        status, told = doctor(clone)
-        assert (status, told.count("fix: ")) == (1, 2)
-        cure(clone, told)
+        status, output = doctor(clone)
+        assert (status, output.count("fix: ")) == (1, 2)
+        cure(clone, output)
         assert doctor(clone)[0] == 0
         assert inside.run_dvc(clone.path, clone.environment, "status", "-q") == 0
     finally:
@@ -237,7 +237,7 @@ def test_a_cache_that_was_moved_and_linked_back(clone: Clone) -> None:
         elsewhere.rename(cache)
 
 
-def test_what_file_managers_leave_counts_for_nothing(clone: Clone) -> None:
+def test_files_of_file_managers_are_ignored(clone: Clone) -> None:
     names = (".DS_Store", "._train-images-idx3-ubyte", "Thumbs.db", "desktop.ini", ".nfs0001", ".ipynb_checkpoints/a")
     for name in names:
         (clone.path / "data/raw" / name).parent.mkdir(exist_ok=True)
@@ -247,8 +247,8 @@ def test_what_file_managers_leave_counts_for_nothing(clone: Clone) -> None:
     clone.run("git", "clean", "-qfdx", "data/raw", "-e", "*ubyte")
 
 
-def test_a_folder_is_compared_by_the_list_of_what_is_in_it(tmp_path: Path) -> None:
-    """Our pipeline has no output that is a folder; another may."""
+def test_a_folder_is_compared_by_its_list_of_files(tmp_path: Path) -> None:
+    """An output that is a folder, which the toy pipeline lacks."""
     project = Project(tmp_path / "clone")
     project.path.mkdir()
     project.run("git", "init", "-q")
@@ -265,9 +265,9 @@ def test_a_folder_is_compared_by_the_list_of_what_is_in_it(tmp_path: Path) -> No
     def says() -> str:
         return inside.module(project.path, project.environment, "integrity.doctor")[1]
 
-    told = says()
-    assert told.startswith("b: not in the cache")
-    project.run("sh", "-c", told.splitlines()[1].removeprefix("    fix: "))
+    output = says()
+    assert output.startswith("b: not in the cache")
+    project.run("sh", "-c", output.splitlines()[1].removeprefix("    fix: "))
     assert "nothing to fix" in says()
     (project.path / "b/.DS_Store").touch()
     assert "b: does not match dvc.lock" in says()
@@ -296,8 +296,8 @@ def toy(ran: Project, tmp_path: Path) -> Project:
 
 
 def toy_doctor(project: Project) -> tuple[int, str]:
-    status, said, told = inside.module(project.path, project.environment, "integrity.doctor")
-    return status, said + told
+    status, stdout, stderr = inside.module(project.path, project.environment, "integrity.doctor")
+    return status, stdout + stderr
 
 
 def edited(name: str, before: str, after: str, commit: bool = False) -> Callable[[Project], None]:
@@ -330,7 +330,7 @@ def piped(name: str) -> Callable[[Project], None]:
 
 def a_device(project: Project) -> None:
     (project.path / "data/predictions.csv").unlink()
-    (project.path / "data/predictions.csv").symlink_to("/dev/zero")  # which has no end
+    (project.path / "data/predictions.csv").symlink_to("/dev/zero")  # which is endless
 
 
 FORGED = "  x:\n    cmd: y\n    outs:\n    - path: data/predictions.csv\n      md5: " + "f" * 32 + "\n      size: 1\n"
@@ -365,43 +365,46 @@ TOY_DAMAGE: dict[str, tuple[Callable[[Project], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", TOY_DAMAGE)
-def test_damage_of_a_small_pipeline_is_found_and_fixed(toy: Project, damage: str) -> None:
+def test_damage_of_a_toy_pipeline_is_found_and_fixed(toy: Project, damage: str) -> None:
     inflict, expected = TOY_DAMAGE[damage]
     inflict(toy)
-    status, told = toy_doctor(toy)
-    assert (status, expected in told) == (1, True), told
-    for line in told.splitlines():
+    status, output = toy_doctor(toy)
+    assert (status, expected in output) == (1, True), output
+    for line in output.splitlines():
         if line.startswith("    fix: "):
             toy.run("sh", "-c", line.removeprefix("    fix: ").partition(", or ")[0])
-    status, told = toy_doctor(toy)
-    assert status == 0, told
+    status, output = toy_doctor(toy)
+    assert status == 0, output
     if "dvc.yaml" not in damage and "committed" not in damage:
         assert toy.run("git", "status", "--porcelain") == ""
     assert (toy.path / "data/predictions.csv").is_file()
 
 
-def test_a_small_pipeline_is_well(toy: Project) -> None:
+def test_an_undamaged_toy_pipeline(toy: Project) -> None:
     assert toy_doctor(toy)[0] == 0
 
 
 @pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml"])
-def test_what_people_write_is_not_thrown_away(toy: Project, name: str) -> None:
+def test_fixes_keep_files_that_people_write(toy: Project, name: str) -> None:
     lines = (toy.path / name).read_text(encoding="utf-8").count("\n")
     toy.write(name, (toy.path / name).read_text(encoding="utf-8") + "an edit: [\n")
-    status, told = toy_doctor(toy)
+    status, output = toy_doctor(toy)
     assert status == 1
-    line = re.search(rf"{name}:(\d+):\d+: not valid YAML", told)
+    line = re.search(rf"{name}:(\d+):\d+: not valid YAML", output)
     assert line
     assert int(line[1]) > lines
-    assert f"fix: fix line {line[1]} by hand (`git diff HEAD -- {name}` shows what changed)" in told
-    assert f"checkout HEAD -- {name}" not in told
+    assert f"fix: fix line {line[1]} by hand (`git diff HEAD -- {name}` shows what changed)" in output
+    assert f"checkout HEAD -- {name}" not in output
 
 
 @pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml", "dvc.lock"])
-def test_a_pipe_for_a_text_is_not_waited_for(toy: Project, name: str) -> None:
+def test_a_pipe_in_place_of_a_text_file_does_not_block(toy: Project, name: str) -> None:
     piped(name)(toy)
-    status, told = toy_doctor(toy)
-    assert (status, told) == (2, f"error: {name}: not a regular file; `rm -r {name} && git checkout HEAD -- {name}`\n")
+    status, output = toy_doctor(toy)
+    assert (status, output) == (
+        2,
+        f"error: {name}: not a regular file; `rm -r {name} && git checkout HEAD -- {name}`\n",
+    )
 
 
 STAGE = {
@@ -451,24 +454,24 @@ stages:
       md5: a35ed8f63fb1e1c119d0996c1ee0de26
       size: 190215
 """
-LAST = len("90215\n")  # cut off within it, it is another number: what the file's size tells
+LAST = len("90215\n")  # truncated within it, the size is smaller; the file's size shows that
 
 
-def test_a_dvc_lock_is_noticed_wherever_it_is_cut_off() -> None:
+def test_a_dvc_lock_truncated_anywhere_is_found() -> None:
     content = LOCKED.encode()
     assert doctor_module.lock_faults(content, {"evaluate": STAGE}) == []
     for size in range(len(content)):
         faults = doctor_module.lock_faults(content[:size], {"evaluate": STAGE})
         assert len(faults) == 1, content[:size].decode()
         assert faults[0].startswith("dvc.lock: ")
-        # As it would be if a line had ended there by chance.
+        # The same, if a line ends there by chance.
         if content[size - 1 : size] not in (b"\n", b"") and size < len(content) - LAST:
             assert doctor_module.lock_faults(content[:size] + b"\n", {"evaluate": STAGE}), content[:size].decode()
 
 
 @pytest.mark.soak
-def test_the_committed_dvc_lock_is_noticed_wherever_it_is_cut_off(clone: Clone) -> None:
-    """Within its last stage: a cut before that lacks the last stage as a whole."""
+def test_the_committed_dvc_lock_truncated_anywhere_is_found(clone: Clone) -> None:
+    """Within its last stage (a cut before that lacks this stage), at every seventh byte: reading it is slow."""
     content = (clone.path / "dvc.lock").read_text(encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(clone.path)
@@ -479,7 +482,7 @@ def test_the_committed_dvc_lock_is_noticed_wherever_it_is_cut_off(clone: Clone) 
     name = parts[-1].strip().partition(":")[0]
     whole = (head + parts[-1]).encode()
     assert doctor_module.lock_faults(whole, {name: stages[name]}) == []
-    for size in range(len(whole)):
+    for size in range(0, len(whole), 7):
         assert doctor_module.lock_faults(whole[:size], {name: stages[name]}), whole[:size].decode()
     without_it = "".join([head, *parts[:-1]]).encode()
     assert doctor_module.lock_faults(without_it, stages)

@@ -1,4 +1,4 @@
-"""dvc.yaml against the code: every module a stage imports, every parameter it reads, every path it uses."""
+"""dvc.yaml declares every module that a stage imports, every parameter it reads, and every path it uses."""
 
 import ast
 import copy
@@ -33,7 +33,7 @@ from tests.imports import ROOT, closure
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 DEFAULTS = params.load(ROOT / "params.yaml")
 
-# What Python, its tools, editors and file managers leave in a folder of code.
+# Files that Python, its tools, editors and file managers leave in a folder of code.
 JUNK = (
     "__pycache__/loop.cpython-312.pyc",
     "__pycache__/loop.cpython-312.pyc.140245",
@@ -66,17 +66,17 @@ def module(name: str) -> str:
 
 
 def declared(name: str) -> set[str]:
-    """The files and folders of code that a stage names as dependencies."""
+    """The files and folders of code that a stage depends on."""
     return {path for path in STAGES[name]["deps"] if path.partition("/")[0] in ("stages", "review", "integrity")}
 
 
 def covers(entry: str, path: str) -> bool:
-    """Whether a dependency is this file, or a folder that holds it."""
+    """Whether a dependency is this file, or a folder that contains it."""
     return path == entry or path.startswith(f"{entry}/")
 
 
 def folder_md5(root: Path, path: str) -> str:
-    """The MD5 that DVC gives a folder below its root: of a list of its files, without those that .dvcignore names."""
+    """The MD5 of a folder as DVC computes it: of a list of its files, without those in .dvcignore."""
     ignore = DvcIgnoreFilter(localfs, str(root))
     _, _, tree = build(HashFileDB(localfs, str(root)), str(root / path), localfs, "md5", dry_run=True, ignore=ignore)
     return str(tree.hash_info.value)
@@ -97,7 +97,7 @@ def test_the_imports_of_a_stage_lie_inside_the_code_it_declares_and_no_declared_
     assert [entry for entry in sorted(code) if not (ROOT / entry).exists()] == []
 
 
-# A module, and the stages that a change of it must not run: they do not import it.
+# Modules, and the stages that a change of them must not run, since these do not import them.
 @pytest.mark.parametrize(
     ("path", "others"),
     [
@@ -111,13 +111,13 @@ def test_the_imports_of_a_stage_lie_inside_the_code_it_declares_and_no_declared_
         ("integrity/git.py", ["download", "preprocess", "train", "evaluate"]),
     ],
 )
-def test_a_module_that_a_stage_does_not_import_is_not_among_its_dependencies(path: str, others: list[str]) -> None:
+def test_no_stage_depends_on_a_module_that_it_does_not_import(path: str, others: list[str]) -> None:
     assert (ROOT / path).is_file()
     assert [name for name in others if any(covers(entry, path) for entry in declared(name))] == []
 
 
 @pytest.mark.parametrize("junk", JUNK)
-def test_caches_and_what_editors_leave_do_not_count_as_code(junk: str, tmp_path: Path) -> None:
+def test_caches_and_files_of_editors_do_not_count_as_code(junk: str, tmp_path: Path) -> None:
     for name in (".dvcignore", "stages/train/loop.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -126,7 +126,7 @@ def test_caches_and_what_editors_leave_do_not_count_as_code(junk: str, tmp_path:
     (tmp_path / "stages/train" / junk).write_bytes(b"junk")
     assert folder_md5(tmp_path, "stages/train") == before
     (tmp_path / "stages/train/more.py").write_bytes(b"")
-    assert folder_md5(tmp_path, "stages/train") != before  # or the comparison above shows nothing
+    assert folder_md5(tmp_path, "stages/train") != before  # otherwise the comparison above proves nothing
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -147,8 +147,8 @@ def test_every_data_set_has_the_files_that_dvc_yaml_names() -> None:
         assert {paths.RAW / file.name for file in data_set.files} == RAW
 
 
-def test_no_output_is_a_folder_but_for_the_splits() -> None:
-    """DVC does not check the list of a folder's files: where an output has to be one, `make pull` has to be used."""
+def test_only_the_splits_are_folders() -> None:
+    """DVC does not check the list of a folder's files, so an output that is a folder needs `make pull`."""
     folders = {
         Path(path)
         for stage in STAGES.values()
@@ -158,12 +158,12 @@ def test_no_output_is_a_folder_but_for_the_splits() -> None:
     assert folders == {paths.TRAIN, paths.VALIDATION, paths.TEST}
 
 
-# The inputs whose names are parameters.
+# Inputs whose paths are parameters.
 NAMED_BY_PARAMETERS = {
     "preprocess": {"${data.images}"},
     "weights": {f"{paths.WEIGHTS.as_posix()}/${{models.torchvision.weights}}"},
 }
-# What each stage reads and writes of the paths in stages/common/paths.py.
+# The paths of stages/common/paths.py that each stage reads, and those that it writes.
 DATA: dict[str, tuple[set[Path], set[Path]]] = {
     "check": (set(), {paths.CHECKED}),
     "download": (set(), RAW),
@@ -209,7 +209,7 @@ def test_the_paths_are_those_of_the_code(name: str) -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_no_stage_runs_before_all_parameters_are_checked(name: str) -> None:
-    """Each by itself, since `dvc freeze download`, say, would cut the others off from what comes before it."""
+    """Each stage itself: after `dvc freeze download`, for example, nothing depends on `check` through download."""
     assert (paths.CHECKED.as_posix() in STAGES[name]["deps"]) == (name != "check")
 
 
@@ -219,12 +219,12 @@ def test_the_check_reads_every_section_but_the_machine_settings() -> None:
 
 @pytest.mark.parametrize("path", ["dvc.yaml", "seeds/dvc.yaml", "export/dvc.yaml"])
 def test_no_stage_depends_on_a_machine_setting(path: str) -> None:
-    """A stage that did would run again for a change that cannot change its results."""
+    """Such a stage would run again for changes that cannot change its results."""
     assert "machine" in DEFAULTS
     for stage in yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))["stages"].values():
         entries = json.dumps({key: value for key, value in stage.items() if key != "desc"})
-        assert not re.search(r"\bmachine\b", entries)  # as a parameter, or filled into a command
-        assert "params.yaml" not in entries  # as a dependency, or with DVC's form for "all keys"
+        assert not re.search(r"\bmachine\b", entries)  # neither as a parameter nor in a command
+        assert "params.yaml" not in entries  # neither as a dependency nor as DVC's form for "all keys"
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -286,19 +286,19 @@ def train_keys(values: dict[str, Any]) -> list[str]:
 
 
 def only(values: dict[str, Any], keys: list[str]) -> dict[str, Any]:
-    """A file of parameters that holds these keys and nothing else."""
-    kept: dict[str, Any] = {}
+    """The parameters with only these keys."""
+    chosen: dict[str, Any] = {}
     for key in keys:
         section, _, leaf = key.partition(".")
         if leaf:
-            kept.setdefault(section, {})[leaf] = values[section][leaf]
+            chosen.setdefault(section, {})[leaf] = values[section][leaf]
         else:
-            kept[section] = values[section]
-    return copy.deepcopy(kept)
+            chosen[section] = values[section]
+    return copy.deepcopy(chosen)
 
 
 def every_choice() -> list[dict[str, Any]]:
-    """The defaults with each choice of train in turn, every option of every block of choices."""
+    """The default parameters with each model, optimizer, schedule, class weighting and augmentation in turn."""
     rows = []
     for section, key, options in (
         ("model", "name", DEFAULTS["models"]),
@@ -320,14 +320,14 @@ def every_choice() -> list[dict[str, Any]]:
     "values", every_choice(), ids=lambda v: "-".join([*train_keys(v)[2:-1], str(v["train"]["augmentation"])])
 )
 def test_train_reads_what_it_declares_and_nothing_else(values: dict[str, Any]) -> None:
-    # DVC cannot fill a list into a key: all blocks of augmentations are declared, and the chosen ones are read.
+    # DVC cannot fill a list into a key: all augmentations are declared, but only the chosen ones are read.
     names = values["train"]["augmentation"]
     chosen = [f"augmentations.{name}" for name in ([names] if isinstance(names, str) else names)]
     assert "augmentations" in train_keys(values)
     keys = [key for key in train_keys(values) if key != "augmentations"] + chosen
     declared = only(values, keys)
-    assert train_params.read(declared) == train_params.read(values)  # nothing undeclared is read
-    for key in keys:  # and nothing declared is not
+    assert train_params.read(declared) == train_params.read(values)  # no undeclared key is read
+    for key in keys:  # and every declared key is read
         section, _, leaf = key.partition(".")
         for option in list(declared[section][leaf] if leaf and isinstance(declared[section][leaf], dict) else []):
             less = copy.deepcopy(declared)
@@ -342,7 +342,7 @@ def test_train_reads_what_it_declares_and_nothing_else(values: dict[str, Any]) -
 
 
 def options_used(stage: str, name: str) -> set[str]:
-    """The attributes that a stage's modules read of `name`, which is a variable or an attribute of one."""
+    """The attributes of `name`, a variable or an attribute, that the modules of a stage read."""
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "stages" / stage).glob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     return {node.attr for node in nodes if ast.unparse(node.value) == name}

@@ -25,9 +25,9 @@ from tools import environment
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="shells, owners and modes of files")
 
 PRIVATE = Path(environment.STATE)
-SHARED = Path("/var/tmp/dvc")  # noqa: S108 - where DVC keeps its state unless it is told otherwise
+SHARED = Path("/var/tmp/dvc")  # noqa: S108 - where DVC keeps its state by default
 SECRETS = ("password", "secret", "token", "key", "credential", "user", "sas", "connection_string")
-# Options of DVC's remotes that are safe to publish, though their names hold one of these words.
+# Options of DVC's remotes that are no secrets, although their names contain one of these words.
 PUBLIC = ("url", "verify", "timeout", "read_timeout", "connect_timeout", "jobs", "region", "endpointurl")
 LONG = "/" + "x" * 200
 
@@ -37,7 +37,7 @@ def packages_of(venv: Path) -> Path:
 
 
 def make_clone(path: Path) -> Path:
-    """What marks a clone, with a .venv that has two packages."""
+    """A folder that counts as a clone, with a .venv of two packages."""
     for folder in (".dvc", "tools", "stages", "home"):
         (path / folder).mkdir(parents=True)
     (path / "stages/__init__.py").touch()
@@ -68,7 +68,7 @@ def usual(clone: Path) -> dict[str, str]:
 
 
 CASES: dict[str, tuple[dict[str, str], dict[str, str | None], str]] = {
-    # what the environment holds on top of the usual, what comes of it (None: nothing), and a line that is said
+    # additional variables, the resulting ones (None: absent), and the note
     "usual": ({}, {"SHELL": "/bin/sh", "PATH": "{clone}/.venv/bin:/usr/bin:/bin", "USER": "me", "LOGNAME": None}, ""),
     "PYTHONHOME": ({"PYTHONHOME": "/x"}, {"PYTHONHOME": None}, "left out of the environment: PYTHONHOME"),
     "PYTHONSAFEPATH": (
@@ -118,10 +118,10 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str | None], str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_environment_is_made_sane(case: str, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given, expected, said = CASES[case]
+def test_harmful_variables_are_removed(case: str, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, expected, note = CASES[case]
     monkeypatch.setattr(environment, "SHARED_FOLDERS", (str(clone.parent),))
-    if "TMPDIR" in said:
+    if "TMPDIR" in note:
         monkeypatch.setattr(environment, "LONGEST_TMPDIR", len(LONG) - 1)  # above the length of this test's folders
 
     def full(text: str) -> str:
@@ -133,13 +133,13 @@ def test_the_environment_is_made_sane(case: str, clone: Path, monkeypatch: pytes
     assert environ == before
     for name, value in expected.items():
         assert new.get(name) == (None if value is None else full(value)), name
-    assert (not notes) if not said else (len(notes) == 1 and said in notes[0]), notes
+    assert (not notes) if not note else (len(notes) == 1 and note in notes[0]), notes
     again, repeated = environment.sane(new, str(clone))
     assert (again, repeated) == (new, [])
 
 
 def test_sockets_of_workers_fit_into_the_longest_tmpdir(tmp_path: Path) -> None:
-    """The names are those that multiprocessing makes."""
+    """LONGEST_TMPDIR, compared with the names that multiprocessing makes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             multiprocessing.process.current_process(), "_config", {"tempdir": str(tmp_path / "pymp-12345678")}
@@ -164,7 +164,7 @@ def test_a_user_number_without_a_name(clone: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_home_that_cannot_be_written_to(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It stays, as .gitconfig and keys may be there; what is written goes elsewhere."""
+    """HOME stays, since it may hold .gitconfig and keys; caches move to the private folder."""
     home, access = str(clone / "home"), os.access
     monkeypatch.setattr(os, "access", lambda path, mode: path != home if mode == os.W_OK else access(path, mode))
     new, notes = environment.sane(usual(clone), str(clone))
@@ -186,21 +186,21 @@ def test_a_home_that_cannot_be_written_to(clone: Path, monkeypatch: pytest.Monke
         pytest.param("mine.py", True, id="another module"),
     ],
 )
-def test_what_of_pythonpath_stays(file: str, stays: bool, clone: Path, tmp_path: Path) -> None:
+def test_harmless_entries_of_pythonpath_stay(file: str, stays: bool, clone: Path, tmp_path: Path) -> None:
     entry = tmp_path / "entry"
     (entry / file).parent.mkdir(parents=True)
     (entry / file).touch()
     new, notes = environment.sane({**usual(clone), "PYTHONPATH": f"{entry}:{clone}"}, str(clone))
     assert new["PYTHONPATH"].split(":") == ([str(entry)] if stays else []) + [str(clone)]
     name = Path(file).parts[0].partition(".")[0]
-    said = f"left out of the environment: {entry} of PYTHONPATH (its {name} would replace the pinned one)"
-    assert notes == ([] if stays else [said])
+    note = f"left out of the environment: {entry} of PYTHONPATH (its {name} would replace the pinned one)"
+    assert notes == ([] if stays else [note])
 
 
-# What a person may have told DVC in the place of its own; and what earlier versions of this project wrote.
+# Settings of a user, which stay; and a setting that earlier versions of this project wrote.
 @pytest.mark.parametrize("value", ["/srv/mine", '"/old place/.dvc/tmp/private"'])
 @pytest.mark.parametrize("file", [".dvc/config", ".dvc/config.local", "home/.config/dvc/config", "system/config"])
-def test_what_is_configured_wins(file: str, value: str, clone: Path) -> None:
+def test_the_configuration_of_the_user_wins(file: str, value: str, clone: Path) -> None:
     (clone / file).parent.mkdir(parents=True, exist_ok=True)
     (clone / file).write_text(f"[core]\n    remote = s\n    site_cache_dir = {value}\n")
     environ = {**usual(clone), "DVC_SYSTEM_CONFIG_DIR": str(clone / "system")}
@@ -228,7 +228,7 @@ def linked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def modeless(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a mount that shows 0777 for everything."""
+    """As on a mount where every file has the mode 0777."""
     folder.chmod(0o777)
     monkeypatch.setattr(os, "chmod", lambda path, mode: None)
 
@@ -258,13 +258,13 @@ def test_a_folder_that_is_not_private_is_not_used(fault: Any, clone: Path, monke
 
 def test_a_folder_that_others_may_enter_is_closed(clone: Path) -> None:
     (clone / PRIVATE).mkdir(parents=True)
-    (clone / PRIVATE).chmod(0o777)  # as DVC makes it where it comes first
+    (clone / PRIVATE).chmod(0o777)  # as DVC makes it
     environment.sane(usual(clone), str(clone))
     assert stat.S_IMODE((clone / PRIVATE).stat().st_mode) == 0o700
 
 
 def python(clone: Path, *arguments: str, folder: Path | None = None, **environ: str) -> tuple[str, str]:
-    """What the Python of .venv prints, on stdout and on stderr."""
+    """The standard output and standard error of the Python of .venv."""
     command = [str(clone / ".venv/bin/python"), *arguments]
     done = subprocess.run(
         command, cwd=folder or clone, env={**usual(clone), **environ}, capture_output=True, text=True, check=True
@@ -274,14 +274,14 @@ def python(clone: Path, *arguments: str, folder: Path | None = None, **environ: 
 
 @pytest.mark.parametrize("where", ["clone", "subfolder", "named by --cd", "elsewhere"])
 def test_plain_python_takes_the_pinned_packages(where: str, clone: Path, tmp_path: Path) -> None:
-    """In the clone, and in no other folder, where the person may have other wishes."""
+    """In the clone only: in other folders, the variables of the user apply."""
     (tmp_path / "other/numpy").mkdir(parents=True)
     (tmp_path / "other/numpy/__init__.py").write_text("VERSION = 'other'")
     folder = {"clone": clone, "subfolder": clone / "stages"}.get(where, tmp_path)
     program = "import numpy, os; print(numpy.VERSION, 'PYTHONPATH' in os.environ, os.environ['SHELL'])"
     words = ["--cd", str(clone)] if where == "named by --cd" else []
-    said = python(clone, "-c", program, *words, folder=folder, PYTHONPATH=str(tmp_path / "other"))
-    assert said == ("other True /bin/zsh" if where == "elsewhere" else "pinned False /bin/sh", "")
+    output = python(clone, "-c", program, *words, folder=folder, PYTHONPATH=str(tmp_path / "other"))
+    assert output == ("other True /bin/zsh" if where == "elsewhere" else "pinned False /bin/sh", "")
 
 
 def test_plain_python_finds_the_stages_and_its_own_modules(clone: Path, tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_plain_python_finds_the_stages_and_its_own_modules(clone: Path, tmp_path
     assert python(clone, "-m", "stages.here", PYTHONPATH=str(packages_of(clone / ".venv"))) == ("here", "")
     library = str(Path(os.__file__).parent)
     assert python(clone, "-c", "import json, six; print(six.VERSION)", PYTHONPATH=library) == ("pinned", "")
-    # the stages of the clone, run elsewhere: tests and studies do
+    # the stages of the clone run in another folder, as in tests and studies
     assert python(clone, "-m", "stages.here", folder=tmp_path, PYTHONPATH=str(clone)) == ("here", "")
     assert python(clone, "-m", "stages.here", folder=clone / "home", PYTHONPATH=str(clone)) == ("here", "")
 
@@ -324,14 +324,14 @@ def output_folder_link(clone: Path) -> None:
 
 
 def output_file_link(clone: Path) -> None:
-    """As with cache.type symlink."""
+    """As with DVC's `cache.type = symlink`."""
     (clone / "data").mkdir()
     (clone / "data/predictions.csv").symlink_to(clone / "stages/here.py")
     (clone / ".dvc/cache").symlink_to(clone / "home")
 
 
 def worktree(clone: Path) -> None:
-    """A .git that is a file."""
+    """A linked work tree, whose .git is a file."""
     (clone / ".git").rename(clone / "home/git")
     (clone / ".git").write_text("gitdir: home/git\n")
 
@@ -367,20 +367,20 @@ def no_git(clone: Path) -> None: ...
         (no_git, "git is not installed, or not in PATH"),
     ],
 )
-def test_what_is_in_the_way_is_said_before_anything_is_installed(change: Any, line: str, clone: Path) -> None:
+def test_an_obstacle_is_reported_before_the_installation(change: Any, line: str, clone: Path) -> None:
     subprocess.run(["git", "init", "-q", clone], check=True)
     change(clone)
     environ = {**usual(clone), "GIT_DIR": "/gone", "GIT_CEILING_DIRECTORIES": str(clone.parent)}
     if change is no_git:
         environ["PATH"] = "/gone"
-    said = environment.obstacle(environ, str(clone))
-    assert said.startswith(line.format(clone=clone))
-    assert bool(said) is bool(line)
-    assert "\n" not in said
+    obstacle = environment.obstacle(environ, str(clone))
+    assert obstacle.startswith(line.format(clone=clone))
+    assert bool(obstacle) is bool(line)
+    assert "\n" not in obstacle
 
 
-def test_run_passes_on_what_the_commands_say(clone: Path) -> None:
-    """Under a Python that PYTHONHOME would break; a step that fails ends it all."""
+def test_run_returns_the_exit_status_of_the_commands(clone: Path) -> None:
+    """PYTHONHOME, which would break Python, has no effect; the first step that fails ends the command."""
     subprocess.run(["git", "init", "-q", clone], check=True)
     for name in ("__init__.py", "run.py", "venv.py"):
         shutil.copy(ROOT / "tools" / name, clone / "tools")
@@ -411,7 +411,7 @@ def test_run_passes_on_what_the_commands_say(clone: Path) -> None:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> toy.Project:
-    """The toy pipeline as a clone with a .venv, whose packages are links to those that run the tests."""
+    """The toy pipeline as a clone with a .venv, whose packages are links to those of this Python."""
     project = toy.begun(tmp_path_factory.mktemp("environment") / "toy", "/.venv\n/home\n/tools\n")
     venv = project.path / ".venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
@@ -431,7 +431,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> toy.Project:
 
 
 def plain_dvc(project: toy.Project, *arguments: str, **environ: str) -> str:
-    """`dvc` of .venv, as a person calls it in an environment that holds everything that is in the way."""
+    """Run the `dvc` of .venv in an environment with every harmful variable."""
     hostile = {
         "PATH": "/usr/bin:/bin",
         "PYTHONPATH": f"{project.path.parent / 'other'}:{ROOT}",
@@ -454,7 +454,7 @@ def plain_dvc(project: toy.Project, *arguments: str, **environ: str) -> str:
 
 
 def test_plain_dvc_runs_stages_and_keeps_its_state_private(project: toy.Project) -> None:
-    """Also experiments in temporary folders, and from a folder below the clone."""
+    """Including experiments in temporary folders, and in a subfolder of the clone."""
     assert "Running stage 'evaluate'" in plain_dvc(project, "repro")
     private = project.path / PRIVATE
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
@@ -483,7 +483,7 @@ def test_a_read_only_clone_can_be_read(project: toy.Project) -> None:
     command = [str(project.path / ".venv/bin/python"), "-c", program]
     subprocess.run(command, cwd=project.path, env=environ, capture_output=True, check=True)
     with mounts.read_only(project.path):
-        # A folder that is a mount by now: what was entered before is still the one below it.
+        # `cd` again: the folder is a mount point now, and the old one lies below it.
         done = subprocess.run(command, cwd=project.path, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     elsewhere = Path(environ["HOME"]) / ".cache" / environment.NAME
@@ -492,7 +492,7 @@ def test_a_read_only_clone_can_be_read(project: toy.Project) -> None:
 
 
 @pytest.mark.parametrize(
-    ("root", "command", "config", "said"),
+    ("root", "command", "config", "note"),
     [
         ("/a#b", "dvc exp run --temp", "", "dvc fails here, since it reads /a#b as a URL that ends at #"),
         ("/a?b", "dvc exp run --queue", "", "dvc fails here, since it reads /a?b as a URL that ends at ?"),
@@ -505,20 +505,20 @@ def test_a_read_only_clone_can_be_read(project: toy.Project) -> None:
     ],
     ids=["number sign", "question mark", "queue start", "in the folder", "no experiment", "umlaut", "cache", "none"],
 )
-def test_where_experiments_in_temporary_folders_fail_is_said(
-    root: str, command: str, config: str, said: str, tmp_path: Path
+def test_a_note_says_where_temporary_experiments_fail(
+    root: str, command: str, config: str, note: str, tmp_path: Path
 ) -> None:
     (tmp_path / "config").write_text(config)
     environ = {"DVC_GLOBAL_CONFIG_DIR": str(tmp_path), "DVC_SYSTEM_CONFIG_DIR": "/gone"}
     line = environment.unusable_for_experiments(environ, root, command.split())
-    assert line.startswith(said)
-    assert bool(line) is bool(said)
+    assert line.startswith(note)
+    assert bool(line) is bool(note)
 
 
 LEFT_BY_OTHERS = (".DS_Store", "Thumbs.db", "desktop.ini", "._x", ".nfs0001", ".x.swp", "x~", ".#x", "#x#", "x.tmp")
 
 
-def test_what_other_programs_leave_is_no_data(tmp_path: Path) -> None:
+def test_files_of_other_programs_are_ignored(tmp_path: Path) -> None:
     shutil.copy(ROOT / ".dvcignore", tmp_path)
     folder = tmp_path / "data/raw"
     (folder / ".ipynb_checkpoints").mkdir(parents=True)

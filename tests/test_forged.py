@@ -35,7 +35,7 @@ STAGES = PIPELINE.replace("deps: [toy.py]", f"deps: [toy.py, code, {MODEL}]").re
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A run of train and evaluate, whose code is a folder, committed."""
+    """A committed run of train and evaluate; their code is a folder."""
     project = begun(tmp_path_factory.mktemp("forged") / "project", ignored="__pycache__/\n")
     project.write("dvc.yaml", STAGES)
     project.write(".dvcignore", "__pycache__/\n")
@@ -51,7 +51,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture
 def project(trained: Project, monkeypatch: Patch) -> Iterator[Project]:
-    """The run, put back after each test."""
+    """The run, restored after each test."""
     for name in [name for name in os.environ if name.startswith(("GIT_", "DVC_"))]:
         monkeypatch.delenv(name)
     for name in ("DVC_SITE_CACHE_DIR", "GIT_CONFIG_GLOBAL"):
@@ -133,7 +133,9 @@ def parameters(project: Project) -> None:
 STALE = "changed since the run that dvc.lock records: {}; `dvc repro` there"
 EDITED = "does not match dvc.lock: {}; edited by hand, or damaged"
 CONTRADICTS = f"{METRICS} contradicts the predictions, which have"
-FORGERIES: dict[str, tuple[Callable[[Project], None], str, bool]] = {  # what is done, said, and whether Git keeps it
+FORGERIES: dict[
+    str, tuple[Callable[[Project], None], str, bool]
+] = {  # the change, the note, and whether Git has the file
     "model": (model, EDITED.format(MODEL), False),
     "cached-model": (cached_model, f"{MODEL} is damaged in the cache (delete .dvc/cache/files/md5/", False),
     "predictions": (predictions, EDITED.format(PREDICTIONS), False),
@@ -150,17 +152,17 @@ FORGERIES: dict[str, tuple[Callable[[Project], None], str, bool]] = {  # what is
 @pytest.mark.parametrize("kind", list(FORGERIES))
 def test_what_is_forged_is_named(kind: str, project: Project, tmp_path: Path, monkeypatch: Patch, capsys: Out) -> None:
     assert notes(None, monkeypatch, capsys) == []
-    forge, told, in_git = FORGERIES[kind]
+    forge, output, in_git = FORGERIES[kind]
     forge(project)
-    assert [note for note in notes(None, monkeypatch, capsys) if told in note]
+    assert [note for note in notes(None, monkeypatch, capsys) if output in note]
     monkeypatch.setattr(sys, "argv", ["report", "--out", str(tmp_path / "page.html")])
     report.main()
     page = (tmp_path / "page.html").read_text(encoding="utf-8").replace("<code>", "`").replace("</code>", "`")
-    assert told in page
+    assert output in page
     if in_git:
         project.run("git", "checkout", "-q", "--detach")
         project.run("git", "commit", "-qam", "forged")
-        assert [note for note in notes("HEAD", monkeypatch, capsys) if note.startswith("HEAD: ") and told in note]
+        assert [note for note in notes("HEAD", monkeypatch, capsys) if note.startswith("HEAD: ") and output in note]
 
 
 def test_what_cannot_be_seen_is_not_claimed(project: Project, tmp_path: Path, monkeypatch: Patch, capsys: Out) -> None:
@@ -168,14 +170,14 @@ def test_what_cannot_be_seen_is_not_claimed(project: Project, tmp_path: Path, mo
     metrics(project, accuracy=1.0, errors=0)
     project.dvc("commit", "-q", "--force")  # dvc.lock, the cache and the files agree; the model made none of this
     assert notes(None, monkeypatch, capsys) == []
-    told = "recorded by dvc.lock, not rerun here; `make verify` reruns"
+    output = "recorded by dvc.lock, not rerun here; `make verify` reruns"
     for form in ("table", "markdown"):
         monkeypatch.setattr(sys, "argv", ["compare", "main", "--format", form])
         compare.main()
-        assert f"Results: {told}." in capsys.readouterr().out.replace("\\_", "_")
+        assert f"Results: {output}." in capsys.readouterr().out.replace("\\_", "_")
     monkeypatch.setattr(sys, "argv", ["report", "--out", str(tmp_path / "page.html")])
     report.main()
-    assert f"Results: {told}." in (tmp_path / "page.html").read_text(encoding="utf-8").replace("<code>", "`").replace(
+    assert f"Results: {output}." in (tmp_path / "page.html").read_text(encoding="utf-8").replace("<code>", "`").replace(
         "</code>", "`"
     )
 
@@ -244,17 +246,17 @@ def test_a_folder_of_code_is_stale_when_dvc_says_so(
     with Repo() as repo:
         status = repo.status()
     assert any("code" in str(entry) for stage in status.values() for entry in stage) == expected
-    told = [STALE.format("code")] * expected
-    assert notes(None, monkeypatch, capsys) == [f"work tree: {line}" for line in told]
+    output = [STALE.format("code")] * expected
+    assert notes(None, monkeypatch, capsys) == [f"work tree: {line}" for line in output]
     project.run("git", "checkout", "-q", "--detach")
     project.run("git", "add", "--all")
     project.run("git", "commit", "-q", "--allow-empty", "-m", "other code, no run")
-    assert notes("HEAD", monkeypatch, capsys) == [f"HEAD: {line}" for line in told]
+    assert notes("HEAD", monkeypatch, capsys) == [f"HEAD: {line}" for line in output]
     assert notes("main", monkeypatch, capsys) == []
 
 
 def test_a_folder_that_dvc_refuses_is_stale(project: Project, monkeypatch: Patch, capsys: Out) -> None:
-    project.write("code/.dvcignore", "")  # allowed above a dependency, and not in it
+    project.write("code/.dvcignore", "")  # DVC allows this file above a dependency, not in it
     assert notes(None, monkeypatch, capsys) == [f"work tree: {STALE.format('code')}"]
 
 

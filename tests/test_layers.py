@@ -1,4 +1,4 @@
-"""The contracts of pyproject.toml on what may import what: each of them fails when an import breaks it."""
+"""The import contracts in pyproject.toml: each fails for an import that breaks it."""
 
 import ast
 import shutil
@@ -23,7 +23,7 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    # grimp looks packages up as Python does, which would give the modules of this repository that are imported already
+    # grimp finds packages as Python does, and would find the modules of this repository that are already imported
     for name in [name for name in sys.modules if name.partition(".")[0] in PACKAGES]:
         monkeypatch.delitem(sys.modules, name)
     return tmp_path

@@ -1,4 +1,4 @@
-"""Merging two branches that both have results: what conflicts, what `make repro` resolves, and what a person must."""
+"""Merging two branches with results: which conflicts `make repro` resolves, and which a person has to."""
 
 import re
 import subprocess
@@ -14,7 +14,7 @@ from tests.toy import Project, begun
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """main, and off it two branches with results: `images` (data.images) and `skill` (train.skill)."""
+    """main, and two branches from it with results: `images` (data.images) and `skill` (train.skill)."""
     project = begun(tmp_path / "project", ignored="__pycache__/\n/runs/\n")
     (project.path / "data/processed").mkdir(parents=True)
     project.set()
@@ -36,7 +36,7 @@ def merge(project: Project, branch: str) -> list[str]:
 
 
 def mend(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `make repro` runs before `dvc repro`."""
+    """Run what `make repro` runs before dvc."""
     monkeypatch.chdir(project.path)
     for name, value in project.environment.items():
         monkeypatch.setenv(name, value)
@@ -44,20 +44,20 @@ def mend(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     repair.main()
 
 
-def test_results_that_conflict_are_computed(
+def test_conflicting_results_are_computed(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert merge(project, "images") == ["dvc.lock", "metrics/evaluate.json"]
     mend(project, monkeypatch)
-    told = capsys.readouterr().out
-    assert told == (
+    output = capsys.readouterr().out
+    assert output == (
         "merge: one side's dvc.lock, metrics/evaluate.json for now; after this: `git add dvc.lock metrics`, then "
         "`git commit`\n"
     )
     project.dvc("repro", "-q")
     metrics = (project.path / "metrics/evaluate.json").read_text(encoding="utf-8")
     assert '"images": 500' in metrics
-    assert re.search(r'"accuracy": 0\.[78]\d', metrics)  # that of the lower skill
+    assert re.search(r'"accuracy": 0\.[78]\d', metrics)  # the result of the lower skill
     project.run("git", "add", "dvc.lock", "metrics")
     project.run("git", "commit", "-qm", "merged")
     assert project.run("git", "status", "--porcelain") == ""
@@ -65,12 +65,12 @@ def test_results_that_conflict_are_computed(
     assert capsys.readouterr().out.replace("Use `dvc push` to send your updates to remote storage.\n", "") == ""
 
 
-def test_a_result_that_one_branch_has_comes_from_the_cache(
+def test_a_result_of_one_branch_comes_from_the_run_cache(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project.run("git", "checkout", "-q", "images")
     project.set(data={"images": 500}, train={"skill": 0.8})
-    project.dvc("repro", "-q")  # as the merge will have it
+    project.dvc("repro", "-q")  # with the merged parameters
     project.run("git", "reset", "-q", "--hard")
     project.run("git", "checkout", "-q", "skill")
     merge(project, "images")
@@ -81,7 +81,7 @@ def test_a_result_that_one_branch_has_comes_from_the_cache(
     assert '"images": 500' in (project.path / "metrics/evaluate.json").read_text(encoding="utf-8")
 
 
-def test_parameters_that_conflict_are_a_persons(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conflicting_parameters_are_left_to_a_person(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     project.branch("skill-2", train={"skill": 0.85})
     assert "params.yaml" in merge(project, "skill")
     before = (project.path / "dvc.lock").read_bytes()
@@ -99,7 +99,7 @@ def test_parameters_that_conflict_are_a_persons(project: Project, monkeypatch: p
     project.run("git", "commit", "-qm", "merged")
 
 
-def test_a_merge_without_conflicts_is_left_alone(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merge_without_conflicts_is_unchanged(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     project.run("git", "checkout", "-qb", "notes", "main")
     project.write("notes.md", "a\n")
     project.run("git", "add", "--all")

@@ -84,7 +84,7 @@ def test_a_change_runs_the_stage_that_reads_it_and_no_other(here: Clone) -> None
     assert found == {change: {"check", *(stages or "").split()} for change, stages in FIRST.items()}
 
 
-@pytest.mark.soak
+@pytest.mark.night
 def test_a_change_of_the_first_stage_runs_all_that_follow(clone: Clone) -> None:
     clone.set("preprocess.seed", "1")
     clone.set("evaluate.worst_images", "9")
@@ -126,9 +126,9 @@ def test_a_wrong_machine_setting_is_one_line_where_a_stage_reads_it(
     assert_only_the_check_ran(clone.dvc("repro", check=False), "machine.threads is -1; allowed: a whole number")
     clone.set("machine.threads", "0")
     monkeypatch.setitem(clone.environment, "MACHINE_THREADS", "-1")
-    told = clone.dvc("repro", check=False)
-    assert "error: MACHINE_THREADS is '-1'; allowed: a whole number, at least 0, at most 1,024" in told
-    assert "Traceback" not in told
+    output = clone.dvc("repro", check=False)
+    assert "error: MACHINE_THREADS is '-1'; allowed: a whole number, at least 0, at most 1,024" in output
+    assert "Traceback" not in output
 
 
 def test_another_mirror_fetches_again_and_changes_nothing_else(clone: Clone, tmp_path: Path) -> None:
@@ -151,12 +151,19 @@ def test_each_seed_gives_the_bytes_of_a_run_with_it(clone: Clone) -> None:
     assert rows[1]["validation_accuracy"] == clone.metrics("train")["validation_accuracy"]
     again = clone.run(sys.executable, "-m", "seeds", "2")
     assert "Running stage 'seeds/dvc.yaml:seed" not in again
+
+
+@pytest.mark.night
+def test_an_experiment_with_seeds_is_compared_by_them(clone: Clone) -> None:
+    clone.run(sys.executable, "-m", "seeds", "2")
     options = ["-S", "models.mlp.hidden=8", "-S", "seeds/seeds.yaml:seeds=[0, 1]", "seeds/dvc.yaml"]
     clone.run("git", "add", "--all")
     clone.run("git", "commit", "-qm", "seeds")
     clone.dvc("exp", "run", "--temp", "-n", "narrow", *options)
-    told = " ".join(clone.run(sys.executable, "-m", "review.compare", "main", "narrow").split())
-    assert "narrow is worse than main: mean test accuracy" in told or "narrow against main: within noise: mean" in told
+    output = " ".join(clone.run(sys.executable, "-m", "review.compare", "main", "narrow").split())
+    assert (
+        "narrow is worse than main: mean test accuracy" in output or "narrow against main: within noise: mean" in output
+    )
 
 
 @pytest.mark.soak
@@ -177,10 +184,10 @@ def test_code_that_a_stage_does_not_import_does_not_run_it(clone: Clone) -> None
 
 def test_results_come_back_from_the_run_cache(clone: Clone) -> None:
     before = clone.metrics("evaluate")
-    clone.set("train.seed", "7")
+    clone.set("train.optimizer", "sgd")
     assert clone.repro() == ["train", "evaluate"]
     assert clone.metrics("evaluate") != before
-    clone.set("train.seed", "0")
+    clone.set("train.optimizer", "adam")
     assert clone.repro() == []
     assert clone.metrics("evaluate") == before
 
@@ -224,10 +231,10 @@ def test_a_wrong_choice_is_found_whatever_starts_the_stages(command: str, clone:
     assert_only_the_check_ran(clone.dvc(*command.split(), check=False), WRONG["optimizer"][1])
 
 
-def assert_only_the_check_ran(told: str, line: str) -> None:
-    assert f"error: params.yaml: {line}" in told
-    assert re.findall(r"Running stage '(\w+)'", told) == ["check"]
-    assert "Traceback" not in told
+def assert_only_the_check_ran(output: str, line: str) -> None:
+    assert f"error: params.yaml: {line}" in output
+    assert re.findall(r"Running stage '(\w+)'", output) == ["check"]
+    assert "Traceback" not in output
 
 
 def test_parameters_that_no_stage_uses_are_read_by_none(here: Clone) -> None:
@@ -242,18 +249,10 @@ def test_parameters_that_no_stage_uses_are_read_by_none(here: Clone) -> None:
     assert not any("hidden" in note for note in tree.notes)
 
 
-@pytest.mark.soak
-def test_the_same_inputs_give_the_same_bytes(clone: Clone) -> None:
-    lock = (clone.path / "dvc.lock").read_bytes()
-    clone.dvc("repro", "--force", "--no-run-cache")
-    assert (clone.path / "dvc.lock").read_bytes() == lock
-    assert "metrics/" not in clone.run("git", "status", "--porcelain")
-
-
 def test_branches_compare_without_a_pull(clone: Clone, tmp_path: Path) -> None:
     clone.run("git", "checkout", "-qb", "sgd")
     clone.set("train.optimizer", "sgd")
-    assert clone.repro() == ["train", "evaluate"]
+    clone.repro()
     clone.commit("sgd")
     clone.run("git", "clone", "-q", str(clone.path), str(tmp_path / "git-only"))
     other = Clone(tmp_path / "git-only")
@@ -279,16 +278,6 @@ def test_a_colleague_pulls_and_runs_nothing(clone: Clone) -> None:
     assert colleague.repro() == []
     for name in ("data/model/model.safetensors", "data/predictions.csv"):
         assert (beside / name).read_bytes() == (clone.path / name).read_bytes()
-
-
-@pytest.mark.soak
-def test_an_experiment_by_parameters_alone(clone: Clone) -> None:
-    clone.dvc("exp", "run", "-n", "rms", "-S", "train.optimizer=rmsprop", "-S", "optimizers.rmsprop.lr=1e-3")
-    assert "rms" in clone.dvc("exp", "list")
-    shown = clone.dvc("exp", "show", "--csv")
-    assert "rmsprop" in shown
-    assert clone.metrics("evaluate")["accuracy"] > 0.5
-    clone.dvc("exp", "remove", "rms")  # other files share this clone
 
 
 def test_a_first_commit_of_the_results_holds_no_data(clone: Clone) -> None:

@@ -1,4 +1,4 @@
-"""How programs end: statuses and lines, signals, the lock, atomic writes; nothing that they start outlives them."""
+"""How programs end: exit status, error line, signals, locks, atomic writes, and the end of their children."""
 
 import errno
 import os
@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import textwrap
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 
 from stages.common import errors, files, paths
+from tests.faults.lab import is_running, wait_for
 from tests.imports import ROOT
 from tests.toy import Project
 
@@ -50,28 +50,14 @@ def start(body: str, folder: Path, **options: Any) -> subprocess.Popen[str]:
 
 
 def ending(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    output, complaints = process.communicate(timeout=600)
-    return process.returncode, output, complaints
+    """Exit status, standard output and standard error of a program, once it has ended."""
+    stdout, stderr = process.communicate(timeout=600)
+    return process.returncode, stdout, stderr
 
 
 def line(process: subprocess.Popen[str]) -> str:
     assert process.stdout
     return process.stdout.readline().strip()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what must come; a machine that is busy may take its time."""
-    deadline = time.monotonic() + 600
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def lives(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(") ")[2][0] != "Z"
-    except OSError:
-        return False
 
 
 def raising(error: BaseException) -> Callable[[], None]:
@@ -128,16 +114,16 @@ ALLOCATOR = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you trie
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
-def test_every_error_ends_in_a_line_and_no_status_is_a_verdict_by_luck(
+def test_every_error_ends_in_one_line_and_no_error_looks_like_a_verdict(
     error: BaseException, status: int, last: str, monkeypatch: Patch, capsys: Out
 ) -> None:
     monkeypatch.setattr(errors, "_program", lambda: "PROGRAM")
     with pytest.raises(SystemExit) as end:
         errors.run(raising(error), alone=False, memory="a.b")
-    told = capsys.readouterr().err
-    assert (end.value.code, told.endswith(f"{last}\n" if last else last)) == (status, True), told
-    assert ("Traceback" in told) == (BUG in last)
-    assert not last or BUG in last or told == f"{last}\n"  # nothing but the line
+    stderr = capsys.readouterr().err
+    assert (end.value.code, stderr.endswith(f"{last}\n" if last else last)) == (status, True), stderr
+    assert ("Traceback" in stderr) == (BUG in last)
+    assert not last or BUG in last or stderr == f"{last}\n"  # nothing but the line
 
 
 @pytest.mark.parametrize("status", [None, 0, 1])
@@ -150,12 +136,12 @@ def test_a_command_returns_its_verdict(status: int | None) -> None:
 @pytest.mark.parametrize(
     ("content", "use"), [("x = 1", "import tqdm; tqdm.tqdm"), ("x = 1", "from tqdm import tqdm")], ids=["use", "import"]
 )
-def test_a_file_that_hides_a_package_is_named(content: str, use: str, tmp_path: Path) -> None:
+def test_a_file_that_hides_a_package_is_reported(content: str, use: str, tmp_path: Path) -> None:
     (tmp_path / "tqdm.py").write_text(content, encoding="utf-8")
     body = f"sys.path.insert(0, os.getcwd())\ndef main():\n    {use}\nerrors.run(main, alone=False)"
-    status, _, told = ending(start(body, tmp_path))
-    assert (status, told.count("\n")) == (2, 1)
-    assert told.startswith(f"error: {tmp_path}/tqdm.py hides the package of that name (")
+    status, _, stderr = ending(start(body, tmp_path))
+    assert (status, stderr.count("\n")) == (2, 1)
+    assert stderr.startswith(f"error: {tmp_path}/tqdm.py hides the package of that name (")
 
 
 def test_a_command_without_arguments_answers_help(tmp_path: Path) -> None:
@@ -166,11 +152,11 @@ def test_a_command_without_arguments_answers_help(tmp_path: Path) -> None:
 
 
 def test_an_import_that_fails_is_no_verdict(tmp_path: Path) -> None:
-    status, _, told = ending(start("sys.excepthook = errors.uncaught\nimport a_package_that_is_not_there", tmp_path))
+    status, _, stderr = ending(start("sys.excepthook = errors.uncaught\nimport a_package_that_is_not_there", tmp_path))
     assert status == 2
-    assert told.startswith("error: No module named 'a_package_that_is_not_there' (")
-    status, _, told = ending(start("sys.excepthook = errors.uncaught\nraise KeyboardInterrupt", tmp_path))
-    assert (status, told) == (130, "interrupted before the start\n")
+    assert stderr.startswith("error: No module named 'a_package_that_is_not_there' (")
+    status, _, stderr = ending(start("sys.excepthook = errors.uncaught\nraise KeyboardInterrupt", tmp_path))
+    assert (status, stderr) == (130, "interrupted before the start\n")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437"])
@@ -184,13 +170,13 @@ def test_a_terminal_may_lack_characters(encoding: str, arguments: list[str], tmp
         print('e \N{HORIZONTAL ELLIPSIS} z', file=sys.stderr)
     errors.run(main)
     """
-    status, output, told = ending(start(body, tmp_path, env={**os.environ, "PYTHONIOENCODING": encoding}))
-    assert (status, told) == (0, "" if arguments else "e ? z\n")
+    status, output, stderr = ending(start(body, tmp_path, env={**os.environ, "PYTHONIOENCODING": encoding}))
+    assert (status, stderr) == (0, "" if arguments else "e ? z\n")
     assert "a ? z" in output
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]], ids=["output", "help"])
-def test_a_reader_that_has_gone_ends_a_program_quietly(arguments: list[str], tmp_path: Path) -> None:
+def test_a_closed_pipe_ends_a_program_quietly(arguments: list[str], tmp_path: Path) -> None:
     body = f"""
     import argparse
     def main():
@@ -211,8 +197,8 @@ def test_a_reader_that_has_gone_ends_a_program_quietly(arguments: list[str], tmp
 
 def test_output_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
-        status, _, told = ending(start("errors.run(lambda: print('x'))", tmp_path, stdout=full))
-    assert (status, told) == (2, "error: <stdout>: No space left on device\n")
+        status, _, stderr = ending(start("errors.run(lambda: print('x'))", tmp_path, stdout=full))
+    assert (status, stderr) == (2, "error: <stdout>: No space left on device\n")
 
 
 def test_no_output_at_all(tmp_path: Path) -> None:
@@ -240,7 +226,7 @@ errors.run(main, kept='K')
 
 @pytest.mark.parametrize("signum", SIGNALS, ids=NAMES)
 @pytest.mark.parametrize("more", [0, 2])
-def test_a_signal_unwinds_and_a_second_one_does_not_cut_that_short(signum: int, more: int, tmp_path: Path) -> None:
+def test_a_second_signal_does_not_interrupt_the_cleanup_of_the_first(signum: int, more: int, tmp_path: Path) -> None:
     process = start(CLEANING, tmp_path)
     assert line(process) == "begun"
     process.send_signal(signum)
@@ -263,7 +249,7 @@ def test_a_signal_just_before_a_wait_ends_the_wait(tmp_path: Path) -> None:
     assert ending(start(body, tmp_path)) == (143, "", "interrupted: K\n")
 
 
-def test_signals_that_are_ignored_stay_so(tmp_path: Path) -> None:
+def test_ignored_signals_stay_ignored(tmp_path: Path) -> None:
     body = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + CLEANING
     process = start(body, tmp_path)  # as with nohup
     assert line(process) == "begun"
@@ -274,7 +260,7 @@ def test_signals_that_are_ignored_stay_so(tmp_path: Path) -> None:
     assert process.returncode == 143
 
 
-def test_a_signal_that_a_library_swallowed_does_not_make_immune(monkeypatch: Patch) -> None:
+def test_a_signal_that_a_library_swallowed_is_raised_again(monkeypatch: Patch) -> None:
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     raised = []
@@ -309,9 +295,9 @@ def test_a_file_system_without_locks(name: str, folder: Path, monkeypatch: Patch
     paths.LOCK.touch()  # of an earlier run
     with pytest.raises(SystemExit) as end:
         errors.run(lambda: print("at work"))
-    told = capsys.readouterr()
-    assert (end.value.code, told.out) == (0, "at work\n")
-    assert told.err == (
+    captured = capsys.readouterr()
+    assert (end.value.code, captured.out) == (0, "at work\n")
+    assert captured.err == (
         f"runs/stage.lock: this file system has no locks ({os.strerror(number)}): do not run two stages here at "
         "once; DVC needs `dvc config --local core.hardlink_lock true`\n"
     )
@@ -353,7 +339,7 @@ def test_a_forked_child_does_not_hold_the_lock(folder: Path) -> None:
     try:
         process.kill()
         process.wait()
-        assert lives(child)
+        assert is_running(child)
         with errors.one_stage_at_a_time(wait=False) as free:
             assert free
     finally:
@@ -375,7 +361,7 @@ def test_a_forked_child_that_ends_the_block_closes_nothing(folder: Path) -> None
     assert ending(start(body, folder)) == (0, "", "")
 
 
-def test_what_only_reads_takes_no_lock(folder: Path) -> None:
+def test_a_program_that_only_reads_takes_no_lock(folder: Path) -> None:
     folder.chmod(0o555)
     with errors.one_stage_at_a_time() if os.getuid() == 0 else nullcontext():
         status, output, _ = ending(start("errors.run(lambda: print('read'), alone=False)", folder))
@@ -386,7 +372,7 @@ def test_what_only_reads_takes_no_lock(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["EPERM", "ENOTSUP", "EINVAL", "ENOSYS"])
-def test_a_mount_may_refuse_what_is_not_the_write(name: str, tmp_path: Path, monkeypatch: Patch) -> None:
+def test_a_mount_may_refuse_chmod_and_fsync(name: str, tmp_path: Path, monkeypatch: Patch) -> None:
     def refuse(*arguments: object) -> None:
         raise OSError(getattr(errno, name), "refused")
 
@@ -428,7 +414,7 @@ def test_a_write_that_is_killed_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o002, 0o664), (0o022, 0o644), (0o077, 0o600)], ids=["2", "22", "77"])
-def test_the_umask_says_who_may_read(umask: int, mode: int, tmp_path: Path) -> None:
+def test_the_umask_applies(umask: int, mode: int, tmp_path: Path) -> None:
     before = os.umask(umask)
     try:
         files.write_text(tmp_path / "a", "content")
@@ -455,7 +441,7 @@ def test_a_link_into_dvcs_cache_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link to a pipe"])
-def test_what_is_no_file_is_not_replaced_by_one(kind: str, tmp_path: Path) -> None:
+def test_a_device_is_not_replaced_by_a_file(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.mkdir() if kind == "folder" else os.mkfifo(path)
     if kind.startswith("link"):
@@ -471,7 +457,7 @@ def test_what_is_no_file_is_not_replaced_by_one(kind: str, tmp_path: Path) -> No
 
 
 def test_terminals_and_standard_output_are_written_to(tmp_path: Path) -> None:
-    """As /dev/null and /dev/stdout are, which no test should put at risk."""
+    """Like /dev/null and /dev/stdout, which no test should put at risk."""
     body = """
     from pathlib import Path
     reader, writer = os.openpty()
@@ -483,7 +469,7 @@ def test_terminals_and_standard_output_are_written_to(tmp_path: Path) -> None:
     assert ending(start(body, tmp_path)) == (0, "contentb'content'\n", "")
 
 
-def test_a_target_in_no_folder_is_told_before_the_work(tmp_path: Path) -> None:
+def test_a_target_in_a_missing_folder_is_reported_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(errors.UserError) as caught:
         files.check_target(tmp_path / "gone/a.json")
     assert str(caught.value).startswith(
@@ -505,17 +491,17 @@ MODULES = [
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_every_module_answers_help_and_refuses_what_it_does_not_know(
+def test_every_module_answers_help_and_refuses_unknown_arguments(
     name: str, folder: Path, monkeypatch: Patch, capsys: Out
 ) -> None:
-    told = []
+    results = []
     for argument in ("--help", "--wrong"):
         monkeypatch.setattr(sys, "argv", [name, argument])
         with warnings.catch_warnings(action="ignore"), pytest.raises(SystemExit) as end:
             # What is ignored: another test may have imported it.
             runpy.run_module(name, run_name="__main__", alter_sys=True)
-        told.append((end.value.code, *capsys.readouterr()))
-    (helped, text, _), (refused, output, complaint) = told
+        results.append((end.value.code, *capsys.readouterr()))
+    (helped, text, _), (refused, output, complaint) = results
     assert (helped or 0, bool(text.strip())) == (0, True)
     assert (refused, output) == (2, "")
     assert "--wrong" in complaint.splitlines()[-1] or "required" in complaint.splitlines()[-1]
@@ -549,15 +535,16 @@ errors.run(main, alone=False, kept='K')
 def test_children_end_with_the_command(signum: int, threads: bool, twice: bool, tmp_path: Path) -> None:
     process = start(f"THREADS = {threads}\n{PARENT}", tmp_path)
     count = 3 if threads else 4
-    until(lambda: len(list(tmp_path.glob("*.pids"))) == count)
+    wait_for(lambda: len(list(tmp_path.glob("*.pids"))) == count, 600)
     family = [int(number) for path in tmp_path.glob("*.pids") for number in path.read_text().split()]
-    assert all(map(lives, family))
+    assert all(map(is_running, family))
     assert len(family) == 2 * count
     process.send_signal(signum)
     if twice:
         process.send_signal(signum)
     assert ending(process) == (128 + signum, "", "interrupted: K\n")
-    until(lambda: not any(map(lives, family)))  # the system takes a moment to end grandchildren after SIGKILL
+    # The system takes a moment to end grandchildren after SIGKILL.
+    wait_for(lambda: not any(map(is_running, family)), 600)
 
 
 @pytest.mark.parametrize("signum", SIGNALS, ids=NAMES)
@@ -577,10 +564,10 @@ def test_a_signal_while_a_child_starts_leaves_none_behind(signum: int, tmp_path:
     process = start(body, tmp_path)
     child = int(line(process))
     assert ending(process) == (128 + signum, "", "interrupted: K\n")
-    assert not lives(child)
+    assert not is_running(child)
 
 
-def test_children_that_do_not_listen_are_killed_when_in_haste(tmp_path: Path) -> None:
+def test_children_that_ignore_signals_are_killed_when_in_haste(tmp_path: Path) -> None:
     body = """
     from pathlib import Path
     deaf = ['sh', '-c', 'exec 2>&-; trap "touch told" TERM; echo $$; while :; do sleep 0.05; done']
@@ -589,11 +576,11 @@ def test_children_that_do_not_listen_are_killed_when_in_haste(tmp_path: Path) ->
     process = start(body, tmp_path)
     child = int(line(process))
     process.send_signal(signal.SIGINT)
-    until((tmp_path / "told").exists)
-    assert lives(child)
+    wait_for((tmp_path / "told").exists, 600)
+    assert is_running(child)
     process.send_signal(signal.SIGINT)
     assert ending(process) == (130, "", "interrupted: K\n")
-    assert not lives(child)
+    assert not is_running(child)
 
 
 def test_a_time_limit_ends_a_child(tmp_path: Path) -> None:
@@ -601,10 +588,10 @@ def test_a_time_limit_ends_a_child(tmp_path: Path) -> None:
 
     with pytest.raises(subprocess.TimeoutExpired):
         children.run(["sh", "-c", "echo $$ > pid; sleep 600"], tmp_path, os.environ, timeout_seconds=0.5)
-    assert not (tmp_path / "pid").exists() or not lives(int((tmp_path / "pid").read_text()))
+    assert not (tmp_path / "pid").exists() or not is_running(int((tmp_path / "pid").read_text()))
 
 
-# A stage: it says that it runs, and what it was told.
+# A stage: it says that it runs, and which signal it received.
 STAGE = f"""
 import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
@@ -643,7 +630,7 @@ def test_a_stage_ends_with_its_dvc(signum: int, shell: str, tmp_path: Path) -> N
         text=True,
     )
     pid = project.path / "pid"
-    until(lambda: pid.exists() or process.poll() is not None)
+    wait_for(lambda: pid.exists() or process.poll() is not None, 600)
     stage = int(pid.read_text(encoding="utf-8"))
     process.send_signal(signum)
     output, _ = process.communicate(timeout=600)  # until the stage has ended, which has the other end of the pipe
@@ -651,7 +638,7 @@ def test_a_stage_ends_with_its_dvc(signum: int, shell: str, tmp_path: Path) -> N
     assert output.endswith(
         "the program that started this one has ended: stopping\ninterrupted: a checkpoint is there\n"
     )
-    until(lambda: not lives(stage))
+    wait_for(lambda: not is_running(stage), 600)
     assert (project.path / "checkpoint").read_text(encoding="utf-8") == "15"
     (project.path / "checkpoint").unlink()
     (project.path / "enough").touch()
@@ -659,21 +646,21 @@ def test_a_stage_ends_with_its_dvc(signum: int, shell: str, tmp_path: Path) -> N
     assert (project.path / "out").read_text(encoding="utf-8") == "done"
 
 
-def test_a_stage_ends_with_the_command_that_was_killed(tmp_path: Path) -> None:
+def test_a_stage_ends_with_a_killed_command(tmp_path: Path) -> None:
     (tmp_path / "stage.py").write_text(STAGE, encoding="utf-8")
     body = """
     from pathlib import Path
     errors.run(lambda: children.run(['sh', '-c', f'{sys.executable} stage.py; true'], Path(), os.environ).returncode)
     """
     process = start(body.replace("errors.run(", "errors.run(alone=False, main="), tmp_path)
-    until((tmp_path / "pid").exists)
+    wait_for((tmp_path / "pid").exists, 600)
     process.kill()
-    _, _, told = ending(process)
-    assert told.endswith("interrupted: a checkpoint is there\n")
-    until(lambda: not lives(int((tmp_path / "pid").read_text())))
+    _, _, stderr = ending(process)
+    assert stderr.endswith("interrupted: a checkpoint is there\n")
+    wait_for(lambda: not is_running(int((tmp_path / "pid").read_text())), 600)
 
 
-def test_a_program_that_was_started_by_hand_is_watched_by_nobody(monkeypatch: Patch) -> None:
+def test_a_program_started_by_hand_watches_no_parent(monkeypatch: Patch) -> None:
     monkeypatch.delenv("DVC_STAGE", raising=False)
     monkeypatch.delenv(errors.STARTED_BY, raising=False)
     assert errors._chain() == []

@@ -1,4 +1,4 @@
-"""`make pull` against remotes that somebody has tampered with: nothing of it reaches the cache or the work tree."""
+"""`make pull` from remotes that were tampered with: nothing bad reaches the cache or the work tree."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ stages:
     outs: [single.txt]
 """
 EVIL = b"raise SystemExit('code of the remote')\n"
-# Each kind of remote; the slow ones, and those that need a program of Debian, in `make soak`.
+# `make soak` tests the kinds that are slow or need a program of Debian.
 KINDS = [
     kind if kind in ("Directory", "WebDAV") else pytest.param(kind, marks=pytest.mark.soak, id=kind) for kind in SERVERS
 ]
@@ -44,7 +44,7 @@ def md5(content: bytes) -> str:
 
 
 def put(storage: Path, content: bytes) -> str:
-    """An object of these bytes in a remote; its name."""
+    """Write an object with these bytes to a remote; returns its name."""
     name = md5(content)
     replace(storage / "files/md5" / name[:2] / name[2:], content)
     return name
@@ -58,7 +58,7 @@ def replace(path: Path, content: bytes) -> None:
 
 @dataclass
 class Victim:
-    """A clone of the repository, and the storage of its remote."""
+    """A clone, and the storage of its remote."""
 
     project: Clone
     storage: Path
@@ -74,14 +74,16 @@ class Victim:
         return inside.run_dvc(self.project.path, self.project.environment, *arguments)
 
     def forget(self) -> None:
-        """As after `git clone`, but configured."""
+        """Delete all that was fetched, as after `git clone`; the configuration stays."""
         self.project.run("git", "reset", "-q", "--hard")
         self.project.run("git", "clean", "-qffdx", "--exclude=.dvc")
         shutil.rmtree(self.project.path / ".dvc/cache", ignore_errors=True)
-        shutil.rmtree(self.project.path.parent / "site-cache", ignore_errors=True)  # where DVC notes what remotes have
+        shutil.rmtree(
+            self.project.path.parent / "site-cache", ignore_errors=True
+        )  # DVC records there what the remotes have
 
     def files(self) -> dict[str, str]:
-        """Every file of the clone and around it but those of Git and DVC: path -> MD5."""
+        """Every file of the clone and beside it, without those of Git and DVC: path -> MD5."""
         around = self.project.path.parent
         found = (path for path in sorted(around.rglob("*")) if path.is_file())
         return {
@@ -91,12 +93,12 @@ class Victim:
         }
 
     def cached(self) -> dict[str, str]:
-        """The names of the objects in the cache, and the MD5 that each has."""
+        """The objects in the cache: name -> MD5 of the content."""
         places = (self.project.path / ".dvc/cache/files/md5").glob("*/*")
         return {place.parent.name + place.name: file_md5(place) for place in places}
 
     def untouched(self, before: dict[str, str]) -> None:
-        """Nothing has come into the work tree, and nothing bad into the cache."""
+        """Check that the work tree got no file, and the cache no bad object."""
         assert self.files() == before
         for name, digest in self.cached().items():
             assert name.removesuffix(".dir") == digest
@@ -105,7 +107,7 @@ class Victim:
 
 @pytest.fixture(scope="module")
 def author(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A repository with outputs that are folders, one of a stage and one added, pushed with its runs."""
+    """A repository whose outputs are folders, one of a stage and one of `dvc add`, pushed with its run cache."""
     project = Project(tmp_path_factory.mktemp("author") / "clone")
     project.path.mkdir()
     project.run("git", "init", "-q", "-b", "main")
@@ -130,7 +132,7 @@ def author(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def victim(
     request: pytest.FixtureRequest, author: Project, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Victim]:
-    """A clone whose remote is served, of each kind, with all that the author has pushed."""
+    """A clone with a remote of each kind, which holds all that the author pushed."""
     folder = tmp_path_factory.mktemp(f"victim-{request.param}")
     with SERVERS[request.param](folder) as remote:
         project = Clone(folder / "victim/clone")
@@ -144,12 +146,12 @@ def victim(
 
 
 def the_list(storage: Path, containing: str) -> Path:
-    """The list of the folder that has a file of this name."""
+    """The object that lists a folder with a file of this name."""
     return next(path for path in storage.glob("files/md5/*/*.dir") if containing in path.read_text(encoding="utf-8"))
 
 
 def with_entry(path: str) -> Callable[[Path], object]:
-    """The list of `added` with another file in it, whose object has its true MD5."""
+    """Add a file to the list of `added`; the object of the file has its true MD5."""
 
     def attack(storage: Path) -> None:
         place = the_list(storage, "c/d")
@@ -165,7 +167,7 @@ def flipped(storage: Path) -> None:
 
 
 def renamed(storage: Path) -> None:
-    """The list of another folder under this one's name."""
+    """Replace the list of a folder by that of another one."""
     replace(the_list(storage, "c/d"), the_list(storage, '"g"').read_bytes())
 
 
@@ -192,18 +194,18 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 def test_every_attack_is_refused(victim: Victim, tmp_path: Path) -> None:
-    """On each kind of remote: one line, status 2, and nothing taken; afterwards a pull brings everything."""
+    """One line, status 2, and nothing is used; once the remote is repaired, a pull fetches everything."""
     pristine = shutil.copytree(victim.storage, tmp_path / "pristine")
     for name, (attack, reason) in ATTACKS.items():
         victim.forget()
         before = victim.files()
         attack(victim.storage)
-        status, _, told = victim.pull()
+        status, _, output = victim.pull()
         assert status == 2, name
-        assert told.startswith("error: remote 'storage': object "), (name, told)
-        assert reason in told, name
-        assert " of added: " in told, name
-        assert len(told.splitlines()) == 1, name
+        assert output.startswith("error: remote 'storage': object "), (name, output)
+        assert reason in output, name
+        assert " of added: " in output, name
+        assert len(output.splitlines()) == 1, name
         shutil.rmtree(victim.storage)
         shutil.copytree(pristine, victim.storage)
         victim.untouched({path: digest for path, digest in before.items() if path in victim.files()} | before)
@@ -215,7 +217,7 @@ def test_every_attack_is_refused(victim: Victim, tmp_path: Path) -> None:
 
 
 def a_run(storage: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    """Change the run of `single` in a remote; gives its place."""
+    """Change the entry of `single` in the run cache of a remote; returns its path."""
     found = ((place, yaml.safe_load(place.read_bytes())) for place in storage.glob("runs/*/*/*"))
     place, entry = next((place, entry) for place, entry in found if entry["cmd"] == "cp in.txt single.txt")
     change(entry)
@@ -224,8 +226,8 @@ def a_run(storage: Path, change: Callable[[dict[str, Any]], object]) -> Path:
 
 
 def names(path: str, content: bytes) -> Callable[[dict[str, Any]], object]:
-    output = {"path": path, "hash": "md5", "md5": md5(content), "size": len(content)}
-    return lambda entry: entry["outs"].append(output)
+    entry_of_output = {"path": path, "hash": "md5", "md5": md5(content), "size": len(content)}
+    return lambda entry: entry["outs"].append(entry_of_output)
 
 
 RUNS: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -240,34 +242,37 @@ RUNS: dict[str, Callable[[dict[str, Any]], object]] = {
 }
 
 
-def test_a_run_that_is_not_that_of_its_name_is_refused(victim: Victim, tmp_path: Path) -> None:
+def test_a_run_with_another_name_than_its_content_is_refused(victim: Victim, tmp_path: Path) -> None:
     pristine = shutil.copytree(victim.storage, tmp_path / "pristine")
-    for name, change in list(RUNS.items())[
-        : len(RUNS) if victim.kind == "Directory" else 2
-    ]:  # the rest is not of the kind
+    here = victim.project.path / ".dvc/cache/runs"
+    changes = list(RUNS.items())[: len(RUNS) if victim.kind == "Directory" else 2]  # the rest is the same for all kinds
+    for name, change in changes:
         victim.forget()
+        shutil.rmtree(victim.storage)
+        shutil.copytree(pristine, victim.storage)
         put(victim.storage, EVIL)
         place = a_run(victim.storage, change)
-        status, said, told = victim.pull("--run-cache")
-        here = victim.project.path / ".dvc/cache/runs"
-        if "runs do not travel over HTTP" in said:
+        status, stdout, output = victim.pull("--run-cache")
+        if "runs do not travel over HTTP" in stdout:
             assert status == 0
             assert not here.exists()
             return
         assert status == 2, name
-        assert told.startswith("error: remote 'storage': run "), name
-        assert len(told.splitlines()) == 1, name
+        assert output.startswith("error: remote 'storage': run "), name
+        assert len(output.splitlines()) == 1, name
         assert not list(here.rglob(place.name)), name
-        assert len(list(here.glob("*/*/*"))) == 1, name  # that of the other stage
-        # One that an earlier `dvc pull` has brought goes as well.
-        copy = here / place.relative_to(victim.storage / "runs")
-        replace(copy, place.read_bytes())
-        status, _, told = victim.pull()
-        assert status == 2, name
-        assert f"{place.name}: " in told, name
-        assert not copy.parent.exists(), name
-        shutil.rmtree(victim.storage)
-        shutil.copytree(pristine, victim.storage)
+        assert len(list(here.glob("*/*/*"))) == 1, name  # the entry of the other stage
+
+    # An entry that an earlier `dvc pull` fetched is removed as well.
+    copy = here / place.relative_to(victim.storage / "runs")
+    replace(copy, place.read_bytes())
+    status, _, output = victim.pull()
+    assert status == 2
+    assert f"{place.name}: " in output
+    assert not copy.parent.exists()
+
+    shutil.rmtree(victim.storage)
+    shutil.copytree(pristine, victim.storage)
     victim.forget()
     assert victim.pull("--run-cache")[::2] == (0, "")
     (victim.project.path / "dvc.lock").unlink()
@@ -277,7 +282,7 @@ def test_a_run_that_is_not_that_of_its_name_is_refused(victim: Victim, tmp_path:
 
 @pytest.fixture(scope="module")
 def served(author: Project, tmp_path_factory: pytest.TempPathFactory) -> Victim:
-    """A clone whose remote is a directory, which does not say `verify`."""
+    """A clone whose remote is a directory without `verify`."""
     folder = tmp_path_factory.mktemp("served")
     storage = Path(shutil.copytree(author.path.parent / "remote", folder / "remote"))
     project = Clone(folder / "victim/clone")
@@ -291,7 +296,7 @@ def served(author: Project, tmp_path_factory: pytest.TempPathFactory) -> Victim:
 
 @pytest.fixture
 def directory(served: Victim, tmp_path: Path) -> Iterator[Victim]:
-    """The same for each test, with nothing fetched, and put back after it."""
+    """The same clone with nothing fetched, restored after each test."""
     pristine = shutil.copytree(served.storage, tmp_path / "pristine")
     served.project.run("git", "checkout", "-qf", "main")
     served.forget()
@@ -328,14 +333,14 @@ UNSAFE = {
 
 @pytest.mark.parametrize("path", UNSAFE.values(), ids=UNSAFE)
 def test_a_list_with_this_path_is_refused(path: str) -> None:
-    """Also if the list has its true MD5: whoever made the commit may be the one who attacks."""
+    """Also if the list has its true MD5: the attacker may have made the commit."""
     content = json.dumps([{"md5": md5(EVIL), "relpath": name} for name in ("b", "c/d", path)]).encode()
     with pytest.raises(BadObjectError, match="lists '"):
         objects.folder_list(content, f"{md5(content)}.dir")
 
 
 @pytest.mark.parametrize("jobs", ["0", "1001", "x", "9" * 5000], ids=["none", "many", "no number", "huge"])
-def test_how_many_at_once(jobs: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_number_of_jobs(jobs: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert pull.parser().parse_args(["--jobs", "7"]).jobs == 7
     with pytest.raises(SystemExit):
         pull.parser().parse_args(["--jobs", jobs])
@@ -357,7 +362,7 @@ def test_names_that_a_file_system_folds_together_are_refused() -> None:
     [b"", b"{}", b"[1]", b'[{"relpath": "a"}]', b'[{"md5": "../../../x", "relpath": "a"}]', b"[" * 100_000, b"\xff"],
     ids=["empty", "mapping", "number", "no MD5", "path for an MD5", "nested", "no text"],
 )
-def test_what_is_no_list_is_refused(content: bytes) -> None:
+def test_a_malformed_list_is_refused(content: bytes) -> None:
     if content == b"{}":
         assert objects.folder_list(content, f"{md5(content)}.dir") == []
         return
@@ -365,14 +370,14 @@ def test_what_is_no_list_is_refused(content: bytes) -> None:
         objects.folder_list(content, f"{md5(content)}.dir")
 
 
-def test_names_that_people_have_are_taken() -> None:
+def test_ordinary_names_are_accepted() -> None:
     names = ["A/1.png", "a/2.png", "12:30.png", "what?.txt", ".gitkeep", "é ü.txt", "console.log", "a.b/c..d", "~x"]
     content = json.dumps([{"md5": md5(EVIL), "relpath": name} for name in names]).encode()
     assert [file.path for file in objects.folder_list(content, f"{md5(content)}.dir")] == names
 
 
 def name_in_git(victim: Victim, paths: list[str]) -> tuple[str, bytes]:
-    """A commit whose added.dvc names a list of these paths, by its true MD5; gives the list's name and content."""
+    """Commit an added.dvc with the true MD5 of a list of these paths; returns the name and content of the list."""
     content = json.dumps([{"md5": md5(EVIL), "relpath": path} for path in paths], sort_keys=True).encode()
     name = f"{md5(content)}.dir"
     place = victim.project.path / "added.dvc"
@@ -389,10 +394,10 @@ def test_a_commit_that_names_an_unsafe_list_is_refused(directory: Victim, where:
     before = directory.files()
     folder = directory.storage if where == "remote" else directory.project.path / ".dvc/cache"
     replace(folder / "files/md5" / name[:2] / name[2:], content)
-    status, _, told = directory.pull()
+    status, _, output = directory.pull()
     assert status == 2
-    assert "lists '../../yaml.py': an absolute path, or a path out of the folder" in told
-    assert len(told.splitlines()) == 1
+    assert "lists '../../yaml.py': an absolute path, or a path out of the folder" in output
+    assert len(output.splitlines()) == 1
     directory.untouched(before)
 
 
@@ -401,19 +406,19 @@ def test_a_path_through_a_link_of_the_work_tree_is_refused(directory: Victim, tm
     replace(directory.storage / "files/md5" / name[:2] / name[2:], content)
     (directory.project.path / "added").mkdir()
     (directory.project.path / "added/link").symlink_to(tmp_path)
-    status, _, told = directory.pull()
+    status, _, output = directory.pull()
     assert status == 2
-    assert "goes through the link added/link out of the folder" in told
+    assert "goes through the link added/link out of the folder" in output
     assert not (tmp_path / "yaml.py").exists()
 
 
 def test_an_output_behind_a_link_is_refused(directory: Victim, tmp_path: Path) -> None:
     (directory.project.path / "dvc.yaml").write_text(PIPELINE.replace("single.txt", "deep/single.txt"))
     (directory.project.path / "deep").symlink_to(tmp_path)
-    status, _, told = directory.pull()
+    status, _, output = directory.pull()
     assert status == 2
-    assert "deep" in told
-    assert len(told.splitlines()) == 1
+    assert "deep" in output
+    assert len(output.splitlines()) == 1
     assert list(tmp_path.iterdir()) == [tmp_path / "pristine"]
 
 
@@ -422,48 +427,48 @@ def test_wrong_bytes_in_the_cache_are_fetched_again(directory: Victim) -> None:
     name = md5(b"c/d")
     replace(directory.project.path / ".dvc/cache/files/md5" / name[:2] / name[2:], b"C/D")
     shutil.rmtree(directory.project.path / "added")
-    status, said, _ = directory.pull("added")
+    status, stdout, _ = directory.pull("added")
     assert status == 0
-    assert "its content does not match its name" in said
+    assert "its content does not match its name" in stdout
     assert (directory.project.path / "added/c/d").read_bytes() == b"c/d"
 
 
 def test_without_verify_wrong_bytes_are_refused(directory: Victim) -> None:
     before = directory.files()
     other_bytes(b"C/D")(directory.storage)
-    status, _, told = directory.pull()
-    assert (status, REPLACED in told) == (2, True)
+    status, _, output = directory.pull()
+    assert (status, REPLACED in output) == (2, True)
     directory.untouched({name: digest for name, digest in directory.files().items() if name in before} | before)
 
 
-def test_a_target_alone(directory: Victim) -> None:
+def test_one_target(directory: Victim) -> None:
     assert directory.pull("made")[0] == 0
     assert sorted(path.name for path in directory.project.path.iterdir() if path.is_dir()) == [".dvc", ".git", "made"]
-    status, _, told = directory.pull("nothing")
+    status, _, output = directory.pull("nothing")
     assert status == 2
-    assert told == "error: 'nothing' does not exist as an output or a stage name in 'dvc.yaml'\n"
+    assert output == "error: 'nothing' does not exist as an output or a stage name in 'dvc.yaml'\n"
 
 
-def test_without_a_remote_what_the_cache_has_is_enough(directory: Victim) -> None:
+def test_a_full_cache_needs_no_remote(directory: Victim) -> None:
     assert directory.pull()[0] == 0
     shutil.rmtree(directory.project.path / "made")
     assert directory.pull("--remote", "nowhere", "made")[0] == 0
     shutil.rmtree(directory.project.path / ".dvc/cache")
-    status, _, told = directory.pull("--remote", "nowhere")
+    status, _, output = directory.pull("--remote", "nowhere")
     assert status == 2
-    assert told.startswith("error: remote 'nowhere' cannot be used: ")
+    assert output.startswith("error: remote 'nowhere' cannot be used: ")
 
 
 def test_a_folder_whose_list_no_remote_has(directory: Victim) -> None:
     the_list(directory.storage, '"g"').unlink()
     assert directory.pull()[0] == 2
-    status, told, _ = directory.pull("--allow-missing")
+    status, output, _ = directory.pull("--allow-missing")
     assert status == 0
-    assert "in no remote, so `dvc repro` has to make them: made\n" in told
+    assert "in no remote, so `dvc repro` has to make them: made\n" in output
     assert (directory.project.path / "single.txt").exists()
 
 
-def test_a_folder_whose_list_is_nowhere_stays_as_it_is(directory: Victim) -> None:
+def test_a_folder_whose_list_is_missing_stays_unchanged(directory: Victim) -> None:
     assert directory.pull()[0] == 0
     files = {path: path.read_bytes() for path in (directory.project.path / "made").rglob("*") if path.is_file()}
     the_list(directory.storage, '"g"').unlink()
@@ -474,7 +479,7 @@ def test_a_folder_whose_list_is_nowhere_stays_as_it_is(directory: Victim) -> Non
 
 
 def test_an_experiment(directory: Victim, author: Project) -> None:
-    """`dvc exp pull --no-cache` brings the commit alone; what it names comes checked, and then it is applied."""
+    """`dvc exp pull --no-cache` fetches only the commit, `make pull` its files with checks; then it is applied."""
     author.run("git", "checkout", "-qb", "experiment")
     author.write("in.txt", "two\n")
     author.dvc("remote", "add", "-q", "--local", "--default", "storage", str(directory.storage))
@@ -487,13 +492,13 @@ def test_an_experiment(directory: Victim, author: Project) -> None:
     listed = the_list(directory.storage, '"g"')
     for place in directory.storage.glob("files/md5/*/*.dir"):
         replace(place, listed.read_bytes()[:-1] + b" ]")
-    status, _, told = directory.pull("--rev", "experiment")
-    assert (status, REPLACED in told) == (2, True)
+    status, _, output = directory.pull("--rev", "experiment")
+    assert (status, REPLACED in output) == (2, True)
     assert not (directory.project.path / "made").exists()
 
 
-def test_dvc_itself_takes_it(directory: Victim) -> None:
-    """Why there is a pull of our own. A version of DVC that refuses this makes integrity/pull.py superfluous."""
+def test_dvc_itself_accepts_it(directory: Victim) -> None:
+    """The reason for integrity/pull.py: a version of DVC that refuses this makes it superfluous."""
     directory.dvc("remote", "modify", "-q", "storage", "verify", "true")
     with_entry("../yaml.py")(directory.storage)
     assert directory.dvc("pull") == 0
@@ -511,7 +516,7 @@ def test_dvc_itself_takes_it(directory: Victim) -> None:
     assert (directory.project.path / "yaml.py").read_bytes() == EVIL
 
 
-def test_download_deletes_nothing_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_keeps_foreign_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.setattr(download, "collect", lambda *_: {"train-labels-idx1-ubyte": b"labels"})

@@ -5,7 +5,6 @@ The pipeline is that of tests/toy.py, or one of two stages where records are for
 
 import importlib.util
 import json
-import os
 import py_compile
 import re
 import shutil
@@ -13,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from review import pull_request, rounding
 from stages.common.errors import UserError
 from tests import in_process, inside
 from tests.clones import Clone
+from tests.faults.lab import is_running, wait_for
 from tests.forging import OTHER_MD5, forge, relock
 from tests.imports import ROOT
 from tests.toy import Project, begun
@@ -219,18 +218,7 @@ def test_told_to_stop_it_ends_what_it_started(author: Project, tmp_path: Path) -
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=600)
     assert process.returncode == 143
-    deadline = time.monotonic() + 600
-    while running(int(line.split()[1])):  # the kernel takes a moment
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    wait_for(lambda: not is_running(int(line.split()[1])), 600)  # the kernel takes a moment
 
 
 TRAIN = """

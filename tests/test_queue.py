@@ -1,4 +1,4 @@
-"""A worker of `dvc queue` that is killed with -9: doctor names its task and its folder, and what frees them does."""
+"""After a SIGKILL of a worker of `dvc queue`, doctor lists its task and its folder, and the fixes work."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ import pytest
 from tests.clones import Clone
 from tests.faults.lab import PROC, kill_tree, wait_for
 
-pytestmark = [pytest.mark.soak, pytest.mark.skipif(not PROC, reason="who is at work stands in /proc")]
+pytestmark = [pytest.mark.soak, pytest.mark.skipif(not PROC, reason="/proc lists the running processes")]
 PIPELINE = """
 stages:
   wait:
@@ -26,7 +26,7 @@ DEADLINE_SECONDS = 600
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Iterator[Clone]:
-    """A repository with a stage that takes as long as its parameter says."""
+    """A repository with a stage that sleeps for as many seconds as its parameter says."""
     clone = Clone(tmp_path / "clone")
     clone.environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
     clone.path.mkdir()
@@ -43,7 +43,7 @@ def clone(tmp_path: Path) -> Iterator[Clone]:
 
 
 def start_queue(clone: Clone) -> None:
-    """Without a pipe, which the worker would hold open."""
+    """Start a worker of the queue. Its output is no pipe: the worker would keep it open."""
     command = [sys.executable, "-m", "dvc", "queue", "start"]
     subprocess.run(command, cwd=clone.path, env=clone.environment, stdout=subprocess.DEVNULL, check=True)
 
@@ -71,20 +71,21 @@ def test_a_killed_worker(clone: Clone) -> None:
         return ""
 
     wait_for(asleep, DEADLINE_SECONDS)
-    assert "nothing to fix" in doctor(clone)  # while it is at work
+    assert "nothing to fix" in doctor(clone)  # while the worker runs
 
     worker = json.loads((folder / "celery/dvc-exp-worker-1.json").read_bytes())["pid"]
     kill_tree(worker)
     wait_for(lambda: not asleep(), DEADLINE_SECONDS)
-    told = doctor(clone)
+    output = doctor(clone)
     assert (
-        "experiment long: Running in `dvc queue status`, but without a process\n    fix: dvc queue kill long\n" in told
+        "experiment long: Running in `dvc queue status`, but without a process\n    fix: dvc queue kill long\n"
+        in output
     )
     left = next(folder.glob("tmp*"))
-    assert f"{left.relative_to(clone.path)}: left by an experiment that was killed, 0." in told
-    assert "short" not in told
+    assert f"{left.relative_to(clone.path)}: left by an experiment that was killed, 0." in output
+    assert "short" not in output
 
-    # Its number is another program's now, which the remedy leaves alone.
+    # Another program has the number of the process now: the fix must not end it.
     (info,) = folder.glob("run/*/*.json")
     with subprocess.Popen(["sleep", "600"], start_new_session=True) as stranger:
         info.write_text(json.dumps({**json.loads(info.read_bytes()), "pid": stranger.pid}))

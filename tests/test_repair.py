@@ -1,4 +1,4 @@
-"""What `make repro` repairs before it runs: it never drops a good dvc.lock, and finds DVC's cache wherever it is."""
+"""Repairs before `make repro`: a good dvc.lock is never replaced, and DVC's cache is found wherever it is."""
 
 import shutil
 import subprocess
@@ -28,7 +28,7 @@ TORN = GOOD[: GOOD.index("md5: 0") + 3]
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository in a subfolder of Git's, with a good dvc.lock in HEAD and a torn one in the work tree."""
+    """A project in a subfolder of a Git repository: dvc.lock is good in HEAD, and truncated in the work tree."""
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path / "global"))
     for who in ("AUTHOR", "COMMITTER"):
@@ -95,10 +95,10 @@ def test_if_head_cannot_be_read_nothing_is_changed(
     with pytest.raises(SystemExit) as end:
         errors.run_command(repair.main)
     assert end.value.code == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: dvc.lock was truncated by a kill, and HEAD's cannot be read: ")
-    assert told.endswith("; nothing was changed. To start without it: mv dvc.lock runs/dvc.lock.torn\n")
-    assert len(told.splitlines()) == 1
+    output = capsys.readouterr().err
+    assert output.startswith("error: dvc.lock was truncated by a kill, and HEAD's cannot be read: ")
+    assert output.endswith("; nothing was changed. To start without it: mv dvc.lock runs/dvc.lock.torn\n")
+    assert len(output.splitlines()) == 1
     assert (repository / "dvc.lock").read_text() == TORN
     assert not (repository / "runs/dvc.lock.torn").exists()
 
@@ -144,8 +144,8 @@ def test_a_configuration_that_dvc_cannot_read(repository: Path) -> None:
         repair.run_cache(Path())
 
 
-def test_when_all_is_well_dvc_is_not_opened(repository: Path) -> None:
-    """`make repro` pays for it each time."""
+def test_dvc_is_not_imported_if_nothing_needs_repair(repository: Path) -> None:
+    """Importing DVC takes half a second, which each `make repro` would pay."""
     (repository / "dvc.lock").write_text(GOOD)
     script = "import sys; sys.argv = ['']; from integrity import repair; repair.main(); "
     script += "sys.exit('dvc.repo.index' in sys.modules)"

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from stages.dataset import folder, pictures
 from stages.dataset.folder import Reader
 from stages.preprocess import __main__ as preprocess
 from stages.preprocess import survey, workers
+from tests.faults.lab import is_running, wait_for
 from tests.imports import ROOT
 from tests.test_folder import fill
 from tests.test_pictures import JPEG, PNG
@@ -158,17 +158,7 @@ def test_no_worker_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
         children = [int(parent.stdout.readline()) for _ in range(2)]
         parent.kill()
         assert parent.stdout.read() is not None  # ends when the last of them does, which has it open
-    deadline = time.monotonic() + 600
-    while any(Path(f"/proc/{child}").exists() and alive(child) for child in children):
-        assert time.monotonic() < deadline, "a worker goes on without its parent"
-        time.sleep(0.1)
-
-
-def alive(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    wait_for(lambda: not any(map(is_running, children)), 600)
 
 
 def test_progress_is_lines_where_there_is_no_terminal(

@@ -79,9 +79,10 @@ def of_experiment(clone: Clone, name: str) -> tuple[str, list[str]]:
     return log, digests
 
 
-@pytest.mark.soak
-@pytest.mark.skipif(not PROC, reason="the processes to kill are found in /proc")
-@pytest.mark.parametrize("way", ["temp", "queue"])
+@pytest.mark.skipif(not PROC, reason="/proc lists the processes to kill")
+@pytest.mark.parametrize(
+    "way", [pytest.param("temp", marks=pytest.mark.soak), pytest.param("queue", marks=pytest.mark.night)]
+)
 def test_a_killed_experiment_is_resumed_by_the_next_one(way: str, clone: Clone) -> None:
     if way == "temp":
         process = start(clone, "first")

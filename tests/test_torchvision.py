@@ -1,6 +1,5 @@
 """torchvision's networks: by name, adapted to the data, and as repeatable as ours."""
 
-import os
 import subprocess
 import sys
 from functools import partial
@@ -28,7 +27,6 @@ from stages.train.trainer import Trainer
 from tests.test_fit import one_thread_an_operation, same
 
 CLASSES, SIDE = 7, 32
-ALL_ARCHITECTURES = os.environ.get("ARCHITECTURES") == "all"  # CI sets it at night
 
 # One of each family that takes images of 32 x 32 pixels. mnasnet refuses weights without the version of their layout.
 QUICK = ["shufflenet_v2_x0_5", "mnasnet0_5"]
@@ -36,8 +34,11 @@ LARGE = [
     *("convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "mobilenet_v2", "mobilenet_v3_small", "resnet18"),
     *("regnet_x_400mf", "regnet_y_400mf", "squeezenet1_1", "swin_t", "vit_b_32"),
 ]
-SAMPLE = ["efficientnet_b0", "vit_b_32"]  # what `make soak` takes of them, unless it is to take all
-FAMILIES = [*QUICK, *(pytest.param(name, marks=pytest.mark.soak) for name in (LARGE if ALL_ARCHITECTURES else SAMPLE))]
+BY_DAY = ["efficientnet_b0", "vit_b_32"]
+FAMILIES = [
+    *QUICK,
+    *(pytest.param(name, marks=pytest.mark.soak if name in BY_DAY else pytest.mark.night) for name in LARGE),
+]
 
 
 def build(architecture: str, dropout: float = 0.0, channels: int = 3, side: int = SIDE, seed: int = 0) -> nn.Sequential:
@@ -86,8 +87,13 @@ def test_a_model_file_gives_the_network_back(architecture: Architecture, tmp_pat
     assert torch.equal(read(images(2)), network(images(2)))
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("architecture", get_args(Architecture)[:: 1 if ALL_ARCHITECTURES else 8])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(name, marks=pytest.mark.night if number % 8 else pytest.mark.soak)
+        for number, name in enumerate(get_args(Architecture))
+    ],
+)
 def test_every_network_takes_images_of_224_pixels(architecture: str) -> None:
     """Laid out without memory: the largest has 645 million weights."""
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""tools/venv.py: when it leaves .venv alone, adds to it, or rebuilds it. Nothing comes from an index."""
+"""tools/venv.py: when it keeps .venv, installs into it, or rebuilds it. No test uses a package index."""
 
 import ast
 import base64
@@ -44,7 +44,7 @@ def make_wheel(folder: Path, name: str, version: str = "1", files: int = 1) -> s
     wheel = folder / f"{name}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         for path, text in {**content, f"{info}/RECORD": record}.items():
-            archive.writestr(zipfile.ZipInfo(path), text)  # of 1980: the hash does not depend on the time
+            archive.writestr(zipfile.ZipInfo(path), text)  # the entry has a fixed date, so the hash is constant
     return f"{name}=={version} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n"
 
 
@@ -55,14 +55,14 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(wheels: Path) -> dict[str, str]:
-    """pip sees the wheels made here, and neither an index nor the person's own configuration."""
+    """Let pip use only the wheels of these tests: no index, and no configuration of the user."""
     own = {key: value for key, value in os.environ.items() if not key.startswith("PIP_")}
     return {**own, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_CONFIG_FILE": os.devnull}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, wheels: Path, environment: dict[str, str]) -> tuple[Path, str]:
-    """A folder in which `runtime.txt` was installed once, and what that printed."""
+    """A folder where `runtime.txt` was installed, and the output of the installation."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "runtime.txt").write_text(make_wheel(wheels, "alpha"))
     command = [sys.executable, str(SCRIPT), "runtime.txt"]
@@ -73,13 +73,13 @@ def made(tmp_path_factory: pytest.TempPathFactory, wheels: Path, environment: di
 
 @pytest.fixture
 def project(made: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: a copy of `made` that believes it was made where it is; saves 3 s a test."""
+    """The working directory: a copy of `made` whose record has its path. This saves 3 s per test."""
     return copy_made(made[0], tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def project_without_pip(made: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`project` in a tenth of the time, where nothing is to be installed."""
+    """`project` without pip, for tests that install nothing: copying it takes a tenth of the time."""
     return copy_made(made[0], tmp_path, monkeypatch, "pip")
 
 
@@ -92,7 +92,7 @@ def copy_made(made: Path, to: Path, monkeypatch: pytest.MonkeyPatch, *without: s
 
 @pytest.fixture
 def venv(environment: dict[str, str]) -> Call:
-    """Run tools/venv.py on the files given, in the working directory."""
+    """Run tools/venv.py with these files in the working directory."""
 
     def call(*files: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(SCRIPT), *files]
@@ -107,7 +107,7 @@ def write_record(**changes: Any) -> None:
 
 
 def installed(module: str) -> str:
-    """The version of `module` that .venv has, or "" if it has none."""
+    """The version of `module` in .venv; "" if it is missing."""
     command = [".venv/bin/python", "-I", "-c", f"import {module}; print({module}.VERSION)"]
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
@@ -117,7 +117,7 @@ def test_a_fresh_folder_gets_the_pins(made: tuple[Path, str], project_without_pi
     assert installed("alpha") == "1"
 
 
-def test_nothing_to_do_is_quiet_and_touches_nothing(project_without_pip: Path, venv: Call) -> None:
+def test_an_up_to_date_venv_is_not_touched(project_without_pip: Path, venv: Call) -> None:
     Path(".venv.lock").unlink()
     before = {path: path.lstat().st_mtime_ns for path in Path().rglob("*")}
     done = venv("runtime.txt")
@@ -125,7 +125,7 @@ def test_nothing_to_do_is_quiet_and_touches_nothing(project_without_pip: Path, v
     assert {path: path.lstat().st_mtime_ns for path in Path().rglob("*")} == before
 
 
-def test_other_pins_are_added_to_what_is_there(project: Path, wheels: Path, venv: Call) -> None:
+def test_other_pins_are_added(project: Path, wheels: Path, venv: Call) -> None:
     Path(".venv/kept").touch()
     Path("dev.txt").write_text(make_wheel(wheels, "beta"))
     assert venv("runtime.txt", "dev.txt").stdout == "installing runtime.txt and dev.txt into .venv\n"
@@ -138,7 +138,7 @@ def test_other_pins_are_added_to_what_is_there(project: Path, wheels: Path, venv
     assert Path(".venv/kept").exists()
 
 
-def test_a_moved_folder_is_made_anew(project: Path, monkeypatch: pytest.MonkeyPatch, venv: Call) -> None:
+def test_a_moved_folder_is_rebuilt(project: Path, monkeypatch: pytest.MonkeyPatch, venv: Call) -> None:
     moved = project.rename(project.with_name(f"{project.name}_moved"))
     monkeypatch.chdir(moved)
     assert venv("runtime.txt").stdout.startswith("making .venv again (the old one is unfinished, moved")
@@ -176,7 +176,7 @@ def test_an_install_killed_midway_is_repaired(
 
 
 def test_a_pip_that_fails_before_it_changes_anything_costs_nothing(project: Path, venv: Call) -> None:
-    """As without a network: what is there goes on working."""
+    """As without a network: the old .venv keeps working."""
     Path("dev.txt").write_text(f"nowhere==1 --hash=sha256:{'0' * 64}\n")
     done = venv("runtime.txt", "dev.txt")
     assert done.returncode == 2
@@ -195,7 +195,7 @@ def test_a_wheel_with_another_hash_is_refused(project: Path, wheels: Path, venv:
     assert installed("delta") == ""
 
 
-def test_of_two_at_once_one_waits(tmp_path: Path, wheels: Path, environment: dict[str, str]) -> None:
+def test_the_second_of_two_installations_waits(tmp_path: Path, wheels: Path, environment: dict[str, str]) -> None:
     (tmp_path / "runtime.txt").write_text(make_wheel(wheels, "alpha"))
     command = [sys.executable, str(SCRIPT), "runtime.txt"]
     calls = [
@@ -249,7 +249,7 @@ def test_when_a_venv_is_in_doubt(
         ("sys.argv = ['venv.py', 'no.txt']", "error: no.txt: No such file or directory"),
     ],
 )
-def test_what_a_user_can_fix_is_one_line(before: str, message: str, tmp_path: Path) -> None:
+def test_an_error_that_a_user_can_fix_is_one_line(before: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "runtime.txt").touch()
     program = f"import runpy, sys; sys.argv = ['venv.py', 'runtime.txt']; {before}; "
     program += f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
@@ -259,14 +259,14 @@ def test_what_a_user_can_fix_is_one_line(before: str, message: str, tmp_path: Pa
     assert done.stderr.count("\n") == 1
 
 
-def test_a_full_disk_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     program = "import sys; sys.exit('ERROR: OSError: [Errno 28] No space left on device')"
     with pytest.raises(SystemExit, match="2"):
         tool.run([sys.executable, "-c", program], "pip failed")
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: no space left on the disk")
 
 
-def test_an_older_python_gets_as_far_as_the_line_that_says_so() -> None:
+def test_an_older_python_is_reported_in_one_line() -> None:
     for name in ("__init__", "run", "venv"):
         ast.parse((ROOT / f"tools/{name}.py").read_text(encoding="utf-8"), feature_version=(3, 6))
 
@@ -281,13 +281,13 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
 
 def remove_alpha() -> None:
-    """As `pip uninstall alpha` does."""
+    """Remove alpha, as `pip uninstall` does."""
     shutil.rmtree(SITE_PACKAGES / "alpha-1.dist-info")
     (SITE_PACKAGES / "alpha.py").unlink()
 
 
 def move_alpha() -> None:
-    """As `pip install alpha==2` does."""
+    """Replace alpha, as `pip install alpha==2` does."""
     (SITE_PACKAGES / "alpha.py").write_text("VERSION = '2'\n")
     (SITE_PACKAGES / "alpha-1.dist-info").rename(SITE_PACKAGES / "alpha-2.dist-info")
     metadata = SITE_PACKAGES / "alpha-2.dist-info/METADATA"
@@ -297,28 +297,30 @@ def move_alpha() -> None:
 
 
 def double_alpha() -> None:
-    """As an upgrade that was cut off leaves it."""
+    """Leave two versions of alpha, as an interrupted upgrade does."""
     shutil.copytree(SITE_PACKAGES / "alpha-1.dist-info", SITE_PACKAGES / "alpha-0.dist-info")
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("harm", "message"),
     [
         pytest.param(remove_alpha, "repairing .venv: alpha==1 is pinned, but nothing is installed\n", id="removed"),
         pytest.param(move_alpha, "repairing .venv: alpha==1 is pinned, but 2 is installed\n", id="moved"),
         pytest.param(double_alpha, "repairing .venv: alpha==1 is pinned, but ", id="twice", marks=pytest.mark.soak),
     ],
 )
-def test_what_was_changed_by_hand_is_repaired(harm: Callable[[], None], said: str, project: Path, venv: Call) -> None:
+def test_a_package_changed_by_hand_is_repaired(
+    harm: Callable[[], None], message: str, project: Path, venv: Call
+) -> None:
     harm()
     done = venv("runtime.txt")
-    assert done.stdout.startswith(said)
+    assert done.stdout.startswith(message)
     assert (done.returncode, installed("alpha")) == (0, "1")
     assert [path.name for path in SITE_PACKAGES.glob("alpha-*")] == ["alpha-1.dist-info"]
     assert venv("runtime.txt").stdout == ""
 
 
-def test_what_was_added_by_hand_is_said(project_without_pip: Path, venv: Call) -> None:
+def test_packages_added_by_hand_are_listed(project_without_pip: Path, venv: Call) -> None:
     (SITE_PACKAGES / "gamma-3.dist-info").mkdir()
     for _ in range(2):
         done = venv("runtime.txt")
@@ -327,7 +329,7 @@ def test_what_was_added_by_hand_is_said(project_without_pip: Path, venv: Call) -
 
 
 def test_pins_of_other_files_are_remembered(project: Path, wheels: Path, venv: Call) -> None:
-    """What both files pin is not said to be added by hand when one of them is asked for."""
+    """A package that both files pin does not count as added by hand if only one of them is requested."""
     Path("dev.txt").write_text(make_wheel(wheels, "beta"))
     venv("runtime.txt", "dev.txt")
     Path("runtime.txt").write_text(make_wheel(wheels, "alpha", "2"))
@@ -337,8 +339,8 @@ def test_pins_of_other_files_are_remembered(project: Path, wheels: Path, venv: C
 
 
 @pytest.mark.parametrize("place", ["variables", "file"])
-def test_pip_is_told_where_and_what_to_install(place: str, project: Path, wheels: Path) -> None:
-    """Whatever a person has set; and where packages come from, here find-links, stays as it is set."""
+def test_the_configuration_of_pip_cannot_redirect_the_installation(place: str, project: Path, wheels: Path) -> None:
+    """pip's settings of the user have no effect, except those for reaching packages, here find-links."""
     Path("dev.txt").write_text(make_wheel(wheels, "beta"))
     Path("constraints.txt").write_text("beta==7\n")
     elsewhere = str(project / "elsewhere")
@@ -368,7 +370,7 @@ def test_a_linked_venv_is_used_and_never_changed(project: Path, tmp_path: Path, 
     other.mkdir()
     (other / ".venv").symlink_to(project / ".venv")
     shutil.copy("runtime.txt", other)
-    os.chdir(other)  # monkeypatch, in `project`, goes back
+    os.chdir(other)  # `project` restores the folder
     before = files_below(project / ".venv")
     done = venv("runtime.txt")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -383,9 +385,7 @@ def test_a_linked_venv_is_used_and_never_changed(project: Path, tmp_path: Path, 
     assert files_below(project / ".venv") == before
 
 
-def test_a_venv_of_the_persons_own_is_never_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, venv: Call
-) -> None:
+def test_a_venv_of_the_user_is_never_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, venv: Call) -> None:
     monkeypatch.chdir(tmp_path)
     Path("runtime.txt").touch()
     Path(".venv/bin").mkdir(parents=True)
@@ -399,7 +399,7 @@ def test_a_venv_of_the_persons_own_is_never_changed(
     assert files_below(tmp_path / ".venv") == before
 
 
-def test_a_failed_build_leaves_what_was_there(project: Path, venv: Call) -> None:
+def test_a_failed_build_restores_the_old_venv(project: Path, venv: Call) -> None:
     write_record(python="3.10")
     before = files_below(project / ".venv")
     Path("runtime.txt").write_text(f"nowhere==1 --hash=sha256:{'0' * 64}\n")
@@ -421,7 +421,7 @@ def test_a_first_build_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("at", ["begun", "finished"])
 def test_a_build_killed_midway_loses_neither_venv(at: str, project_without_pip: Path) -> None:
-    """`begun`: what was there is back. `finished`: the new one stays, and the old one goes."""
+    """`begun`: the old .venv is restored. `finished`: the new one stays, and the old one is deleted."""
     Path(".venv/new").touch()
     shutil.copytree(".venv", ".venv.old", symlinks=True)
     Path(".venv.old/new").unlink()

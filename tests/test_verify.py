@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from stages.common import paths
 from stages.common.errors import UserError
 from tests import in_process
 from tests.clones import Clone
+from tests.faults.lab import is_running, wait_for
 from tests.forging import OTHER_MD5, entry, forge, relock
 from tests.toy import Project
 
@@ -61,9 +61,9 @@ stages:
 
 
 def pipeline_in(path: Path) -> Project:
-    """The pipeline in a folder that may be below a Git repository's top, run and committed."""
+    """The pipeline, run and committed, in a folder that may lie below the top of a Git repository."""
     project = Project(path)
-    project.environment["DVC_NO_ANALYTICS"] = "1"  # it would leave a file behind
+    project.environment["DVC_NO_ANALYTICS"] = "1"  # analytics would leave a file
     project.dvc("init", "-q", *([] if (path / ".git").exists() else ["--subdir"]))
     project.dvc("config", "core.analytics", "false")
     for name, content in (
@@ -81,7 +81,7 @@ def pipeline_in(path: Path) -> Project:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The pipeline, run and committed; not to be changed."""
+    """The pipeline, run and committed; tests must not change it."""
     path = tmp_path_factory.mktemp("verify") / "project"
     path.mkdir()
     Project(path).run("git", "init", "-q", "-b", "main")
@@ -90,7 +90,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture
 def project(measured: Project, tmp_path: Path) -> Project:
-    """A copy of it, cache included, to forge."""
+    """A copy of it, with its cache, that tests may change."""
     shutil.copytree(measured.path, tmp_path / "work/project", symlinks=True)
     return Project(tmp_path / "work/project")
 
@@ -107,7 +107,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def verified(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], temporary: Path
 ) -> Callable[[Path], tuple[int, str]]:
-    """A function that runs verify in a folder: its exit status and what it prints, without DVC's part."""
+    """A function that runs verify in a folder; returns the exit status and the output, without DVC's lines."""
 
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
 
@@ -116,8 +116,8 @@ def verified(
         monkeypatch.setattr(sys, "argv", ["verify"])
         status = verify.main()
         assert list(temporary.iterdir()) == []
-        told = capfd.readouterr().out
-        return status, told[told.index("\nstage ") :]
+        output = capfd.readouterr().out
+        return status, output[output.index("\nstage ") :]
 
     return run
 
@@ -125,15 +125,15 @@ def verified(
 Verified = Callable[[Path], tuple[int, str]]
 
 
-def rows(told: str) -> dict[str, str]:
-    """What the table says of each artifact that is not identical."""
-    table = told.strip().split("\n\n")[0].splitlines()[1:]
+def rows(output: str) -> dict[str, str]:
+    """The rows of the table whose artifact is not identical: name -> problem."""
+    table = output.strip().split("\n\n")[0].splitlines()[1:]
     split = [re.split(r"\s{2,}", line, maxsplit=2) for line in table]
     return {artifact: problem for _, artifact, problem in split if problem != "identical"}
 
 
 def files(folder: Path) -> dict[str, tuple[bytes | None, int]]:
-    """Content and time of every file and folder, Git's and DVC's own included."""
+    """The content and time of every file and folder, including those of Git and DVC."""
     return {
         str(path.relative_to(folder)): (path.read_bytes() if path.is_file() else None, path.lstat().st_mtime_ns)
         for path in sorted(folder.rglob("*"))
@@ -142,15 +142,15 @@ def files(folder: Path) -> dict[str, tuple[bytes | None, int]]:
 
 def test_the_same_bytes_and_nothing_written(project: Project, verified: Verified) -> None:
     before = files(project.path)
-    status, told = verified(project.path)
+    status, output = verified(project.path)
     assert status == 0
-    assert rows(told) == {}
-    assert re.search(r"\nidentical: 5 artifacts of \w{12}, rebuilt from nothing in \d+ s\n$", told)
+    assert rows(output) == {}
+    assert re.search(r"\nidentical: 5 artifacts of \w{12}, rebuilt from nothing in \d+ s\n$", output)
     assert files(project.path) == before  # on a read-only file system it works, then
 
 
 def link(project: Project, path: str, target: str) -> None:
-    """Have Git keep a symbolic link in place of a file."""
+    """Replace a file in Git by a symbolic link."""
     (project.path / path).unlink()
     (project.path / path).symlink_to(target)
 
@@ -166,14 +166,14 @@ if checkpoint.exists():
 
 
 def added(project: Project, path: str, content: str) -> None:
-    """A new file that Git keeps, ignored or not."""
+    """Commit a new file, even if Git ignores its path."""
     (project.path / path).parent.mkdir(parents=True, exist_ok=True)
     project.write(path, content)
     project.run("git", "add", "--force", path)
 
 
 def resumed(project: Project) -> None:
-    """A model that train takes from a checkpoint, which Git keeps."""
+    """Commit a checkpoint, from which train takes its model."""
     added(project, "runs/resume/state", "trained elsewhere")
     project.write("train.py", TRAIN + RESUME)
     project.dvc("repro", "-q")
@@ -285,7 +285,7 @@ FORGERIES: dict[str, tuple[Callable[[Project], object], dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("name", FORGERIES)
-def test_a_forgery_is_named(name: str, project: Project, verified: Verified, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forgery_is_found(name: str, project: Project, verified: Verified, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rebuild, "repro", in_process.repro)
     change, named = FORGERIES[name]
     change(project)
@@ -294,15 +294,15 @@ def test_a_forgery_is_named(name: str, project: Project, verified: Verified, mon
         with pytest.raises(UserError, match=r"`dvc repro` failed"):
             verified(project.path)
         return
-    status, told = verified(project.path)
+    status, output = verified(project.path)
     assert status == 1
-    assert rows(told) == named
-    last = told.splitlines()[-1]
+    assert rows(output) == named
+    last = output.splitlines()[-1]
     artifacts = [artifact for artifact in named if not artifact.endswith("(input)")]
     assert set(last.removeprefix("different: ").split(", ")) == set(artifacts or ["dvc.lock"])
     inputs = [artifact.removesuffix(" (input)") for artifact in named if artifact.endswith("(input)")]
-    assert not inputs or "dvc.lock was made from other code or inputs than HEAD's: " in told
-    assert all(name in told for name in inputs)
+    assert not inputs or "dvc.lock was made from other code or inputs than HEAD's: " in output
+    assert all(name in output for name in inputs)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_a_forgery_is_named(name: str, project: Project, verified: Verified, mon
     ],
     ids=["cut off", "deleted", "twice", "outside", "frozen", "compiled", "shadowing"],
 )
-def test_what_cannot_be_told(
+def test_a_commit_that_cannot_be_verified(
     change: Callable[[Project], object], complaint: str, project: Project, verified: Verified, temporary: Path
 ) -> None:
     (temporary / "victim").touch()  # from the clone: ../../victim, or ../victim of its folder
@@ -339,7 +339,7 @@ def test_what_cannot_be_told(
 
 
 @pytest.mark.parametrize(
-    ("path", "kept", "refused"),
+    ("path", "in_git", "refused"),
     [
         ("__pycache__/train.cpython-311.pyc", True, "compiled code.*: __pycache__/train.cpython-311.pyc;"),
         ("review/a.pyo", True, r"compiled code.*: review/a.pyo;"),
@@ -348,21 +348,21 @@ def test_what_cannot_be_told(
         ("tqdm.py", False, r"named like.*: tqdm\.py;"),
         ("numpy.cpython-311-x86_64-linux-gnu.so", False, r"named like.*: numpy\.cpython"),
         ("json/__init__.py", False, "named like.*: json;"),
-        ("ruamel/yaml/__init__.py", False, "named like.*: ruamel;"),  # which has no __init__ itself
+        ("ruamel/yaml/__init__.py", False, "named like.*: ruamel;"),  # the installed ruamel has no __init__
         ("sitecustomize.py", False, "named like.*: sitecustomize.py;"),
         ("stages/__pycache__/a.cpython-311.pyc", False, ""),  # left by a run
-        ("venv/lib/a.py", False, ""),  # named like a package of Python, and found after that
+        ("venv/lib/a.py", False, ""),  # named like a package of Python, which is found first
         ("tools/json.py", True, ""),
         ("tqdm.md", True, ""),
     ],
     ids=lambda value: str(value) if isinstance(value, str) else None,
 )
-def test_code_that_would_replace_other_code(path: str, kept: bool, refused: str, tmp_path: Path) -> None:
+def test_code_that_would_replace_other_code(path: str, in_git: bool, refused: str, tmp_path: Path) -> None:
     (tmp_path / "project").mkdir()
     project = Project(tmp_path / "project")
     project.run("git", "init", "-q")
     added(project, path, "")
-    if not kept:
+    if not in_git:
         project.run("git", "rm", "-q", "--cached", path)
     if not refused:
         hidden_code.refuse(project.path)
@@ -373,7 +373,7 @@ def test_code_that_would_replace_other_code(path: str, kept: bool, refused: str,
 
 
 def state(project: Project) -> str:
-    """Where HEAD, the branches and the index are."""
+    """HEAD, the branches and the index."""
     return (
         project.run("git", "symbolic-ref", "HEAD")
         + project.run("git", "for-each-ref")
@@ -387,10 +387,10 @@ exec "{python}" -m integrity.verify > "{log}" 2>&1
 
 
 @pytest.mark.parametrize(
-    "worktree", [pytest.param(False, id="clone", marks=pytest.mark.soak), pytest.param(True, id="linked worktree")]
+    "worktree", [pytest.param(False, id="clone", marks=pytest.mark.night), pytest.param(True, id="linked worktree")]
 )
 def test_git_hooks(worktree: bool, project: Project, tmp_path: Path) -> None:
-    """From pre-commit and pre-push: the commit has what was added, and nothing of the caller's repository moves."""
+    """Run by pre-commit and pre-push, verify changes nothing in the repository of the hook."""
     hooks, log = project.path / ".git/hooks", tmp_path / "log"
     project.run("git", "init", "-q", "--bare", str(tmp_path / "origin.git"))
     if worktree:
@@ -417,7 +417,7 @@ def test_git_hooks(worktree: bool, project: Project, tmp_path: Path) -> None:
 
 
 def test_variables_of_another_repository(project: Project, verified: Verified, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a hook of another repository, or a person, has set; safe.directory and the like stay."""
+    """They have no effect; Git's variables that hold configuration, such as safe.directory, have."""
     (project.path.parent / "other").mkdir()
     other = Project(project.path.parent / "other")
     other.run("git", "init", "-q", "-b", "main")
@@ -430,17 +430,17 @@ def test_variables_of_another_repository(project: Project, verified: Verified, m
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
     monkeypatch.setenv("GIT_CONFIG_KEY_0", "core.quotePath")
     monkeypatch.setenv("GIT_CONFIG_VALUE_0", "false")
-    forge(project, {"data/predictions.csv": "all right"})  # by how much is read in this process
+    forge(project, {"data/predictions.csv": "all right"})  # this process reads the file, to compare the predictions
     monkeypatch.delenv("GIT_DIR")
     project.run("git", "commit", "-qam", "forged")
     monkeypatch.setenv("GIT_DIR", str(other.path / ".git"))
-    status, told = verified(project.path)
+    status, output = verified(project.path)
     assert status == 1
-    assert rows(told) == {"data/predictions.csv": "rebuilt differs"}
+    assert rows(output) == {"data/predictions.csv": "rebuilt differs"}
     assert state(other) == before
 
 
-@pytest.mark.parametrize("name", [pytest.param("models/digits", marks=pytest.mark.soak), "a[1]/*b ü'#"])
+@pytest.mark.parametrize("name", [pytest.param("models/digits", marks=pytest.mark.night), "a[1]/*b ü'#"])
 def test_a_subfolder_of_a_repository(name: str, tmp_path: Path, verified: Verified) -> None:
     top = tmp_path / "mono"
     (top / name).mkdir(parents=True)
@@ -450,9 +450,9 @@ def test_a_subfolder_of_a_repository(name: str, tmp_path: Path, verified: Verifi
     assert verified(project.path)[0] == 0
     project.write(METRICS, PERFECT)
     project.run("git", "commit", "-qam", "forged")
-    status, told = verified(project.path)
+    status, output = verified(project.path)
     assert status == 1
-    assert rows(told) == {METRICS: "committed file differs from dvc.lock"}
+    assert rows(output) == {METRICS: "committed file differs from dvc.lock"}
 
 
 def test_a_submodule(measured: Project, tmp_path: Path, verified: Verified) -> None:
@@ -489,8 +489,8 @@ def test_a_clone_that_lacks_what_is_needed(measured: Project, tmp_path: Path) ->
     assert (git.clone(partial, "HEAD", tmp_path / "d") / "dvc.lock").is_file()
 
 
-def test_a_checkout_that_leaves_files_away(measured: Project, tmp_path: Path) -> None:
-    """Git 2.39 ends with status 0 where it cannot read an object."""
+def test_a_checkout_that_lacks_files(measured: Project, tmp_path: Path) -> None:
+    """Git 2.39 exits with status 0 if it cannot read an object."""
     damaged = Project(tmp_path / "damaged")
     measured.run("git", "clone", "-q", "--no-hardlinks", str(measured.path), str(damaged.path))
     blob = damaged.run("git", "rev-parse", "HEAD:metrics/evaluate.json").strip()
@@ -519,7 +519,7 @@ def test_a_clone_of_another_user(project: Project, verified: Verified, monkeypat
     config = project.path.parent / "gitconfig"
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
     line = r"^git .*: .* belongs to another user; to trust it: (git config --global --add safe\.directory \S+)$"
-    for _ in range(2):  # Git's own remedies: for the folder, and for .git in it
+    for _ in range(2):  # Git suggests one command for the folder, and then one for .git in it
         with pytest.raises(UserError, match=line) as error:
             verified(project.path)
         remedy = re.fullmatch(line, str(error.value))
@@ -530,11 +530,11 @@ def test_a_clone_of_another_user(project: Project, verified: Verified, monkeypat
 
 @pytest.mark.parametrize(
     "signum",
-    [signal.SIGHUP, *(pytest.param(each, marks=pytest.mark.soak) for each in (signal.SIGTERM, signal.SIGINT))],
+    [signal.SIGHUP, *(pytest.param(each, marks=pytest.mark.night) for each in (signal.SIGTERM, signal.SIGINT))],
     ids=["HUP", "TERM", "INT"],
 )
-def test_told_to_stop_it_leaves_nothing(signum: signal.Signals, project: Project, temporary: Path) -> None:
-    """Neither files nor processes, though the stage takes no notice of the signal."""
+def test_a_signal_leaves_nothing_behind(signum: signal.Signals, project: Project, temporary: Path) -> None:
+    """Neither files nor processes, although the stage ignores the signal."""
     project.write("train.py", STUBBORN)
     project.run("git", "commit", "-qam", "a stage that takes long")
     process = subprocess.Popen(
@@ -548,11 +548,11 @@ def test_told_to_stop_it_leaves_nothing(signum: signal.Signals, project: Project
     assert process.stdout
     stage = next(int(line.split()[1]) for line in process.stdout if line.startswith("pid"))
     process.send_signal(signum)
-    told, _ = process.communicate(timeout=600)
-    assert told.endswith("interrupted: nothing is left behind\n")
+    output, _ = process.communicate(timeout=600)
+    assert output.endswith("interrupted: nothing is left behind\n")
     assert process.returncode in (128 + signum, 130)
     assert list(temporary.iterdir()) == []
-    assert ended(stage)
+    wait_for(lambda: not is_running(stage), 30)
 
 
 STUBBORN = """
@@ -564,52 +564,45 @@ time.sleep(300)
 """
 
 
-def ended(pid: int) -> bool:
-    """Whether a process is gone, or goes within the time that the kernel takes for it."""
-    for _ in range(600):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.05)
-    return False
+def verify_the_real_stages(clone: Clone, temporary: Path) -> tuple[int, str]:
+    """Exit status and output of `python -m integrity.verify`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "integrity.verify"],
+        cwd=clone.path,
+        env={**clone.environment, "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert list(temporary.iterdir()) == []
+    return done.returncode, done.stdout
 
 
 @pytest.mark.soak
 def test_the_real_stages(clone: Clone, tmp_path: Path) -> None:
-    def run() -> tuple[int, str]:
-        environment = {**clone.environment, "TMPDIR": str(tmp_path)}
-        done = subprocess.run(
-            [sys.executable, "-m", "integrity.verify"],
-            cwd=clone.path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert list(tmp_path.iterdir()) == []
-        return done.returncode, done.stdout
-
     before = files(clone.path)
-    status, told = run()
-    assert status == 0, told
-    assert re.search(r"\nidentical: \d+ artifacts of \w{12}, rebuilt from nothing in \d+ s\n$", told)
-    assert "environment: as recorded with the commit" in told
+    status, output = verify_the_real_stages(clone, tmp_path)
+    assert status == 0, output
+    assert re.search(r"\nidentical: \d+ artifacts of \w{12}, rebuilt from nothing in \d+ s\n$", output)
+    assert "environment: as recorded with the commit" in output
     assert files(clone.path) == before
 
+
+@pytest.mark.night
+def test_the_real_stages_with_a_lock_of_other_parameters(clone: Clone, tmp_path: Path) -> None:
     clone.run("git", "checkout", "-qb", "other")
-    clone.set("train.seed", "1")  # and dvc.lock as it was
+    clone.set("train.seed", "1")  # with the old dvc.lock
     recorded = clone.path / paths.ENVIRONMENT / "train.json"
     content = recorded.read_text(encoding="utf-8").replace('"device": "cpu"', '"device": "abacus"')
     recorded.write_text(content, encoding="utf-8")
     clone.commit("a lock of other parameters")
-    status, told = run()
-    assert status == 1, told
-    assert "dvc.lock was made from other code or inputs than HEAD's: params.yaml: train.seed\n" in told
-    assert "diverged: train is the first stage whose rebuilt bytes differ from the record" in told
-    assert re.search(r"preprocess +data/processed/train +identical", told)
-    assert re.search(r"train +params.yaml: train.seed \(input\) +differs from dvc.lock", told)
-    assert re.search(r"model.safetensors: [\d,]+ weights differ, 1\.\d\.weight by at most 0\.\d+", told)
-    assert re.search(r"predictions.csv: \d+ of 10,000 predicted classes changed", told)
-    assert re.search(r"metrics/evaluate.json: accuracy 0\.\d+ -> 0\.\d+ \([+-]0\.\d+\)", told)
-    assert "environment of train: device abacus there, cpu here" in told
+    status, output = verify_the_real_stages(clone, tmp_path)
+    assert status == 1, output
+    assert "dvc.lock was made from other code or inputs than HEAD's: params.yaml: train.seed\n" in output
+    assert "diverged: train is the first stage whose rebuilt bytes differ from the record" in output
+    assert re.search(r"preprocess +data/processed/train +identical", output)
+    assert re.search(r"train +params.yaml: train.seed \(input\) +differs from dvc.lock", output)
+    assert re.search(r"model.safetensors: [\d,]+ weights differ, 1\.\d\.weight by at most 0\.\d+", output)
+    assert re.search(r"predictions.csv: \d+ of 10,000 predicted classes changed", output)
+    assert re.search(r"metrics/evaluate.json: accuracy 0\.\d+ -> 0\.\d+ \([+-]0\.\d+\)", output)
+    assert "environment of train: device abacus there, cpu here" in output

@@ -1,4 +1,4 @@
-"""The workflows in .github: pinned, least permissions, and nothing that a stranger chose is run."""
+"""The workflows in .github: pinned actions, least permissions, and no code of a stranger runs with write access."""
 
 import os
 import re
@@ -18,7 +18,7 @@ every = pytest.mark.parametrize("name", WORKFLOWS)
 
 
 def triggers(name: str) -> set[str]:
-    on = WORKFLOWS[name][True]  # to YAML 1.1, `on` is a truth value
+    on = WORKFLOWS[name][True]  # YAML 1.1 reads the key `on` as true
     return {on} if isinstance(on, str) else set(on)
 
 
@@ -31,20 +31,20 @@ def test_there_are_workflows() -> None:
 
 
 @every
-def test_what_others_wrote_is_pinned_by_digest(name: str) -> None:
+def test_actions_of_others_are_pinned_by_digest(name: str) -> None:
     for step in steps(name):
         assert ("uses" in step) != ("run" in step)
         assert re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", step.get("uses", "actions/x@" + 40 * "0"))
     for line in (ROOT / ".github/workflows" / name).read_text(encoding="utf-8").splitlines():
         if "uses:" in line:
-            assert re.search(r"@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line), "say which version that is"
+            assert re.search(r"@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line), "a comment must name the version"
     for job in WORKFLOWS[name]["jobs"].values():
-        assert "uses" not in job  # another repository's workflow
+        assert "uses" not in job  # a workflow of another repository
         assert re.search(r"@sha256:[0-9a-f]{64}$", job.get("container", "x@sha256:" + 64 * "0"))
 
 
 @every
-def test_permissions_are_the_least(name: str) -> None:
+def test_permissions_are_minimal(name: str) -> None:
     assert WORKFLOWS[name]["permissions"] == {}
     (job,) = WORKFLOWS[name]["jobs"].values()
     least = {"actions": "read", "pull-requests": "write"} if name == COMMENT else {"contents": "read"}
@@ -53,7 +53,7 @@ def test_permissions_are_the_least(name: str) -> None:
 
 
 @every
-def test_nothing_is_pasted_into_a_shell(name: str) -> None:
+def test_no_expression_is_pasted_into_a_shell(name: str) -> None:
     for step in steps(name):
         assert "${{" not in step.get("run", "")
         assert not step.get("uses", "").startswith("actions/github-script")
@@ -62,7 +62,7 @@ def test_nothing_is_pasted_into_a_shell(name: str) -> None:
 
 
 @every
-def test_who_may_write_runs_nothing_of_the_branch(name: str) -> None:
+def test_a_job_that_may_write_runs_no_code_of_the_branch(name: str) -> None:
     assert "pull_request_target" not in triggers(name)
     if name == COMMENT:
         assert triggers(name) == {"workflow_run"}
@@ -74,11 +74,11 @@ def test_who_may_write_runs_nothing_of_the_branch(name: str) -> None:
         assert "secrets." not in str(WORKFLOWS[name])
 
 
-def test_they_run_what_people_run() -> None:
+def test_they_run_the_documented_commands() -> None:
     runs = {name: "\n".join(step.get("run", "") for step in steps(name)) for name in WORKFLOWS}
     assert runs["ci.yml"].splitlines()[-1] == ".ci/run"
     assert 'python -m review.pull_request --out "$RUNNER_TEMP/report.md" -- "$BASE"' in runs["pull-request.yml"]
-    assert "FAULTS_KILLS=100\\nHOSTS_FAULTS=100\\nARCHITECTURES=all\\nRECIPES=all" in runs["ci.yml"]
+    assert "NIGHT=1\\nFAULTS_KILLS=100\\nHOSTS_FAULTS=100" in runs["ci.yml"]
     assert {"push", "pull_request", "schedule"} == triggers("ci.yml")
     assert WORKFLOWS[COMMENT][True]["workflow_run"]["workflows"] == [WORKFLOWS["pull-request.yml"]["name"]]
 
@@ -95,7 +95,7 @@ esac
 
 
 def comment(tmp_path: Path, report: str | None, number: str = "7", ids: str = "") -> tuple[str, str]:
-    """Run the script of the comment with a stand-in for `gh`: its calls, and the comment it posted."""
+    """Run the script that posts the comment, with a fake `gh`; returns the calls of `gh` and the comment."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/gh").write_text(GH, encoding="utf-8")
     (tmp_path / "bin/gh").chmod(0o755)
@@ -131,7 +131,7 @@ def test_a_comment_is_posted(tmp_path: Path) -> None:
     assert posted.endswith("\nWritten by the code of abc: [run](https://x/5)\n")
 
 
-def test_a_second_push_renews_it(tmp_path: Path) -> None:
+def test_a_second_push_updates_the_comment(tmp_path: Path) -> None:
     calls, posted = comment(tmp_path, "### again\n", ids="11\\n12\\n")
     assert "--method PATCH repos/o/r/issues/comments/11 " in calls
     assert "POST" not in calls
@@ -154,7 +154,7 @@ def comment_of_size(tmp_path: Path, size: int) -> str:
 
 
 @pytest.mark.parametrize(("report", "number"), [(None, "7"), ("### a\n", "")])
-def test_nothing_to_say_or_nobody_to_say_it_to(report: str | None, number: str, tmp_path: Path) -> None:
+def test_without_a_report_or_a_pull_request_nothing_is_posted(report: str | None, number: str, tmp_path: Path) -> None:
     calls, posted = comment(tmp_path, report, number)
     assert posted == ""
     assert "PATCH" not in calls

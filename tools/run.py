@@ -2,7 +2,7 @@
 
     python3 -I -S tools/run.py requirements.txt integrity.params -- dvc repro
 
-checks for problems, makes or repairs .venv, runs `python -m integrity.params`, and then becomes `python -m dvc repro`.
+checks for obstacles, makes or repairs .venv, runs `python -m integrity.params`, and then becomes `python -m dvc repro`.
 Exit status: that of the command; 2 for a problem; 130 for Ctrl-C. -I and -S protect this Python from PYTHONHOME and the
 like.
 """

@@ -1,4 +1,4 @@
-"""The undisturbed run that every faulted one is compared with."""
+"""The undisturbed run that every disturbed one is compared with."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from tests.faults.lab import Lab
 
 @pytest.fixture(scope="session")
 def undisturbed(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """The clone of the short run with a directory as mirror of MNIST, committed; its digests."""
+    """The clone of the short run, with a folder as the mirror of MNIST, committed, and the digests of its results."""
     folder = tmp_path_factory.mktemp("faults")
     shutil.copytree(short_run, folder, symlinks=True, dirs_exist_ok=True)
     clone, mirror = Clone(folder / "clone"), folder / "mirror"
@@ -28,10 +28,10 @@ def undisturbed(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> La
 
 @pytest.fixture
 def lab(undisturbed: Lab) -> Iterator[Lab]:
-    """The clone with everything up to date, put back after the test; no process of the test is left."""
+    """The clone with everything up to date. After the test, its processes are ended and the clone is restored."""
     yield undisturbed
     undisturbed.end_all()
     undisturbed.clone.run("git", "checkout", "-qf", "main")
-    undisturbed.clone.run(*undisturbed.MEND)
+    undisturbed.clone.run(*undisturbed.REPAIR)
     undisturbed.clone.dvc("repro")
     assert undisturbed.digest() == undisturbed.digests

@@ -1,4 +1,4 @@
-"""A clone in which a pipeline is run, killed and starved, and what tells whether it has survived."""
+"""A clone whose pipeline the tests run and disturb, and the checks that tell whether its results are the same."""
 
 import hashlib
 import os
@@ -19,12 +19,12 @@ import yaml
 from tests.clones import Clone
 
 STAGES = ("download", "preprocess", "train", "evaluate")
-PROC = Path("/proc/self/stat").exists()  # where the stage's process is found; elsewhere dvc alone or both are killed
+PROC = Path("/proc/self/stat").exists()  # lists the processes of a stage; without it, only dvc or both are killed
 VICTIMS = ("stage", "dvc", "both") if PROC else ("dvc", "both")
 
 
 class Run:
-    """`dvc repro` as a process group of its own, and what it prints, line by line as it comes."""
+    """`dvc repro` as a process group of its own; its output is read line by line."""
 
     def __init__(self, clone: Clone, limit_bytes: int | None, *arguments: str) -> None:
         command = [sys.executable, "-m", "dvc", "repro", *arguments]
@@ -45,13 +45,13 @@ class Run:
 
     def _read(self) -> None:
         assert self.process.stdout
-        with self.process.stdout as output:
-            for line in output:
+        with self.process.stdout as lines:
+            for line in lines:
                 self.lines.put(line)
         self.lines.put(None)
 
     def line(self, timeout_seconds: float | None) -> str | None:
-        """The next line; None when there will be no more. Raises queue.Empty if none has come in time."""
+        """The next line of its output; None at the end. Raises queue.Empty after the timeout."""
         line = self.lines.get(timeout=timeout_seconds)
         if line is not None:
             self.seen.append(line)
@@ -59,24 +59,24 @@ class Run:
 
     @staticmethod
     def stage_of(line: str) -> str | None:
-        """The stage, of those in STAGES, that begins with this line."""
+        """The stage in STAGES that starts with this line; None for other lines."""
         found = re.match(r"Running stage '(\w+)'", line)
         return found[1] if found and found[1] in STAGES else None
 
     def wait(self) -> int:
-        """Read to the end; the exit status."""
+        """Read the output to its end; returns the exit status."""
         while self.line(None) is not None:
             pass
         return self.process.wait()
 
-    def told(self) -> str:
-        """All lines that were read."""
+    def output(self) -> str:
+        """All lines read so far."""
         return "".join(self.seen)
 
     def kill(self, victim: str) -> str:
-        """SIGKILL the stage's process (with its own), dvc, or both; gives who it was.
+        """Send SIGKILL to the stage (with its children), to dvc, or to both; returns which one it was.
 
-        It is dvc if no stage's process is there, as between two stages.
+        Between two stages, there is no process of a stage: then it is dvc.
         """
         if victim == "both":
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -84,11 +84,11 @@ class Run:
             return victim
         if victim == "stage" and (processes := descendants(self.process.pid)):
             for process in processes:
-                with suppress(ProcessLookupError):  # its parent may have ended it
+                with suppress(ProcessLookupError):  # it has ended meanwhile
                     os.kill(process, signal.SIGKILL)
             self.wait()
             return victim
-        self.process.kill()  # the stage goes on until it notices
+        self.process.kill()  # the stage runs until it notices
         self.process.wait()
         return "dvc"
 
@@ -100,27 +100,36 @@ class Run:
 
 
 def descendants(process: int) -> list[int]:
-    """The processes that a process has started, and theirs."""
+    """The children of a process, and their children."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended meanwhile
             parent = int((folder / "stat").read_text(errors="replace").rpartition(") ")[2].split()[1])
             children.setdefault(parent, []).append(int(folder.name))
     found = children.get(process, [])
-    for child in found:  # grows as it goes
+    for child in found:  # the loop also visits the appended ones
         found.extend(children.get(child, []))
     return found
 
 
 def kill_tree(process: int) -> None:
-    """SIGKILL for a process and all below it."""
+    """Send SIGKILL to a process and all its descendants."""
     for number in [process, *descendants(process)]:
         with suppress(ProcessLookupError):
             os.kill(number, signal.SIGKILL)
 
 
+def is_running(process: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        os.kill(process, 0)
+        return not PROC or Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(") ")[2][0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
 def wait_for(condition: Callable[[], object], seconds: float) -> None:
-    """Wait until this is true. Fails after so many seconds."""
+    """Wait until a condition is true. Fails after this number of seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -128,30 +137,30 @@ def wait_for(condition: Callable[[], object], seconds: float) -> None:
 
 
 class Lab:
-    """The clone, and the digests that an undisturbed run ends in."""
+    """A clone, and the digests of the results of an undisturbed run."""
 
-    MEND = (sys.executable, "-m", "integrity.repair")  # what `make repro` runs before dvc
+    REPAIR = (sys.executable, "-m", "integrity.repair")  # as `make repro` does before it runs dvc
 
     def __init__(self, clone: Clone) -> None:
         self.clone = clone
         self.runs: list[Run] = []
         self.digests: dict[str, str] = {}
-        self.seconds: dict[str, float] = {}  # that a stage takes, once `measure` has run
-        self.limit_bytes: int | None = None  # of any file that a run writes
+        self.seconds: dict[str, float] = {}  # per stage, set by `measure`
+        self.limit_bytes: int | None = None  # the largest file that a run may write
 
     def start(self, *arguments: str) -> Run:
         self.runs.append(run := Run(self.clone, self.limit_bytes, *arguments))
         return run
 
     def measure(self) -> None:
-        """Run everything undisturbed, and note the seconds of each stage."""
+        """Run all stages undisturbed, and record the seconds that each takes."""
         self.forget()
         run = self.start()
         began: dict[str, float] = {}
         while (line := run.line(None)) is not None:
             if stage := run.stage_of(line):
                 began[stage] = time.monotonic()
-        assert run.process.wait() == 0, run.told()
+        assert run.process.wait() == 0, run.output()
         assert tuple(began) == STAGES
         ends = [*list(began.values())[1:], time.monotonic()]
         self.seconds = {stage: end - start for (stage, start), end in zip(began.items(), ends, strict=True)}
@@ -162,28 +171,30 @@ class Lab:
         self.runs.clear()
 
     def doctor(self) -> str:
-        """What `make doctor` says."""
+        """The output of `make doctor`."""
         return self.clone.run(sys.executable, "-m", "integrity.doctor", check=False)
 
     def digest(self) -> dict[str, str]:
-        """SHA-256 of dvc.lock and of every output; metrics/environment is none: the run cache cannot restore it."""
+        """SHA-256 of dvc.lock and of every output. metrics/environment is not an output: the run cache lacks it."""
         path = self.clone.path
         files = [path / "dvc.lock", *sorted((path / "data").rglob("*")), *sorted((path / "metrics").rglob("*"))]
         files = [file for file in files if file.parent.name != "environment"]
         return {
             str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest()
             for file in files
-            if file.is_file() and file.name != ".gitignore" and file.suffix != ".tmp"  # which a kill leaves, for `mend`
+            if file.is_file()
+            and file.name != ".gitignore"
+            and file.suffix != ".tmp"  # a kill leaves these; integrity.repair removes them
         }
 
     def locked(self) -> list[str]:
-        """The stages, of those in STAGES, that dvc.lock names as done."""
+        """The stages in STAGES that dvc.lock records."""
         path = self.clone.path / "dvc.lock"
         done = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"] if path.exists() else []
         return [stage for stage in done if stage in STAGES]
 
     def forget(self) -> None:
-        """As after a fresh `git clone` of a repository without results."""
+        """Delete all results, as after `git clone` of a repository without any."""
         (self.clone.path / "dvc.lock").unlink(missing_ok=True)
         for name in ("data/raw", "data/processed", "data/model", "metrics", "runs", ".dvc/cache", ".dvc/tmp"):
             shutil.rmtree(self.clone.path / name, ignore_errors=True)

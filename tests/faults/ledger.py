@@ -1,4 +1,4 @@
-"""The count of faults that were really injected, and of those survived, which the suite prints at its end."""
+"""Counts the injected and the survived faults; pytest prints them at its end."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -6,14 +6,14 @@ from contextlib import contextmanager
 
 INJECTED: Counter[str] = Counter()
 SURVIVED: Counter[str] = Counter()
-KILLS_OF: Counter[str] = Counter()  # by the stage that was at work
+KILLS_OF: Counter[str] = Counter()  # per stage that was running
 
 
 @contextmanager
 def faults(kind: str) -> Iterator[Counter[str]]:
-    """Within the block, `count[kind] += 1` for each fault that has happened; they are survived if the block ends well.
+    """A block that does `count[kind] += 1` for each injected fault. They are survived unless the block raises.
 
-    kind: in the plural, as the closing line names it.
+    kind: a plural, such as "full disks", for the summary.
     """
     count: Counter[str] = Counter({kind: 0})
     try:
@@ -24,18 +24,18 @@ def faults(kind: str) -> Iterator[Counter[str]]:
 
 
 def state() -> list[dict[str, int]]:
-    """The counts, to be sent from one process to another."""
-    return [dict(each) for each in (INJECTED, SURVIVED, KILLS_OF)]
+    """The counts, to send to another process."""
+    return [dict(counter) for counter in (INJECTED, SURVIVED, KILLS_OF)]
 
 
 def add(counts: list[dict[str, int]]) -> None:
-    """Add the `state` of another process."""
-    for mine, theirs in zip((INJECTED, SURVIVED, KILLS_OF), counts, strict=False):
-        mine.update(theirs)
+    """Add the counts of another process, from its `state`."""
+    for counter, added in zip((INJECTED, SURVIVED, KILLS_OF), counts, strict=False):
+        counter.update(added)
 
 
 def line() -> str:
-    """The closing line, such as "faults: 41 injected, 41 survived (15 kills, 8 full disks)"; "" if there were none."""
+    """The summary, such as "faults: 41 injected, 41 survived (15 kills, 8 full disks)"; "" without faults."""
     if not INJECTED.total():
         return ""
     kinds = ", ".join(f"{count} {kind}" for kind, count in INJECTED.most_common())

@@ -1,4 +1,4 @@
-"""Small and read-only file systems, mounted for real, which root may do; another user is given what comes nearest."""
+"""Small and read-only file systems. Mounting them takes root."""
 
 import shutil
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def possible() -> bool:
-    """Whether this process may mount: root may, unless it is a container's that was given no right to."""
+    """Whether this process may mount; root in a container often may not."""
     with tempfile.TemporaryDirectory() as folder:
         if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True, check=False).returncode:
             return False
@@ -18,18 +18,18 @@ def possible() -> bool:
 
 
 def _unmount(folder: Path) -> None:
-    # Lazily where a process that was just killed still has a file open there.
+    # --lazy, if a process that was just killed still has a file open there.
     if subprocess.run(["umount", str(folder)], capture_output=True, check=False).returncode:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Callable[[int], None]]:
-    """A disk of its own at `folder`, with what stands there; what it holds in the end is there afterwards.
+    """Move the content of `folder` to a disk of its own for the duration of the block.
 
-    Gives a function that leaves it so many bytes free.
+    Yields a function that sets the free bytes of this disk.
     """
-    before, kept = folder.with_name(f"{folder.name}.before"), folder.with_name(f"{folder.name}.kept")
+    before, after = folder.with_name(f"{folder.name}.before"), folder.with_name(f"{folder.name}.after")
     folder.rename(before)
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(folder)], check=True)
@@ -42,16 +42,16 @@ def small_disk(folder: Path) -> Iterator[Callable[[int], None]]:
         shutil.copytree(before, folder, symlinks=True, dirs_exist_ok=True)
         yield leave_free
     finally:
-        shutil.copytree(folder, kept, symlinks=True)
+        shutil.copytree(folder, after, symlinks=True)
         _unmount(folder)
         folder.rmdir()
-        kept.rename(folder)
+        after.rename(folder)
         shutil.rmtree(before)
 
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """`folder` cannot be written to, not by root either."""
+    """A block in which nobody, not even root, can write to `folder`."""
     subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)

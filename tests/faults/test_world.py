@@ -1,5 +1,6 @@
-"""Faults of the world around a run: each ends in one clear line and a status that is not 0, with what was made before
-intact; once its cause is gone, the next `dvc repro` ends in the bytes of an undisturbed run.
+"""Faults of the machine: each ends in one clear line, a nonzero exit status, and intact earlier results.
+
+Once the cause is gone, the next `dvc repro` produces the bytes of an undisturbed run.
 """
 
 import json
@@ -22,16 +23,16 @@ from tests.forging import cached, flip
 
 MOUNTS = mounts.possible()
 GENEROUS = 500_000_000  # bytes
-# What a stage finds free on the disk, too little for what it writes: 55 MB, 55 MB, 0.2 MB, 1.1 MB.
-LIVE = ("metrics/train.json", "metrics/plots/training.csv")  # a run that fails leaves those of its epochs
+LIVE = ("metrics/train.json", "metrics/plots/training.csv")  # a failed run leaves those of its epochs
+# The free bytes of the disk for each stage: too few, since they write 55 MB, 55 MB, 0.2 MB and 1.1 MB.
 FREE = {"download": 20_000_000, "preprocess": 20_000_000, "train": 100_000, "evaluate": 300_000}
 
 
 @contextmanager
 def full_disk(folder: Path, lab: Lab) -> Iterator[Callable[[int], None]]:
-    """A disk of its own at `folder`; gives a function that leaves so many bytes on it.
+    """Give `folder` a disk of its own; yields a function that sets its free bytes.
 
-    Without the right to mount, as in most containers, no file that the lab's runs write can be longer than that.
+    Where mounting is not allowed, as in most containers, the function limits the size of each file that a run writes.
     """
     if MOUNTS:
         with mounts.small_disk(folder) as leave_free:
@@ -57,11 +58,11 @@ def test_a_full_disk_in_each_stage(lab: Lab) -> None:
             run = lab.start()
             assert run.wait() != 0
             count["full disks"] += 1
-            told = run.told()
-            assert re.findall(r"Running stage '(\w+)'", told)[-1] == stage
-            assert re.search(rf"^error: data/\S+: {words}$|^error: {words}$", told, re.M), told
-            assert "Traceback" not in told
-            # Nothing half-written, and what the stages before have made is as it was.
+            output = run.output()
+            assert re.findall(r"Running stage '(\w+)'", output)[-1] == stage
+            assert re.search(rf"^error: data/\S+: {words}$|^error: {words}$", output, re.M), output
+            assert "Traceback" not in output
+            # No file is half-written, and the results of earlier stages are intact.
             assert not list(where.rglob(".*.tmp"))
             assert lab.locked() == list(STAGES[: STAGES.index(stage)])
             other = {"dvc.lock", *LIVE} if stage == "train" else {"dvc.lock"}
@@ -74,12 +75,12 @@ def test_a_full_disk_in_each_stage(lab: Lab) -> None:
 
 @pytest.mark.soak
 @pytest.mark.parametrize(("free", "what"), [(0, "dvc.lock"), (0, "a stage"), (200_000, "a stage")])
-def test_a_full_disk_under_everything(free: int, what: str, lab: Lab, tmp_path: Path) -> None:
-    # The work tree, DVC's cache, its state and dvc.lock are all on it.
+def test_a_full_disk_for_the_whole_clone(free: int, what: str, lab: Lab, tmp_path: Path) -> None:
+    # The disk holds the work tree, DVC's cache and state, and dvc.lock.
     shutil.copytree(lab.clone.path, tmp_path / "disk/clone", symlinks=True)
     other = Lab(Clone(tmp_path / "disk/clone"))
     with faults("full disks") as count, full_disk(tmp_path / "disk", other) as leave_free:
-        if what == "dvc.lock":  # the stages come from the run cache, and what is left to do is to write it
+        if what == "dvc.lock":  # the stages come from the run cache, so dvc only writes dvc.lock
             (other.clone.path / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
         else:
             other.clone.set("evaluate.calibration_bins", "7")
@@ -87,10 +88,10 @@ def test_a_full_disk_under_everything(free: int, what: str, lab: Lab, tmp_path: 
         run = other.start()
         assert run.wait() != 0
         count["full disks"] += 1
-        assert "Traceback" not in run.told()
-        assert re.search(r"(?i)no space left|disk is full|disk I/O error|file too large", run.told()), run.told()
+        assert "Traceback" not in run.output()
+        assert re.search(r"(?i)no space left|disk is full|disk I/O error|file too large", run.output()), run.output()
         leave_free(GENEROUS)
-        other.clone.run(*other.MEND)
+        other.clone.run(*other.REPAIR)
         other.clone.dvc("repro")
         if what == "a stage":
             assert other.digest() != lab.digests
@@ -116,9 +117,9 @@ def test_a_read_only_data_directory(lab: Lab) -> None:
                 )
                 count["read-only directories"] += 1
                 assert done.returncode not in (0, None)
-                told = done.stdout + done.stderr
-                assert re.search(r"(?i)^error: .*(Read-only file system|Permission denied)", told, re.M), told
-                assert "Traceback" not in told
+                output = done.stdout + done.stderr
+                assert re.search(r"(?i)^error: .*(Read-only file system|Permission denied)", output, re.M), output
+                assert "Traceback" not in output
                 assert module == "dvc" or len(done.stderr.splitlines()) == 1
             shutil.rmtree(lab.clone.path / "runs")
         assert lab.digest() == lab.digests
@@ -129,7 +130,7 @@ def test_a_read_only_data_directory(lab: Lab) -> None:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[list[str]]:
-    """Nothing can be written to `folder` by a command that begins with the words that are given."""
+    """A block in which `folder` is read-only for commands with the yielded prefix."""
     if MOUNTS:
         with mounts.read_only(folder):
             yield []
@@ -137,7 +138,7 @@ def read_only(folder: Path) -> Iterator[list[str]]:
     folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
     for path in folders:
         path.chmod(0o555)
-    try:  # permissions bind root, too, once it has given up the right to override them
+    try:  # root obeys permissions after it has given up the right to override them
         yield ["setpriv", "--bounding-set=-dac_override"] if os.geteuid() == 0 else []
     finally:
         for path in folders:
@@ -145,8 +146,8 @@ def read_only(folder: Path) -> Iterator[list[str]]:
 
 
 @pytest.mark.soak
-def test_two_at_once(lab: Lab) -> None:
-    # Up to the training: what has run is in neither dvc.lock nor the run cache.
+def test_two_repros_at_once(lab: Lab) -> None:
+    # Up to date only before train: neither dvc.lock nor the run cache has the rest.
     lock = lab.clone.path / "dvc.lock"
     content = lock.read_text(encoding="utf-8")
     lock.write_text(content[: content.index("\n  train:\n") + 1], encoding="utf-8")
@@ -158,9 +159,9 @@ def test_two_at_once(lab: Lab) -> None:
         count["second dvc repro at once"] += 1
         assert 0 in statuses
         for run, status in zip(both, statuses, strict=True):
-            assert "Traceback" not in run.told()
-            assert not status or re.search(r"^ERROR: .*(busy|Unable to acquire lock)", run.told(), re.M), run.told()
-        lab.clone.run(*lab.MEND)
+            assert "Traceback" not in run.output()
+            assert not status or re.search(r"^ERROR: .*(busy|Unable to acquire lock)", run.output(), re.M), run.output()
+        lab.clone.run(*lab.REPAIR)
         lab.clone.dvc("repro")
         assert lab.digest() == lab.digests
 
@@ -172,37 +173,37 @@ def test_a_torn_dvc_lock(lab: Lab) -> None:
         for size in (0, 9, content.index(b"\n  preprocess:") + 17, content.index(b"\n  train:") + 6):
             lock.write_bytes(content[:size])
             count["torn dvc.lock"] += 1
-            told = lab.clone.dvc("repro", check=False)
-            assert "'./dvc.lock' " in told, told
-            assert "Traceback" not in told
-            assert "dvc.lock was truncated by a kill" in lab.clone.run(*lab.MEND)
+            output = lab.clone.dvc("repro", check=False)
+            assert "'./dvc.lock' " in output, output
+            assert "Traceback" not in output
+            assert "dvc.lock was truncated by a kill" in lab.clone.run(*lab.REPAIR)
             assert lock.read_bytes() == content
-        # Cut between two lines, it can be a whole one that knows less.
+        # Truncated between two lines, it can be a valid one that records less.
         lock.write_bytes(content[: content.index(b"    outs:\n")])
         count["torn dvc.lock"] += 1
-        assert lab.clone.run(*lab.MEND) == ""
+        assert lab.clone.run(*lab.REPAIR) == ""
         lab.clone.dvc("repro")
         assert lab.digest() == lab.digests
 
 
-def test_a_merge_conflict_in_dvc_lock_is_left_to_the_person(lab: Lab) -> None:
+def test_repair_leaves_a_merge_conflict_in_dvc_lock(lab: Lab) -> None:
     lock = lab.clone.path / "dvc.lock"
     conflict = b"<<<<<<< HEAD\n" + lock.read_bytes() + b"=======\n>>>>>>> other\n"
     lock.write_bytes(conflict)
-    assert lab.clone.run(*lab.MEND) == ""
+    assert lab.clone.run(*lab.REPAIR) == ""
     assert lock.read_bytes() == conflict
 
 
 def strange(lab: Lab) -> str:
-    """A lock of the process 1, which is another program now: what a container finds that was killed before."""
+    """A lock of process 1, which is another program now, as in a container after a kill and a restart."""
     path = str(lab.clone.path / "data/model/model.safetensors")
     return json.dumps({"write": {path: {"pid": 1, "cmd": "dvc repro"}}, "read": {}})
 
 
-@pytest.mark.skipif(not PROC, reason="which program a process is stands in /proc")
-def test_locks_of_a_dvc_that_is_gone(lab: Lab) -> None:
+@pytest.mark.skipif(not PROC, reason="/proc lists which program a process runs")
+def test_stale_locks_are_removed(lab: Lab) -> None:
     rwlock = lab.clone.path / ".dvc/tmp/rwlock"
-    lab.clone.set("train.seed", "1")  # so that the model is to be written
+    lab.clone.set("train.seed", "1")  # so that train has to write the model
     with faults("locks left behind") as count:
         for content, expected in (
             (strange(lab), "removed .dvc/tmp/rwlock: left by a dvc that has ended (process 1)"),
@@ -210,28 +211,28 @@ def test_locks_of_a_dvc_that_is_gone(lab: Lab) -> None:
         ):
             rwlock.write_text(content)
             count["locks left behind"] += 1
-            told = lab.clone.dvc("repro", check=False)
-            assert re.search(r"^ERROR: failed to reproduce .*(busy|Unable to read RWLock-file)", told, re.M), told
-            assert expected in lab.clone.run(*lab.MEND)
+            output = lab.clone.dvc("repro", check=False)
+            assert re.search(r"^ERROR: failed to reproduce .*(busy|Unable to read RWLock-file)", output, re.M), output
+            assert expected in lab.clone.run(*lab.REPAIR)
         lab.clone.set("train.seed", "0")
         assert lab.clone.repro() == []
         assert lab.digest() == lab.digests
 
 
 @pytest.mark.soak
-def test_locks_of_a_dvc_at_work_are_left_alone(lab: Lab) -> None:
+def test_locks_of_a_running_dvc_are_kept(lab: Lab) -> None:
     rwlock = lab.clone.path / ".dvc/tmp/rwlock"
     with subprocess.Popen([sys.executable, "-c", "input()", "repro"], stdin=subprocess.PIPE) as other:
         rwlock.write_text(strange(lab).replace('"pid": 1,', f'"pid": {other.pid},'))
-        assert lab.clone.run(*lab.MEND) == ""
+        assert lab.clone.run(*lab.REPAIR) == ""
         assert rwlock.exists()
         other.kill()
-    assert "left by a dvc that has ended" in lab.clone.run(*lab.MEND)
+    assert "left by a dvc that has ended" in lab.clone.run(*lab.REPAIR)
 
 
 @pytest.mark.soak
 def test_a_bit_flipped_in_the_cache(lab: Lab) -> None:
-    # DVC hands it out without a word, here of the training images and of the model.
+    # DVC checks out damaged training images and a damaged model without an error.
     outs = ("data/raw/train-images-idx3-ubyte", "data/model/model.safetensors")
     lab.clone.dvc("push", "--run-cache")
     with faults("bits flipped") as count:
@@ -240,15 +241,15 @@ def test_a_bit_flipped_in_the_cache(lab: Lab) -> None:
             count["bits flipped"] += 1
             (lab.clone.path / out).unlink()
         lab.clone.dvc("checkout")
-        told = lab.doctor()
+        output = lab.doctor()
         for out in outs:
             assert lab.digest()[out] != lab.digests[out]
             assert (
                 f"{cached(lab.clone, out).relative_to(lab.clone.path)}: damaged: its content does not match its name\n"
-                in told
+                in output
             )
-            assert f"{out}: does not match dvc.lock" in told
-        for line in told.splitlines():
+            assert f"{out}: does not match dvc.lock" in output
+        for line in output.splitlines():
             if line.startswith("    fix: "):
                 lab.clone.run("sh", "-c", line.removeprefix("    fix: ").partition(", or ")[0])
         lab.clone.dvc("repro")
@@ -268,9 +269,9 @@ def test_a_bit_flipped_in_the_remote(lab: Lab, tmp_path: Path) -> None:
     good = place.read_bytes()
     flip(place)
     with faults("bits flipped") as count:
-        told = colleague.dvc("pull", check=False)
+        output = colleague.dvc("pull", check=False)
         count["bits flipped"] += 1
-        assert "ERROR" in told, told
+        assert "ERROR" in output, output
         assert not (colleague.path / out).exists()
         assert not cached(colleague, out).exists()
         place.unlink()
