@@ -1,4 +1,4 @@
-"""What training and evaluation end in on this processor, as digests.
+"""Digests of the results of training and evaluation on this processor.
 
 Run as `python -m tests.numbers NUMERICS THREADS [ARCHITECTURE…]`, the architectures being torchvision's.
 
@@ -40,10 +40,10 @@ RUNS = [
 
 def main(numerics: str, threads: int, architectures: list[str]) -> None:
     """Print a line of JSON: the instruction set, and a digest for each run, of its weights and its predictions."""
-    # An emulator that is to stand for another processor must give its results for what the stages compute, and that of
-    # Debian 12 ends with a fault in a load that grid_sample uses. Every place it would sample is in the digest, so.
+    # The emulator of Debian 12 crashes in an instruction that grid_sample uses. So the digest has the coordinates that
+    # it would sample, not its result.
     torch.nn.functional.grid_sample = lambda images, grid, **_: (images + grid.sum(3)[:, None]).clamp(0, 255)
-    inference.PART = 64  # an emulator takes minutes for parts of full size
+    inference.PART = 64  # an emulator takes minutes for parts of the normal size
     target = device.set_up("cpu", threads, numerics, "train.device")
     values = params.load(ROOT / "params.yaml")
     numbers: dict[str, Any] = {"instructions": torch.backends.cpu.get_cpu_capability()}
@@ -66,16 +66,16 @@ def main(numerics: str, threads: int, architectures: list[str]) -> None:
     print(json.dumps(numbers))
 
 
-def digest(chosen: train_params.Config, target: torch.device, threads: int, side: int = 28) -> str:
-    """Of the weights after an epoch, and of the text that evaluate would write."""
+def digest(config: train_params.Config, target: torch.device, threads: int, side: int = 28) -> str:
+    """A digest of the weights after an epoch, and of the text that evaluate would write."""
     torch.manual_seed(0)
     images = torch.randint(0, 256, (IMAGES, 1, side, side), dtype=torch.uint8)
     labels = torch.randint(0, CLASSES, (IMAGES,))
-    model = models.build(chosen.model, chosen.model_options, (1, side, side), CLASSES, [0.13], [0.31])
-    options = chosen.train.model_copy(
+    model = models.build(config.model, config.model_options, (1, side, side), CLASSES, [0.13], [0.31])
+    options = config.train.model_copy(
         update={"label_smoothing": 0.1, "epochs": 1, "batch_size": BATCH, "shards": 4, "seed": 0}
     )
-    chosen = chosen._replace(train=options)
+    config = config._replace(train=options)
     output, stop = OUTPUTS[options.loss], StopSignal()
     batches = Batches(
         PackedImages(images, labels),
@@ -86,9 +86,9 @@ def digest(chosen: train_params.Config, target: torch.device, threads: int, side
         pin_memory=False,
         stop=stop,
     )
-    optimizer = OPTIMIZERS[options.optimizer](model.parameters(), **chosen.optimizer_options)
+    optimizer = OPTIMIZERS[options.optimizer](model.parameters(), **config.optimizer_options)
     with device.in_parallel(target, threads) as parallel:
-        recipe = Recipe.of(chosen, len(batches), torch.bincount(labels, minlength=CLASSES).tolist())
+        recipe = Recipe.of(config, len(batches), torch.bincount(labels, minlength=CLASSES).tolist())
         trainer = Trainer(model, optimizer, recipe, parallel)
         fit(
             trainer,
@@ -102,12 +102,12 @@ def digest(chosen: train_params.Config, target: torch.device, threads: int, side
         weights, history = trainer.best_weights, trainer.history
         rows = predict(model, images, output, target, parallel)
     log_p = rows.numpy()
-    names = [str(each) for each in range(CLASSES)]
-    told = hashlib.sha256(repr((history, scores.summary(log_p, labels.numpy(), names, 15))).encode())
-    told.update(predictions.csv(predictions.table(log_p, labels.numpy(), names)).encode())
+    names = [str(label) for label in range(CLASSES)]
+    result = hashlib.sha256(repr((history, scores.summary(log_p, labels.numpy(), names, 15))).encode())
+    result.update(predictions.csv(predictions.table(log_p, labels.numpy(), names)).encode())
     for tensor in weights.values():
-        told.update(tensor.contiguous().numpy().tobytes())
-    return told.hexdigest()[:16]
+        result.update(tensor.contiguous().numpy().tobytes())
+    return result.hexdigest()[:16]
 
 
 if __name__ == "__main__":

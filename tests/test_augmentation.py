@@ -1,4 +1,4 @@
-"""Augmentations for photographs, mixtures and class weights: against torchvision, and against what must always hold."""
+"""Augmentation for photographs, mixtures and class weights, compared with torchvision and with their definitions."""
 
 import math
 from typing import Any, get_args
@@ -36,11 +36,11 @@ def pictures(count: int, *shape: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", [*AUGMENTATIONS, *MIXTURES])
-def test_an_augmentation_is_a_function_of_the_seed_and_of_nothing_else(name: str, channels: int) -> None:
+def test_an_augmentation_is_a_function_of_the_seed_only(name: str, channels: int) -> None:
     images, labels = pictures(6, channels, 12, 10), torch.arange(6)
     augment = compose({name: BLOCKS[name]}, classes=6)
     first, targets = augment(images, labels, generator(1))
-    torch.rand(1000)  # from the process's own generator, which it must not use
+    torch.rand(1000)  # from the global generator, which must have no influence
     again, same_targets = augment(images, labels, generator(1))
     assert torch.equal(first, again)
     assert torch.equal(targets, same_targets)
@@ -54,7 +54,7 @@ def test_an_augmentation_is_a_function_of_the_seed_and_of_nothing_else(name: str
     "names",
     [[name] for name in (*AUGMENTATIONS, *MIXTURES) if name != "none"] + [["affine", "flip", "mixup", "cutmix"]],
 )
-def test_threads_and_a_resume_change_no_bit(names: list[str], tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_and_resuming_change_no_bit(names: list[str], tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     options: dict[str, Any] = {"model": "cnn", "augmentation": tuple(names), "shards": 3, "epochs": 2}
     whole, history, _ = train(**options, threads=1)
@@ -72,7 +72,7 @@ def test_every_name_has_a_function_a_block_and_a_schema() -> None:
     assert ["none", *class_weights.CLASS_WEIGHTS] == list(options.CLASS_WEIGHTS) == list(DEFAULTS["class_weights"])
 
 
-def test_one_name_and_a_list_of_it_are_the_same_and_the_order_of_a_list_counts() -> None:
+def test_one_name_equals_a_list_of_it_and_the_order_of_a_list_matters() -> None:
     assert Train.model_validate(DEFAULTS["train"]).augmentation == ["affine"]
     images, labels = pictures(8, 1, 9, 9), torch.arange(8)
     one = compose({"flip": BLOCKS["flip"], "shift": BLOCKS["shift"]}, 8)(images, labels, generator())[0]
@@ -80,10 +80,10 @@ def test_one_name_and_a_list_of_it_are_the_same_and_the_order_of_a_list_counts()
     assert not torch.equal(one, other)
 
 
-def test_what_follows_an_augmentation_takes_whole_numbers() -> None:
+def test_the_next_augmentation_gets_whole_numbers() -> None:
     images, labels = pictures(8, 3, 9, 9), torch.arange(8)
     both = compose({name: BLOCKS[name] for name in ("affine", "trivial_augment")}, 8)(images, labels, generator(3))[0]
-    assert both.dtype == torch.uint8  # torchvision's kernels would take floats for shares of 1
+    assert both.dtype == torch.uint8  # torchvision's kernels expect floats in 0 … 1
 
 
 # --- against torchvision
@@ -104,7 +104,7 @@ def test_boxes_are_drawn_as_torchvision_draws_them(shape: tuple[int, int]) -> No
         assert (np.abs(measure(ours, axis=0) - measure(expected, axis=0)) < 6 * spread).all()
 
 
-def test_where_no_box_fits_it_is_the_largest_in_the_middle() -> None:
+def test_if_no_box_fits_the_largest_one_in_the_middle_is_used() -> None:
     images, scale, ratio = pictures(2, 1, 10, 100), (1.0, 1.0), (0.5, 2.0)
     top, left, height, width = photographs.random_boxes(images, generator(), scale, ratio)
     assert [side.tolist() for side in (top, left, height, width)] == [[0, 0], [40, 40], [10, 10], [20, 20]]
@@ -112,7 +112,7 @@ def test_where_no_box_fits_it_is_the_largest_in_the_middle() -> None:
     assert theirs == {"top": 0, "left": 40, "height": 10, "width": 20}
 
 
-def test_a_crop_is_torchvisions() -> None:
+def test_a_crop_is_that_of_torchvision() -> None:
     images = pictures(5, 3, 20, 16)
     box = {"scale": (0.2, 0.5), "ratio": (0.75, 1.33)}
     cropped = photographs.random_resized_crop(images, generator(4), **box)
@@ -137,7 +137,7 @@ def test_colours_are_changed_as_torchvision_changes_them() -> None:
     assert len({tuple(order) for order in orders.tolist()}) > 3
 
 
-def test_trivial_augment_has_torchvisions_changes_in_their_ranges() -> None:
+def test_trivial_augment_has_the_changes_and_ranges_of_torchvision() -> None:
     image, theirs = pictures(1, 3, 24, 20)[0], v2.TrivialAugmentWide()
     space = theirs._AUGMENTATION_SPACE
     assert len(photographs.trivial_changes()) == len(space)
@@ -147,7 +147,7 @@ def test_trivial_augment_has_torchvisions_changes_in_their_ranges() -> None:
             magnitude = 0.0 if magnitudes is None else float(magnitudes[step])
             for sign in (1, -1) if signed else (1,):
                 expected = theirs._apply_image_or_video_transform(image, name, sign * magnitude, "nearest", {})
-                # They draw magnitudes in float32, which may round a pixel the other way.
+                # torchvision computes magnitudes in float32, which may round a pixel differently.
                 different = (change(image, sign * step / 30).int() - expected.int()).abs()
                 assert different.bool().float().mean() < 0.02, (name, step)
 
@@ -155,7 +155,7 @@ def test_trivial_augment_has_torchvisions_changes_in_their_ranges() -> None:
 # --- flips, boxes, mixtures
 
 
-def test_flip_mirrors_so_many_images() -> None:
+def test_flip_mirrors_the_given_share_of_images() -> None:
     images = pictures(400, 1, 6, 5)
     moved = photographs.flip(images, generator(), probability=0.25)
     same_images = (moved == images).flatten(1).all(1)
@@ -176,16 +176,16 @@ def test_erasing_makes_a_box_black_and_leaves_the_rest() -> None:
 
 
 @pytest.mark.parametrize("name", MIXTURES)
-def test_an_image_and_its_target_are_mixed_in_the_same_shares(name: str) -> None:
+def test_an_image_and_its_target_are_mixed_with_the_same_weight(name: str) -> None:
     labels = torch.arange(300) % 2
     images = (labels * 200)[:, None, None, None].expand(-1, 1, 30, 30).to(torch.uint8)  # the label is the brightness
     mixed, targets = MIXTURES[name](images, mixing.shares_of(labels, 2), generator(), alpha=1.0)
     assert torch.allclose(targets.sum(dim=1), torch.ones(300))
     assert torch.allclose(mixed.float().mean(dim=(1, 2, 3)) / 200, targets[:, 1], atol=1e-3)
-    assert 0.2 < targets[:, 1].std() < 0.45  # a share of its own for each image
+    assert 0.2 < targets[:, 1].std() < 0.45  # each image has its own share
 
 
-def test_the_weight_of_a_mixture_is_from_the_beta_distribution() -> None:
+def test_the_weight_of_a_mixture_has_the_beta_distribution() -> None:
     for alpha in (0.2, 1.0, 5.0):
         drawn = mixing.beta(20_000, alpha, generator())
         assert drawn.mean() == pytest.approx(0.5, abs=0.01)
@@ -201,7 +201,7 @@ def test_every_loss_takes_shares_of_classes(name: str, smoothing: float) -> None
         by_label = loss(logits, labels, smoothing, reduction)
         assert torch.allclose(loss(logits, hard, smoothing, reduction), by_label, atol=1e-6)
     assert torch.allclose(loss(logits, labels, smoothing, "none").mean(), loss(logits, labels, smoothing, "mean"))
-    # Cross entropy is linear in the target, so a mixture's is the mixture of theirs.
+    # Cross entropy is linear in the target, so that of a mixture is the mixture of those of its classes.
     if name != "mse":
         half = loss(logits, (hard + hard.roll(1, 1)) / 2, smoothing, "mean")
         other = loss(logits, (labels + 1) % 4, smoothing, "mean")
@@ -209,7 +209,7 @@ def test_every_loss_takes_shares_of_classes(name: str, smoothing: float) -> None
 
 
 @pytest.mark.parametrize("loss", losses.LOSSES)
-def test_mixtures_are_learnt_from_with_every_loss(loss: str) -> None:
+def test_every_loss_learns_from_mixtures(loss: str) -> None:
     accuracy = train("mlp", loss, lr=0.01, epochs=5, augmentation=("mixup", "cutmix"), class_weights="balanced")[2]
     assert accuracy > 0.9  # chance is 0.33
 
@@ -233,21 +233,21 @@ def test_effective_weights_lie_between_none_and_balanced() -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_a_weighted_loss_is_torchs_on_a_batch_with_the_classes_of_the_data(smoothing: float) -> None:
+def test_a_weighted_loss_is_torchs_if_the_batch_has_the_classes_of_the_data(smoothing: float) -> None:
     images, labels = [4, 2, 2], torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
     logits, loss = torch.randn(8, 3, generator=generator()), losses.LOSSES["cross_entropy"]
     ours = class_weights.objective_of(loss, smoothing, "balanced", {}, images)
     weights = class_weights.scaled(class_weights.balanced(images), images)
-    if smoothing == 0:  # torch weights what smoothing gives to the other classes by their weights
+    if smoothing == 0:  # with smoothing, torch also weights the other classes' share
         assert torch.allclose(ours(logits, labels), F.cross_entropy(logits, labels, weight=weights))
-    # A batch's loss is the mean of its parts', however the classes are spread over them.
+    # The loss of a batch is the mean over its parts, however the classes are distributed.
     parts = [ours(logits[part], labels[part]) for part in (slice(0, 4), slice(4, 8))]
     assert torch.allclose(torch.stack(parts).mean(), ours(logits, labels))
     assert torch.allclose(ours(logits, F.one_hot(labels, 3).float()), ours(logits, labels))
 
 
-def test_rare_classes_are_found_more_often_with_class_weights() -> None:
-    """A classifier of a constant: what it predicts is the class that the loss counts most."""
+def test_class_weights_favour_rare_classes() -> None:
+    """A constant classifier predicts the class that counts most in the loss."""
     images, labels = [90, 10], torch.tensor([0] * 90 + [1] * 10)
     for name, expected in (("none", 0.9), ("balanced", 0.5)):
         logits = torch.zeros(2, requires_grad=True)
@@ -260,7 +260,7 @@ def test_rare_classes_are_found_more_often_with_class_weights() -> None:
         assert logits.softmax(0)[0].item() == pytest.approx(expected, abs=0.01)
 
 
-def test_clipping_bounds_the_step_of_all_weights_together() -> None:
+def test_clipping_limits_the_norm_over_all_weights() -> None:
     def moved(clip_norm: float) -> float:
         options: dict[str, Any] = {"optimizer": "sgd", "lr": 1.0, "epochs": 1, "validation": 0}
         start, end = train(**options, clip_norm=1e-9)[0], train(**options, clip_norm=clip_norm, shards=3)[0]

@@ -1,4 +1,4 @@
-"""Temperature scaling: the number that is fitted, the layer that applies it, the interval of the calibration error."""
+"""Temperature scaling: fitting, the layer that applies it, and the interval of the calibration error."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from stages.train import temperature
 
 
 def drawn(true_temperature: float, images: int = 20_000, classes: int = 5) -> tuple[Tensor, Tensor]:
-    """Log-probabilities float32 (N, K), and labels drawn with the probabilities that another temperature gives."""
+    """Log-probabilities float32 (N, K), and labels drawn with their probabilities at another temperature."""
     generator = torch.Generator().manual_seed(0)
     log_p = torch.log_softmax(3 * torch.randn(images, classes, generator=generator), dim=1)
     labels = torch.multinomial(torch.softmax(log_p / true_temperature, dim=1), 1, generator=generator)[:, 0]
@@ -23,7 +23,7 @@ def drawn(true_temperature: float, images: int = 20_000, classes: int = 5) -> tu
 
 
 @pytest.mark.parametrize("true_temperature", [0.5, 1.0, 3.0])
-def test_the_temperature_that_labels_were_drawn_with_is_found(true_temperature: float) -> None:
+def test_the_fit_finds_the_temperature_of_the_labels(true_temperature: float) -> None:
     log_p, labels = drawn(true_temperature)
     fitted = temperature.minimize(log_p, labels)
     assert fitted == pytest.approx(true_temperature, rel=0.05)
@@ -35,18 +35,18 @@ def test_the_temperature_that_labels_were_drawn_with_is_found(true_temperature: 
     assert fitted == pytest.approx(np.exp(best.x), rel=1e-3)
 
 
-def test_parts_of_the_images_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fit_adds_up_parts_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     log_p, labels = drawn(2.0, images=100)
     whole = temperature.minimize(log_p, labels)
     monkeypatch.setattr(temperature, "ROWS", 7)
     assert temperature.minimize(log_p, labels) == whole
 
 
-def test_where_nothing_can_be_fitted() -> None:
+def test_data_without_a_best_temperature() -> None:
     log_p, _ = drawn(1.0, images=50)
-    assert temperature.minimize(log_p, log_p.argmax(dim=1)) == 1.0  # all right: the lower the better, without end
+    assert temperature.minimize(log_p, log_p.argmax(dim=1)) == 1.0  # all correct: lower is better without limit
     assert temperature.minimize(log_p, log_p.argmin(dim=1)) == temperature.HIGHEST  # all wrong
-    nearly = log_p.argmax(dim=1)  # all right but for one, by a hair
+    nearly = log_p.argmax(dim=1)  # all correct except for one, by little
     second = log_p[0].topk(2).indices[1]
     log_p[0, second] = log_p[0].max() - 1e-6
     nearly[0] = second
@@ -61,7 +61,7 @@ def test_no_prediction_changes_and_probabilities_add_up(seed: int, value: float,
     after = log_probabilities(Temperature(value, output)(logits), "softmax")
     assert torch.allclose(after.exp().sum(dim=1), torch.ones(50), atol=1e-5)
     predicted, again = before.argmax(dim=1, keepdim=True), after.argmax(dim=1, keepdim=True)
-    assert torch.allclose(after.gather(1, predicted), after.gather(1, again), rtol=1e-5)  # the same, or a tie
+    assert torch.allclose(after.gather(1, predicted), after.gather(1, again), rtol=1e-5)  # the same class, or a tie
     unscaled = scores.unscaled(after.numpy(), value)
     assert np.allclose(unscaled, before.numpy(), atol=1e-4 * max(1, value) * spread)
 
@@ -75,19 +75,19 @@ def test_a_temperature_of_one_changes_no_bit() -> None:
 
 
 def test_large_logits_of_sigmoids_keep_their_order() -> None:
-    logits = torch.tensor([[30.0, 20.0, -5.0]])  # both sigmoids are 1 in float32, divided by 0.1 as well
+    logits = torch.tensor([[30.0, 20.0, -5.0]])  # both sigmoids are 1 in float32, also after division by 0.1
     scaled = Temperature(0.1, "sigmoid")(logits)
     assert scaled.argmax() == 0
 
 
-@pytest.mark.parametrize("too_sure_by", [0.01, 0.05])
-def test_intervals_hold_the_true_calibration_error(too_sure_by: float) -> None:
-    """Of 60 intervals some 54 do; percentiles of the resampled errors would hold 0.01 never."""
+@pytest.mark.parametrize("overconfidence", [0.01, 0.05])
+def test_intervals_contain_the_true_calibration_error(overconfidence: float) -> None:
+    """About 54 of 60 intervals do; percentile intervals would never contain 0.01."""
     random, held = np.random.default_rng(0), 0
     for _ in range(60):
         confidences = random.uniform(0.6, 1.0, 1_000)
-        correct = random.uniform(size=len(confidences)) < confidences - too_sure_by
+        correct = random.uniform(size=len(confidences)) < confidences - overconfidence
         low, high = scores.bootstrap(confidences, correct, 10)
         assert 0 <= low <= high
-        held += low <= too_sure_by <= high
+        held += low <= overconfidence <= high
     assert held >= 48

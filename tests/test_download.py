@@ -111,7 +111,7 @@ def test_no_message_needs_more_than_ascii(
     buffer = io.BytesIO()
     terminal = io.TextIOWrapper(buffer, encoding=encoding, errors="strict")
     monkeypatch.setattr(sys, "stdout", terminal)
-    assert collect(SMALL, [str(tmp_path), mirror], FAST) == CONTENT  # the second mirror is asked
+    assert collect(SMALL, [str(tmp_path), mirror], FAST) == CONTENT  # from the second mirror
     assert sys.stdout is terminal
     terminal.flush()
     assert "published" in buffer.getvalue().decode(encoding)
@@ -220,14 +220,14 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Recorder:
-    """A mirror, or a proxy of HTTP, that has everything, and notes what it was asked."""
+    """A mirror, or a proxy of HTTP, that has every file, and records its requests."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, str | None, str | None]] = []
+        self.requests: list[tuple[str, str | None, str | None]] = []
 
     def __call__(self, request: BaseHTTPRequestHandler) -> None:
         headers = request.headers
-        self.asked.append((request.path, headers.get("Authorization"), headers.get("Proxy-Authorization")))
+        self.requests.append((request.path, headers.get("Authorization"), headers.get("Proxy-Authorization")))
         servers.good(CONTENT)(request)
 
 
@@ -242,12 +242,12 @@ class Recorder:
     ],
     ids=["no-scheme", "scheme", "slash", "all-no-scheme", "all-scheme"],
 )
-def test_a_mirror_is_asked_through_the_proxy(variable: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mirror_is_reached_through_the_proxy(variable: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     proxy = Recorder()
     with servers.serving(proxy) as url:
         monkeypatch.setenv(variable, form.format(url.removeprefix("http://")))
         assert collect(SMALL, ["http://mirror.invalid/x"], FAST) == CONTENT
-    assert proxy.asked[0] == ("http://mirror.invalid/x/part-0.gz", None, None)
+    assert proxy.requests[0] == ("http://mirror.invalid/x/part-0.gz", None, None)
 
 
 def test_the_proxy_gets_its_password_and_the_mirror_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +256,7 @@ def test_the_proxy_gets_its_password_and_the_mirror_its_own(monkeypatch: pytest.
         monkeypatch.setenv("HTTP_PROXY", url.replace("http://", "http://pro:xy@"))
         collect(SMALL, ["http://mir:ror@mirror.invalid"], FAST)
     basic = [f"Basic {base64.b64encode(words).decode()}" for words in (b"mir:ror", b"pro:xy")]
-    assert proxy.asked[0] == ("http://mirror.invalid/part-0.gz", *basic)
+    assert proxy.requests[0] == ("http://mirror.invalid/part-0.gz", *basic)
 
 
 def test_a_host_that_needs_no_proxy(mirror: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,7 +349,7 @@ def test_a_proxy_of_https(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         )
         environment = {**os.environ, "SSL_CERT_FILE": str(cert)}
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
-    assert proxy.asked[-1] == ("http://mirror.invalid/part-3.gz", None, None)
+    assert proxy.requests[-1] == ("http://mirror.invalid/part-3.gz", None, None)
 
 
 def test_a_password_in_netrc_is_sent_to_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,10 +361,10 @@ def test_a_password_in_netrc_is_sent_to_nobody(tmp_path: Path, monkeypatch: pyte
     public_mirror, private_mirror = Recorder(), Recorder()
     with servers.serving(public_mirror) as url:
         assert collect(SMALL, [url], FAST) == CONTENT
-    assert public_mirror.asked == [(f"/{name}.gz", None, None) for name in CONTENT]
+    assert public_mirror.requests == [(f"/{name}.gz", None, None) for name in CONTENT]
     with servers.serving(private_mirror) as url:
         assert collect(SMALL, [url.replace("http://", "http://a:b@")], FAST) == CONTENT
-    assert private_mirror.asked[0][1] == "Basic YTpi"  # what its URL says
+    assert private_mirror.requests[0][1] == "Basic YTpi"  # what its URL says
 
 
 KEY = ConnectionKey("mirror.invalid", 443, True, True, None, None, None)

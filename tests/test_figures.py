@@ -1,4 +1,4 @@
-"""The pictures: the same bytes twice whatever the user's settings, whole, and for any number of classes."""
+"""Figures: the same bytes for any settings of the user, and complete for any number of classes."""
 
 import io
 import os
@@ -46,7 +46,7 @@ def test_a_users_settings_change_no_byte(draw: Callable[[], bytes]) -> None:
         mpl.style.use("dark_background")
         mpl.rcParams.update({"font.size": 30, "savefig.dpi": 17, "savefig.bbox": "tight"})
         assert draw() == first
-        assert mpl.rcParams["font.size"] == 30  # and are left as they were
+        assert mpl.rcParams["font.size"] == 30  # the settings are restored
     assert b"Software" not in first
 
 
@@ -91,8 +91,8 @@ def test_any_number_of_classes(classes: int) -> None:
 def test_any_number_of_mistakes(count: int, channels: int) -> None:
     image = picture(worst(count, channels)).convert("RGB")
     assert image.width >= 400
-    assert image.getpixel((0, 0)) == (255, 255, 255)  # opaque: readable on a dark page too
-    assert len(image.getcolors(maxcolors=10**6) or []) > 2  # more than a blank page
+    assert image.getpixel((0, 0)) == (255, 255, 255)  # opaque, so readable on a dark page
+    assert len(image.getcolors(maxcolors=10**6) or []) > 2  # not blank
 
 
 def test_colours_are_kept() -> None:

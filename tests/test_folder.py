@@ -31,7 +31,7 @@ def fill(root: Path, names: Mapping[str, bytes] | tuple[str, ...]) -> Path:
 
 
 def rows(listing: Listing) -> list[tuple[str, str, str | None, str | None]]:
-    return [(each.name, listing.classes[each.label], each.part, each.group) for each in listing.pictures]
+    return [(picture.name, listing.classes[picture.label], picture.part, picture.group) for picture in listing.pictures]
 
 
 def test_a_folder_per_class(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_links_are_followed(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("data")
     (tmp_path / "data/b2.png").unlink()
     listing = scan(tmp_path / "link")
-    assert [each.name for each in listing.pictures] == ["a/1.png", "a/2.png", "b/1.png"]
+    assert [picture.name for picture in listing.pictures] == ["a/1.png", "a/2.png", "b/1.png"]
     with pytest.raises(UnusablePictureError, match="a link to nowhere, which does not exist"):
         Reader(tmp_path / "link").read("a/2.png")
 
@@ -254,8 +254,10 @@ def test_an_archive_is_read_as_the_folder_it_would_unpack_to(name: str, wrapper:
     for root in (path, tmp_path):  # the archive, or the folder that holds it alone
         listing = scan(root)
         assert listing.layout == "a folder per class, in an archive"
-        assert rows(listing) == [(f"{name}/{wrapper}{each}", each.split("/")[0], None, None) for each in sorted(FILES)]
-        assert [Reader(root).read(each.name) for each in listing.pictures] == [CONTENTS[each] for each in sorted(FILES)]
+        assert rows(listing) == [(f"{name}/{wrapper}{path}", path.split("/")[0], None, None) for path in sorted(FILES)]
+        assert [Reader(root).read(picture.name) for picture in listing.pictures] == [
+            CONTENTS[path] for path in sorted(FILES)
+        ]
         assert Reader(root).stamp(listing.pictures[0].name) == (path.stat().st_size, path.stat().st_mtime_ns)
     assert [path.name for path in tmp_path.iterdir()] == [name]  # nothing was unpacked
 
@@ -265,7 +267,7 @@ def test_several_archives_count_as_one_folder(tmp_path: Path) -> None:
     tarred(tmp_path / "2.tar.gz", {"train/a/1": b"3", "test/b/4": b"4"})
     listing = scan(tmp_path)
     assert listing.layout == "train, test folders with a folder per class, in 2 archives"
-    assert [Reader(tmp_path).read(each.name) for each in listing.pictures] == [b"1", b"2", b"4", b"3"]
+    assert [Reader(tmp_path).read(picture.name) for picture in listing.pictures] == [b"1", b"2", b"4", b"3"]
 
 
 def test_a_table_in_an_archive(tmp_path: Path) -> None:
@@ -282,7 +284,7 @@ def test_a_gzipped_archive_is_read_in_any_order(tmp_path: Path, monkeypatch: pyt
         f"{label}/{number}": source.randbytes(source.randrange(30_000)) for label in "ab" for number in range(60)
     }
     path = tarred(tmp_path / "set.tar.gz", contents)
-    names = [each.name for each in scan(path).pictures]
+    names = [picture.name for picture in scan(path).pictures]
     source.shuffle(names)
     assert all(Reader(path).read(name) == contents[name.partition("/")[2]] for name in names)
 

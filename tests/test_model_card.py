@@ -1,4 +1,4 @@
-"""The model card, and the model as an artifact that others fetch by name."""
+"""The model card, and the model as an artifact that can be fetched by name."""
 
 import re
 from pathlib import Path
@@ -59,13 +59,13 @@ def known(classes: int = 3, **changes: Any) -> CardContent:
 
 
 def parts(card: str) -> tuple[dict[str, Any], str]:
-    """The YAML head, and the Markdown."""
+    """The YAML block, and the Markdown."""
     before, head, body = card.split("---\n", 2)
     assert before == ""
     return yaml.safe_load(head), body
 
 
-def test_the_head_is_what_the_hub_reads() -> None:
+def test_the_metadata_are_those_of_the_hub() -> None:
     """Its format: https://github.com/huggingface/hub-docs/blob/main/modelcard.md."""
     one = known()
     head, _ = parts(model_card.text(one))
@@ -84,7 +84,7 @@ def test_the_head_is_what_the_hub_reads() -> None:
     )
 
 
-def test_it_says_what_is_known_and_no_more() -> None:
+def test_the_text_of_the_card() -> None:
     _, body = parts(model_card.text(known()))
     assert "4,000 images to train on, 300 to choose the epoch and fit the temperature, 500 to test" in body
     limits = [line for line in body.splitlines() if line.startswith("- ")]
@@ -113,7 +113,7 @@ def test_it_says_what_is_known_and_no_more() -> None:
     assert "- The images were not searched for copies" in body
 
 
-def test_names_are_text() -> None:
+def test_names_are_escaped() -> None:
     card = model_card.text(known())
     assert "\x1b" not in card
     body = parts(card)[1]
@@ -124,7 +124,7 @@ def test_names_are_text() -> None:
     assert columns == 6
 
 
-def test_many_classes_are_cut_short() -> None:
+def test_only_the_first_of_many_classes_are_listed() -> None:
     body = parts(model_card.text(known(classes=300)))[1]
     assert "class 99, …" in body
     assert len(body) < 10_000
@@ -147,7 +147,7 @@ def test_the_artifact_is_the_model() -> None:
 
 @pytest.mark.soak
 def test_a_version_is_fetched_by_its_tag(clone: Clone, tmp_path: Path) -> None:
-    """As docs/use.md says: `git tag -a`, then `dvc artifacts get` from anywhere."""
+    """As in docs/use.md: `git tag -a`, then `dvc artifacts get` from anywhere."""
     first = (clone.path / paths.MODEL).read_bytes()
     clone.run("git", "tag", "-a", "-m", "first", "classifier@v1.0.0")
     clone.set("train.seed", "1")

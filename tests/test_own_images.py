@@ -141,6 +141,31 @@ def test_imported_pictures_are_packed_and_an_update_brings_the_new_ones(
 
 
 @pytest.mark.soak
+def test_an_archive_is_imported_over_http_and_an_update_brings_the_new_one(mine: Clone, tmp_path: Path) -> None:
+    folder = mine.path / "data/mine"
+    (tmp_path / "server").mkdir()
+    with SERVERS["HTTP"](tmp_path / "server") as remote:
+
+        def publish() -> None:
+            with zipfile.ZipFile(remote.storage / "photos.zip", "w") as archive:
+                for path in sorted(folder.rglob("*.png")):
+                    archive.write(path, path.relative_to(folder))
+
+        publish()
+        url = remote.words["https://www.example.com/mnist"]
+        mine.dvc_as_program("import-url", f"{url}/photos.zip", "data/photos.zip")
+        mine.set("data.images", "data/photos.zip")
+        assert ran(mine) == ["download", "preprocess"]
+        assert sum(mine.metrics("data")["images"].values()) == 80
+        for number in range(80, 90):
+            picture(number, number % 2).save(folder / "ab"[number % 2] / f"{number}.png")
+        publish()
+        mine.dvc_as_program("update", "data/photos.zip.dvc")
+        assert ran(mine) == ["preprocess"]
+        assert sum(mine.metrics("data")["images"].values()) == 90
+
+
+@pytest.mark.soak
 def test_a_push_after_a_folder_was_added_sends_what_is_new(mine: Clone) -> None:
     for number in range(80, 800):
         picture(number, number % 2).save(mine.path / "data/mine" / "ab"[number % 2] / f"{number}.png")

@@ -49,6 +49,7 @@ from stages.preprocess import __main__, pack
 pack.CHECKPOINT_SECONDS = 0.02
 errors.run(__main__.main)
 """
+TRAIN = "from stages.common import errors; from stages.train import __main__; errors.run(__main__.main)"
 
 
 class Own:
@@ -80,10 +81,10 @@ class Own:
         for stage in stages:
             stage.main()
 
-    def start(self, limit_bytes: int | None = None) -> subprocess.Popen[str]:
-        """preprocess, in a process of its own. limit_bytes: of a file, at most."""
+    def start(self, limit_bytes: int | None = None, program: str = PROGRAM) -> subprocess.Popen[str]:
+        """preprocess or another program, in a process of its own. limit_bytes: of a file, at most."""
         self.write_params()
-        command = [sys.executable, "-c", PROGRAM]
+        command = [sys.executable, "-c", program]
         if limit_bytes:
             command = ["sh", "-c", f'ulimit -f {limit_bytes // 512} && exec "$@"', "sh", *command]
         return subprocess.Popen(
@@ -195,8 +196,8 @@ def test_adding_pictures_moves_no_other_and_keeps_most_shards(own: Own, monkeypa
     for part, images in before.items():
         assert images <= after[part]
     assert sum(map(len, after.values())) == 270
-    kept = shards & set(content(paths.TRAIN).values())
-    assert len(kept) > len(shards) - 6
+    unchanged = shards & set(content(paths.TRAIN).values())
+    assert len(unchanged) > len(shards) - 6
 
 
 def test_copies_are_in_the_same_part_and_a_group_is(own: Own) -> None:
@@ -363,8 +364,29 @@ def test_killed_five_times_it_ends_in_the_same_bytes(own: Own) -> None:
     assert content(Path("data"), Path("metrics")) == undisturbed
 
 
+@pytest.mark.soak
+def test_training_that_is_killed_ends_in_the_same_bytes(own: Own, capsys: pytest.CaptureFixture[str]) -> None:
+    own.values["train"]["epochs"] = 20
+    own.values["machine"]["checkpoint_every_seconds"] = 0
+    own.run(preprocess, train_stage)
+    outputs = (paths.MODEL.parent, Path("metrics"))
+    undisturbed = content(*outputs)
+    for path in (paths.MODEL, paths.TRAIN_METRICS, paths.TRAINING_CURVES):
+        path.unlink()
+    process = own.start(program=TRAIN)
+    while not list(paths.RESUME.glob("*/latest*")) and process.poll() is None:
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    assert not paths.MODEL.exists()
+    capsys.readouterr()
+    own.run(train_stage)
+    assert "resuming after step" in capsys.readouterr().out
+    assert content(*outputs) == undisturbed
+
+
 def decoded() -> int:
-    """How many pictures the notes of an interrupted run say are done."""
+    """The number of decoded pictures, from the notes of an interrupted run."""
     return sum(json.loads(note.read_bytes())["done"] for note in pack.WORK.glob("*.json"))
 
 

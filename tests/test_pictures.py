@@ -159,9 +159,9 @@ def test_averaging_first_is_near_to_resizing_at_once(form: str, resize: str, mon
 
 def test_a_large_picture_is_averaged_in_strips_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     content = saved(smooth(700, 900).convert("RGBA"))
-    whole = decode(content, preparation(size=(20, 20)))
+    expected = decode(content, preparation(size=(20, 20)))
     monkeypatch.setattr(pictures, "STRIP_PIXELS", 1)
-    assert np.array_equal(decode(content, preparation(size=(20, 20))), whole)
+    assert np.array_equal(decode(content, preparation(size=(20, 20))), expected)
 
 
 def test_a_jpeg_with_a_second_picture_is_a_jpeg() -> None:
@@ -222,6 +222,6 @@ def test_no_damage_ends_in_a_traceback(content: bytes, changes: list[tuple[int, 
     damaged = bytearray(content)
     for place, value in changes:
         damaged[place % len(damaged)] = value
-    for function in (facts, lambda each: decode(each, preparation())):
+    for function in (facts, lambda content: decode(content, preparation())):
         with suppress(UnusablePictureError):
             function(bytes(damaged))

@@ -133,9 +133,9 @@ def test_images_that_are_added_change_few_shards(tmp_path: Path) -> None:
     before, after = tmp_path / "before", tmp_path / "after"
     packed.write(before, images, labels)
     packed.write(after, np.insert(images, [400], more, axis=0), np.insert(labels, [400], more_labels))
-    kept = {content for name, content in content(before).items() if name != packed.INDEX}
-    new = {content for name, content in content(after).items() if name != packed.INDEX} - kept
-    assert len(kept) > 25
+    unchanged = {content for name, content in content(before).items() if name != packed.INDEX}
+    new = {content for name, content in content(after).items() if name != packed.INDEX} - unchanged
+    assert len(unchanged) > 25
     assert 0 < len(new) <= 5
 
 
@@ -184,13 +184,13 @@ def test_a_folder_that_is_no_packed_split(tmp_path: Path) -> None:
     packed.write(tmp_path / "train", *many(200, 0))
     index = tmp_path / "train" / packed.INDEX
     last = max((tmp_path / "train").glob("*.safetensors"))
-    kept = last.read_bytes()
+    complete = last.read_bytes()
     last.unlink()
     expect(rf"train/{last.name}: no such file, but index\.json lists it; `dvc repro --force preprocess` makes it again")
-    last.write_bytes(kept[:-1])
+    last.write_bytes(complete[:-1])
     expect(f"train/{last.name}: not a safetensors file")
-    last.write_bytes(kept)
-    (last.parent / "00099.safetensors").write_bytes(kept)
+    last.write_bytes(complete)
+    (last.parent / "00099.safetensors").write_bytes(complete)
     expect(r"train/00099\.safetensors: a shard that index\.json does not list")
     (last.parent / "00099.safetensors").unlink()
     (last.parent / ".DS_Store").write_bytes(b"")  # what a file manager leaves

@@ -1,4 +1,4 @@
-"""The measures, against cases worked out by hand, independent formulas, and what must always hold."""
+"""The metrics, compared with cases worked out by hand, independent formulas, and properties."""
 
 from statistics import NormalDist
 
@@ -36,10 +36,10 @@ def test_a_case_worked_out_by_hand() -> None:
     assert found["classes"] == [
         {"class": "a", "images": 2, "precision": 0.5, "recall": 0.5, **interval, "f1": 0.5},
         {"class": "b", "images": 2, "precision": 0.5, "recall": 0.5, **interval, "f1": 0.5},
-        # No image and no prediction.
+        # A class without images and predictions.
         {"class": "c", "images": 0, "precision": 0.0, "recall": 0.0, "recall_low": 0.0, "recall_high": 1.0, "f1": 0.0},
     ]
-    assert found["balanced_accuracy"] == 0.5  # of the two classes that have images
+    assert found["balanced_accuracy"] == 0.5  # over the two classes that have images
     half = (high - low) / 2 / 2**0.5  # the mean of two independent recalls
     ends = [found["balanced_accuracy_low"], found["balanced_accuracy_high"]]
     assert ends == pytest.approx([0.5 - half, 0.5 + half])
@@ -48,14 +48,14 @@ def test_a_case_worked_out_by_hand() -> None:
     assert found["calibration_error"] == pytest.approx((0.3 + 0.6 + 0.2 + 0.5) / 4, rel=1e-6)
 
 
-def test_precision_and_recall_are_not_mixed_up() -> None:
+def test_precision_and_recall_are_not_confused() -> None:
     rows = scores.by_class(np.array([[8, 2], [0, 10]]))
     assert rows["recall"].tolist() == [0.8, 1.0]
     assert rows["precision"].tolist() == pytest.approx([1.0, 10 / 12])
     assert rows["f1"].tolist() == pytest.approx([2 * 0.8 / 1.8, 2 * (10 / 12) / (22 / 12)])
 
 
-def test_the_interval_of_balanced_accuracy_covers_the_truth_as_often_as_it_says() -> None:
+def test_the_interval_of_balanced_accuracy_has_its_nominal_coverage() -> None:
     random, recalls, images = np.random.default_rng(0), np.array([0.99, 0.8, 0.6]), np.array([400, 60, 25])
     covered = 0
     for _ in range(2000):
@@ -73,7 +73,7 @@ def test_the_interval_of_balanced_accuracy_covers_the_truth_as_often_as_it_says(
     assert 0.93 < covered / 2000 < 0.97
 
 
-def test_rows_of_the_confusion_matrix_are_the_truth() -> None:
+def test_rows_of_the_confusion_matrix_are_true_classes() -> None:
     matrix = scores.confusion(np.array([0, 0, 2]), np.array([0, 1, 1]), 3)
     assert matrix.tolist() == [[1, 1, 0], [0, 0, 0], [0, 1, 0]]
 
@@ -87,14 +87,14 @@ def test_the_interval_is_wilsons(successes: int, trials: int) -> None:
     assert scores.wilson(successes, trials, z_80) == pytest.approx((narrow.low, narrow.high), abs=1e-12)
 
 
-def test_nothing_to_measure_is_refused() -> None:
+def test_no_images_are_refused() -> None:
     with pytest.raises(ValueError, match="no images"):
         scores.summary(CASE[:0], LABELS[:0], ["a", "b", "c"], 10)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 60), st.integers(2, 6), st.integers(1, 20), st.integers(0, 2**32 - 1))
-def test_what_always_holds(images: int, classes: int, bins: int, seed: int) -> None:
+def test_properties(images: int, classes: int, bins: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     log_p = np.log(random.dirichlet(np.ones(classes), images)).astype(np.float32)
     labels = random.integers(0, classes, images)
@@ -121,15 +121,15 @@ def test_a_perfect_classifier() -> None:
     assert found["macro"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
 
 
-@pytest.mark.parametrize("too_sure_by", [0.0, 0.2])
-def test_the_calibration_error_is_how_much_too_sure_a_classifier_is(too_sure_by: float) -> None:
+@pytest.mark.parametrize("overconfidence", [0.0, 0.2])
+def test_the_calibration_error_is_the_overconfidence_of_a_classifier(overconfidence: float) -> None:
     random = np.random.default_rng(0)
     confidences = random.uniform(0.5, 1.0, 200_000)
-    correct = random.uniform(size=len(confidences)) < confidences - too_sure_by
+    correct = random.uniform(size=len(confidences)) < confidences - overconfidence
     error = scores.calibration_error(scores.reliability(confidences, correct, 15))
-    assert error == pytest.approx(too_sure_by, abs=0.006)
+    assert error == pytest.approx(overconfidence, abs=0.006)
 
 
-def test_a_confidence_of_one_and_a_bit_is_in_the_last_bin() -> None:
+def test_a_confidence_slightly_above_one_is_in_the_last_bin() -> None:
     table = scores.reliability(np.array([1.0000001, 1.0]), np.array([True, True]), 4)
     assert table[["low", "high", "images", "confidence"]].to_numpy().tolist() == [[0.75, 1.0, 2, 1.0]]

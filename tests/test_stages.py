@@ -1,4 +1,4 @@
-"""Each stage end to end, in a folder of its own, on a small data set of generated images."""
+"""Each stage end to end, in a temporary folder, on a small data set of generated images."""
 
 import gzip
 import hashlib
@@ -39,7 +39,7 @@ def generated(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Workbench:
-    """A folder with params.yaml and a directory mirror, and the stages run in it."""
+    """A folder with params.yaml and a directory mirror, in which stages run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -49,7 +49,7 @@ class Workbench:
         self.values["model"]["name"] = "mlp"
         self.values["models"]["mlp"]["hidden"] = 16
         self.values["train"].update(epochs=4, batch_size=16, augmentation="none")
-        # One process runs them all here; portable numerics have a process of their own (test_numerics).
+        # All stages run in this process. Portable numerics need a new process (test_numerics).
         self.values["train"]["numerics"] = self.values["evaluate"]["numerics"] = "fast"
         self.values["evaluate"].update(worst_images=4)
 
@@ -59,7 +59,7 @@ class Workbench:
             stage.main()
 
     def content(self) -> dict[str, str]:
-        """SHA-256 of every file that the stages made, but for the run records."""
+        """SHA-256 of every file that the stages wrote, except for the run records."""
         return {
             str(file): hashlib.sha256(file.read_bytes()).hexdigest()
             for folder in ("data", "metrics")
@@ -86,7 +86,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workbench:
 
 ALL = (download, preprocess, train_stage, evaluate)
 OTHER_MACHINE = {
-    "processes": 1,  # several have tests of their own (test_processes)
+    "processes": 1,  # several processes: test_processes
     "threads": 3,
     "num_workers": 2,
     "log_every_steps": 1,
@@ -152,7 +152,7 @@ def test_grey_images_have_no_hue_to_change(bench: Workbench) -> None:
         bench.run(train_stage)
 
 
-def test_preprocess_splits_and_normalizes_the_training_part_alone(bench: Workbench) -> None:
+def test_preprocess_fits_the_normalization_on_the_training_part_only(bench: Workbench) -> None:
     bench.run(download, preprocess)
     card = data_card.read(paths.DATA_CARD)
     training = packed.open_split(paths.TRAIN, card.shape, 3)
@@ -200,12 +200,12 @@ def test_an_environment_names_the_outputs_that_it_describes(name: str, bench: Wo
     md5 = {out: hashlib.md5(Path(out).read_bytes(), usedforsecurity=False).hexdigest() for out in outs}
     assert recorded["outputs"] == md5
     assert record.describes(recorded, md5)
-    # The same bytes elsewhere: what is recorded of them stays as it is.
+    # The same bytes on another machine do not change the record.
     elsewhere = json.dumps({**recorded, "device": "abacus"})
     path.write_text(elsewhere, encoding="utf-8")
     bench.run(stage)
     assert path.read_text(encoding="utf-8") == elsewhere
-    # A record of other outputs, as a run out of the run cache leaves it, or what is none, is written anew.
+    # A record of other outputs, which a run from the run cache leaves, and an invalid record are replaced.
     for stale in (json.dumps({**recorded, "outputs": dict.fromkeys(md5, "0" * 32)}), "{", "[" * 100_000, "3"):
         path.write_text(stale, encoding="utf-8")
         bench.run(stage)
@@ -220,7 +220,7 @@ def test_an_environment_names_the_outputs_that_it_describes(name: str, bench: Wo
         ({"outputs": {"a": "1"}}, {"a": "1", "b": "2"}, True),
         ({"outputs": {"a": "1", "b": "2"}}, {"a": "1"}, False),
         ({"outputs": {}}, {}, False),
-        ({"device": "cpu"}, {"a": "1"}, False),  # as all were written before
+        ({"device": "cpu"}, {"a": "1"}, False),  # as earlier versions wrote it
         ({"outputs": ["a"]}, {"a": "1"}, False),
         (["outputs"], {"a": "1"}, False),
         (None, {"a": "1"}, False),
@@ -240,13 +240,13 @@ def test_an_environment_is_of_these_outputs(environment: object, outs: dict[str,
     ],
     ids=["evaluate.device", "train.device", "train.precision"],
 )
-def test_what_the_machine_lacks_is_told_before_anything_is_read(
+def test_missing_hardware_is_an_error_before_data_are_read(
     section: str, options: dict[str, Any], expected: str, bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stages.network.device.available", lambda: {"cpu": 1, "cuda": 0, "mps": 0})
     bench.values[section] |= options
     with pytest.raises(UserError, match=expected):
-        bench.run(train_stage)  # there are no data at all
+        bench.run(train_stage)  # there are no data
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_what_the_machine_lacks_is_told_before_anything_is_read(
     ],
     ids=["memory", "batch norm", "too small", "not square", "not in patches"],
 )
-def test_what_cannot_train_is_told_before_the_first_step(
+def test_values_that_cannot_train_are_an_error_before_the_first_step(
     section: str, options: dict[str, Any], expected: str, bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.run(download, preprocess)
@@ -302,7 +302,7 @@ def test_a_network_of_torchvision_from_a_mirror_to_the_metrics(bench: Workbench)
     bench.run(*ALL)
     assert json.loads(paths.TEST_METRICS.read_text(encoding="utf-8"))["images"] == TEST_IMAGES
     losses = pd.read_csv(paths.TRAINING_CURVES)["train_loss"]
-    assert losses[1] < losses[0]  # it learns; to be good takes longer
+    assert losses[1] < losses[0]  # the loss decreases
     _, spec = model_file.read(paths.MODEL)
     assert (spec.model, spec.options) == ("torchvision", network)
 
@@ -330,10 +330,10 @@ def test_without_a_validation_part(bench: Workbench) -> None:
 
 def test_a_temperature_is_fitted_on_validation_and_changes_no_prediction(bench: Workbench) -> None:
     bench.values["train"]["epochs"] = 1
-    bench.values["optimizers"]["adam"]["lr"] = 0.0005  # so that it still makes mistakes
+    bench.values["optimizers"]["adam"]["lr"] = 0.0005  # so that the network still makes mistakes
     bench.run(*ALL)
     fitted = json.loads(paths.TRAIN_METRICS.read_text(encoding="utf-8"))["temperature"]
-    assert fitted < 1  # one epoch and label smoothing leave a network less confident than it is right
+    assert fitted < 1  # after one epoch with label smoothing, the network is underconfident
     model, spec = model_file.read(paths.MODEL)
     assert model_file.temperature(model) == pytest.approx(fitted)
     scaled = json.loads(paths.TEST_METRICS.read_text(encoding="utf-8"))
@@ -361,7 +361,7 @@ def test_an_evaluation_without_a_mistake(bench: Workbench) -> None:
     assert json.loads(paths.TEST_METRICS.read_text(encoding="utf-8"))["errors"] == 0
 
 
-def test_raw_files_that_are_not_what_the_data_set_says(bench: Workbench) -> None:
+def test_raw_files_that_do_not_match_the_data_set(bench: Workbench) -> None:
     bench.run(download)
     labels = paths.RAW / "train-labels-idx1-ubyte"
     good = labels.read_bytes()
@@ -407,7 +407,7 @@ def test_networks_that_do_not_fit_the_images(bench: Workbench) -> None:
         bench.run(download, preprocess, train_stage)
 
 
-def test_a_gpu_that_is_not_there(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_gpu(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stages.network.device.available", lambda: {"cpu": 1, "cuda": 0, "mps": 0})
     bench.run(download, preprocess)
     for stage, section in ((train_stage, "train"), (evaluate, "evaluate")):

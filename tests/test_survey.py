@@ -41,11 +41,11 @@ def surveyed(root: Path, processes: int = 1) -> list[survey.Surveyed]:
 
 def test_digest_and_header_of_every_file(root: Path) -> None:
     found = surveyed(root)
-    assert [each.digest for each in found[:4]] == [
+    assert [picture.digest for picture in found[:4]] == [
         hashlib.sha256(content).digest() for content in (PNG, JPEG, b"", b"x")
     ]
-    assert [each.facts and each.facts.format for each in found] == ["PNG", "JPEG", None, None] * 2
-    assert [each.reason.split(";")[0] for each in found[:4]] == ["", "", "an empty file", "not a picture"]
+    assert [picture.facts and picture.facts.format for picture in found] == ["PNG", "JPEG", None, None] * 2
+    assert [picture.reason.split(";")[0] for picture in found[:4]] == ["", "", "an empty file", "not a picture"]
     assert found[0].facts == pictures.facts(PNG)
 
 
@@ -59,7 +59,7 @@ def test_the_number_of_processes_changes_nothing(root: Path, monkeypatch: pytest
 def test_a_survey_goes_on_where_it_was_killed(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = surveyed(root)
+    expected = surveyed(root)
     lines = survey.STATE.read_text(encoding="utf-8").splitlines(keepends=True)
     survey.STATE.write_text("".join(lines[:5]) + lines[5][:20], encoding="utf-8")  # killed within a line
     (root / "a/2").write_bytes(JPEG)  # and changed since
@@ -74,17 +74,17 @@ def test_a_survey_goes_on_where_it_was_killed(
     again = surveyed(root)
     assert "resuming after 2 of 8 pictures" in capsys.readouterr().out
     assert read == ["a/2", "a/3", "b/0", "b/1", "b/2", "b/3"]
-    assert [*again[:2], *again[3:]] == [*whole[:2], *whole[3:]]
+    assert [*again[:2], *again[3:]] == [*expected[:2], *expected[3:]]
     assert again[2].digest == hashlib.sha256(JPEG).digest()
     survey.forget()
     assert not survey.STATE.exists()
 
 
 def test_a_state_that_is_nonsense_is_read_over(root: Path) -> None:
-    whole = surveyed(root)
+    expected = surveyed(root)
     for content in ("[]\n", "null\n", json.dumps(["a/0", 0, 0, "", None, ""]) + "\n", "\x00"):
         survey.STATE.write_text(content, encoding="utf-8")
-        assert surveyed(root) == whole
+        assert surveyed(root) == expected
 
 
 @contextmanager
@@ -187,10 +187,10 @@ def test_preprocess_uses_as_many_processes_as_the_machine_settings_say(
     values = {**DEFAULTS, "data": {**DEFAULTS["data"], "name": "images", "images": str(root)}}
     values["preprocess"] = {**DEFAULTS["preprocess"], "bad_images": "skip"}
     Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    asked: list[int] = []
+    process_counts: list[int] = []
 
     def note(*arguments: object) -> None:
-        asked.append(int(str(arguments[4])))
+        process_counts.append(int(str(arguments[4])))
         raise UserError("enough")
 
     monkeypatch.setattr("stages.preprocess.own.prepare", note)
@@ -199,4 +199,4 @@ def test_preprocess_uses_as_many_processes_as_the_machine_settings_say(
         monkeypatch.setenv("MACHINE_THREADS", variable)
         with pytest.raises(UserError, match="enough"):
             preprocess.main()
-    assert asked == [5, 3]
+    assert process_counts == [5, 3]

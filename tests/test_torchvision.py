@@ -1,4 +1,4 @@
-"""torchvision's networks: by name, adapted to the data, and as repeatable as ours."""
+"""torchvision's networks: built by name, adapted to the data, and repeatable."""
 
 import subprocess
 import sys
@@ -58,7 +58,7 @@ def test_the_names_are_torchvisions() -> None:
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
-def test_a_network_is_torchvisions_with_the_same_weights(architecture: str) -> None:
+def test_a_network_computes_what_torchvisions_does(architecture: str) -> None:
     ours = build(architecture).eval()
     torch.manual_seed(0)
     size: dict[str, Any] = {"image_size": SIDE} if architecture.startswith("vit") else {}
@@ -71,7 +71,7 @@ def test_a_network_is_torchvisions_with_the_same_weights(architecture: str) -> N
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
-def test_a_model_file_gives_the_network_back(architecture: Architecture, tmp_path: Path) -> None:
+def test_a_model_file_restores_the_network(architecture: Architecture, tmp_path: Path) -> None:
     network, options = build(architecture, dropout=0.1).eval(), {"architecture": architecture, "dropout": 0.1}
     spec = Spec(
         format=model_file.FORMAT,
@@ -95,7 +95,7 @@ def test_a_model_file_gives_the_network_back(architecture: Architecture, tmp_pat
     ],
 )
 def test_every_network_takes_images_of_224_pixels(architecture: str) -> None:
-    """Laid out without memory: the largest has 645 million weights."""
+    """On the meta device: the largest network has 645 million weights."""
     with torch.device("meta"):
         network = build(architecture, channels=1, side=224)
     batch = images(2, 1, 224).to("meta")
@@ -115,10 +115,10 @@ def test_a_grey_image_is_given_to_all_three_channels() -> None:
 @pytest.mark.parametrize(
     ("architecture", "probabilities"),
     [
-        ("mobilenet_v3_small", [0.3]),  # in place of torchvision's 0.2
+        ("mobilenet_v3_small", [0.3]),  # instead of torchvision's 0.2
         ("shufflenet_v2_x0_5", [0.3]),  # where torchvision has none
         ("vgg11", [0.5, 0.3]),  # the first is torchvision's own
-        ("squeezenet1_1", [0.3]),  # whose last layer is a convolution
+        ("squeezenet1_1", [0.3]),  # its last layer is a convolution
         ("swin_t", [0.3]),
         ("vit_b_32", [0.3]),
     ],
@@ -131,12 +131,12 @@ def test_dropout_is_before_the_last_layer(architecture: str, probabilities: list
     assert models.parameter_count(without) == models.parameter_count(network)
 
 
-def test_stochastic_depth_is_by_image_and_by_its_own_generator() -> None:
+def test_stochastic_depth_drops_whole_images_with_its_own_generator() -> None:
     layer, values = StochasticDepth(0.25), torch.ones(4000, 2, 3)
     layer.generator = torch.Generator().manual_seed(0)
     first = layer(values)
     layer.generator.manual_seed(0)
-    torch.manual_seed(5)  # of another generator
+    torch.manual_seed(5)  # the global generator
     assert torch.equal(layer(values), first)
     rows = first.flatten(1)
     assert rows.unique().tolist() == pytest.approx([0, 1 / 0.75])
@@ -148,18 +148,18 @@ def test_stochastic_depth_is_by_image_and_by_its_own_generator() -> None:
     assert depths == pytest.approx([0.2 * block / 16 for block in range(16)])
 
 
-def test_an_architecture_needs_no_torchvision_for_its_name_to_be_checked() -> None:
-    """`check` reads the name each time any parameter has changed, and importing torchvision takes 3 s."""
+def test_checking_the_name_of_an_architecture_does_not_import_torchvision() -> None:
+    """`check` runs whenever a parameter has changed, and importing torchvision takes 3 s."""
     code = "import sys; import integrity.rules, stages.network.models; print('torchvision' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
 
-FROZEN = 3  # parts, where a network is fine-tuned
+FROZEN = 3  # parts, if a network is fine-tuned
 
 
 def pretrained_network(architecture: str) -> nn.Sequential:
-    """Weights of another seed, which stand for those of another task, in a network whose last layer is new."""
+    """Weights of another seed, in place of those of another task. The last layer is new."""
     network = build(architecture, dropout=0.2)
     tensors = build(architecture, seed=1).get_submodule("1.network").state_dict()
     pretrained.load(network, Weights(tensors, Origin(source="a test", sha256="")), architecture, list("abcdefg"))
@@ -215,9 +215,9 @@ def test_any_number_of_threads_and_a_resumed_run_end_in_the_same_weights(
         f"1.network.{part}."
         for part in torchvision_models.parts(build(architecture).get_submodule("1.network"))[:FROZEN]
     }
-    assert changed  # it has learnt something
-    assert any(name.startswith(tuple(kept)) for name in changed) is not fine_tuned  # what is frozen has every bit
-    torch.manual_seed(99)  # what the process has drawn before is no matter
+    assert changed  # training changes weights
+    assert any(name.startswith(tuple(kept)) for name in changed) is not fine_tuned  # frozen weights do not change
+    torch.manual_seed(99)  # the global generator has no influence
     assert same(run(2, threads=3)["model"], first["model"])
     checkpoints = Checkpoints("a", 0)
     checkpoints.save(run(1, threads=3))

@@ -82,11 +82,11 @@ def model(classes: int = len(CLASSES), dropout: float = 0.0, architecture: str =
     return models.build("torchvision", options, (3, 32, 32), classes, [0.5] * 3, [0.25] * 3)
 
 
-def network(whole: nn.Sequential) -> nn.Module:
-    return whole.get_submodule("1.network")
+def network(full_model: nn.Sequential) -> nn.Module:
+    return full_model.get_submodule("1.network")
 
 
-def own_file(path: Path, whole: nn.Sequential, dropout: float) -> None:
+def own_file(path: Path, full_model: nn.Sequential, dropout: float) -> None:
     """Write a model as the train stage does."""
     spec = Spec(
         format=1,
@@ -96,7 +96,7 @@ def own_file(path: Path, whole: nn.Sequential, dropout: float) -> None:
         classes=CLASSES,
         output="softmax",
     )
-    model_file.write(path, whole, spec)
+    model_file.write(path, full_model, spec)
 
 
 # --- published by torchvision
@@ -302,8 +302,8 @@ def test_a_file_that_is_missing(here: Path) -> None:
 
 def weights_of(theirs: nn.Module, changes: dict[str, Tensor | None], **facts: Any) -> Weights:
     tensors = {**theirs.state_dict(), **changes}
-    kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    return Weights(kept, Origin(source="file", sha256="0" * 64, **facts))
+    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    return Weights(present, Origin(source="file", sha256="0" * 64, **facts))
 
 
 @pytest.mark.parametrize(
@@ -366,38 +366,40 @@ def test_weights_for_images_of_another_size() -> None:
 def test_counters_that_older_files_lack_are_not_needed(theirs: nn.Module) -> None:
     counters = {name: None for name in theirs.state_dict() if name.endswith("num_batches_tracked")}
     assert counters
-    whole = model()
-    names = pretrained.load(whole, weights_of(theirs, dict(counters)), NAME, CLASSES)
+    full_model = model()
+    names = pretrained.load(full_model, weights_of(theirs, dict(counters)), NAME, CLASSES)
     assert len(names) + len(counters) + 2 == len(theirs.state_dict())  # but for the last layer
 
 
 @pytest.mark.parametrize(("choice", "trained"), [("none", None), ("backbone", ("fc.",)), (5, ("conv5.", "fc."))])
 def test_what_is_frozen_stays_as_it_is(choice: int | str, trained: tuple[str, ...] | None) -> None:
-    whole = model(dropout=0.5)
-    pretrained.freeze(whole, choice)
-    before = copy.deepcopy(network(whole).state_dict())
-    whole.train()
-    optimizer = torch.optim.SGD(optimizers.groups(whole, (), 0.1, 1), lr=0.1)
+    full_model = model(dropout=0.5)
+    pretrained.freeze(full_model, choice)
+    before = copy.deepcopy(network(full_model).state_dict())
+    full_model.train()
+    optimizer = torch.optim.SGD(optimizers.groups(full_model, (), 0.1, 1), lr=0.1)
     for _ in range(2):
-        whole(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)).square().sum().backward()
+        full_model(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)).square().sum().backward()
         optimizer.step()
-    changed = {name for name, tensor in network(whole).state_dict().items() if not torch.equal(tensor, before[name])}
+    changed = {
+        name for name, tensor in network(full_model).state_dict().items() if not torch.equal(tensor, before[name])
+    }
     assert changed == {name for name in before if trained is None or name.startswith(trained)}
-    copied = copy.deepcopy(whole)  # as each shard has one
-    assert [m.training for m in copied.train().modules()] == [m.training for m in whole.train().modules()]
-    assert network(whole).get_submodule("fc.0").training  # the dropout before the last layer is its own
-    assert not any(module.training for module in whole.eval().modules())
+    copied = copy.deepcopy(full_model)  # as each shard has one
+    assert [m.training for m in copied.train().modules()] == [m.training for m in full_model.train().modules()]
+    assert network(full_model).get_submodule("fc.0").training  # the dropout before the last layer is its own
+    assert not any(module.training for module in full_model.eval().modules())
 
 
 @pytest.mark.parametrize("architecture", ["mobilenet_v3_small", "vit_b_32", "vgg11", "squeezenet1_1", "swin_t"])
 def test_the_backbone_is_all_but_the_last_layer(architecture: str) -> None:
     with torch.device("meta"):
-        whole = model(architecture=architecture, dropout=0.5)
-    pretrained.freeze(whole, "backbone")
-    trained = [name for name, weight in network(whole).named_parameters() if weight.requires_grad]
-    head, _ = torchvision_models.head(network(whole))
+        full_model = model(architecture=architecture, dropout=0.5)
+    pretrained.freeze(full_model, "backbone")
+    trained = [name for name, weight in network(full_model).named_parameters() if weight.requires_grad]
+    head, _ = torchvision_models.head(network(full_model))
     assert trained == [f"{head}.weight", f"{head}.bias"]
-    drops = [m for m in whole.train().modules() if isinstance(m, Dropout) and m.training]
+    drops = [m for m in full_model.train().modules() if isinstance(m, Dropout) and m.training]
     assert len(drops) == 1
 
 
@@ -408,16 +410,16 @@ def test_more_parts_than_there_are() -> None:
 
 
 def test_pretrained_weights_have_a_learning_rate_of_their_own() -> None:
-    whole = model()
-    everything = dict(whole.named_parameters())
+    full_model = model()
+    everything = dict(full_model.named_parameters())
     names = {name for name in everything if not name.startswith("1.network.fc.")}
-    new, slow = optimizers.groups(whole, names, 0.1, 0.5)
+    new, slow = optimizers.groups(full_model, names, 0.1, 0.5)
     assert (new["lr"], slow["lr"]) == (0.1, 0.05)
     assert [id(p) for p in new["params"]] == [id(everything[f"1.network.fc.{leaf}"]) for leaf in ("weight", "bias")]
     assert len(slow["params"]) == len(names)
-    (one,) = optimizers.groups(whole, names, 0.1, 1)
-    assert [id(p) for p in one["params"]] == [id(p) for p in whole.parameters()]
-    (all_slow,) = optimizers.groups(whole, set(everything), 0.1, 0.5)  # the same classes: no weight is new
+    (one,) = optimizers.groups(full_model, names, 0.1, 1)
+    assert [id(p) for p in one["params"]] == [id(p) for p in full_model.parameters()]
+    (all_slow,) = optimizers.groups(full_model, set(everything), 0.1, 0.5)  # the same classes: no weight is new
     assert all_slow["lr"] == 0.05
 
 
