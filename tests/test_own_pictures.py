@@ -87,7 +87,7 @@ def test_names_in_the_file_lead_nowhere_else(project: tuple[Path, dict[str, Any]
     wicked["audit"]["constant"] = ["../../secret.png", str(root / "secret.png"), "train/a/missing.png", "train"]
     own, _ = own_pictures.section(revision(wicked), root)
     assert own
-    (constant,) = (gallery for gallery in own["galleries"] if gallery["title"].startswith("One colour"))
+    (constant,) = (gallery for gallery in own["galleries"] if gallery["title"].startswith("A single colour"))
     assert [group[0]["source"] for group in constant["groups"]] == [None] * 4
 
 
