@@ -10,6 +10,7 @@ from typing import Any
 from integrity import revisions
 from integrity.findings import Finding
 from integrity.repair import command_line
+from stages.common import paths
 
 FOLDER = Path(".dvc/tmp/exps")
 
@@ -31,6 +32,14 @@ def findings(repo: Any) -> Iterator[Finding]:
                     # Another program has this number now, and the signal would reach its whole group.
                     fix = f"rm -r {shlex.quote(str(FOLDER / 'run' / entry.stash_rev))} && {fix}"
                 yield Finding(f"experiment {name}: Running in `dvc queue status`, but without a process", fix)
+    for path in sorted((root / FOLDER / "run").glob("*/*.run")):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            info = json.loads(path.read_bytes())
+            clone, name = Path(info["root_dir"]), str(info["name"])
+            if clone.is_relative_to(root / paths.RUNS) and not has_process(clone):  # review/search/experiments.py
+                copy = FOLDER / "standalone/run" / path.stem
+                fix = f"rm -r {shlex.quote(str(path.parent.relative_to(root)))} {shlex.quote(str(copy))}"
+                yield Finding(f"{name}: trial of a search that was killed (`make search` continues it)", fix)
     for folder in sorted([*(root / FOLDER).glob("tmp*"), *(root / FOLDER).glob("standalone/tmp*")]):
         if folder.is_dir() and not has_process(folder):
             size = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())

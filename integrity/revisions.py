@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from integrity import git, objects
+from integrity import git, merging, objects
 from integrity.dvc_lock import LOCK, Lock, LockedFile, parse_lock
 from integrity.objects import BadObjectError
 from integrity.remotes import MissingObjectError, UnreadableObjectError, open_remote
@@ -103,13 +103,20 @@ def resolve(repo: Any, name: str) -> str:
     except (UserError, ValueError):  # ValueError: a null byte in the name
         names = {ref.removeprefix("refs/heads/").removeprefix("refs/tags/") for ref in refs}
         near = nearest(name, [*sorted(names), *(match[3] for match, _ in parts)]) if len(name) < 100 else ""
-        shallow = git.run(root, "rev-parse", "--is-shallow-repository") == b"true\n"
-        hint = "`git fetch --unshallow` completes this shallow clone" if shallow else "get others by `git fetch`"
         raise UserError(
-            f"unknown revision {shown}{near}; allowed: a commit, branch, tag or experiment of this clone ({hint} or "
-            "`dvc exp pull`)"
+            f"unknown revision {shown}{near}; allowed: a commit, branch, tag or experiment of this clone (get others "
+            f"by `{_fetch_command(root)}` or `dvc exp pull`)"
         ) from None
     raise UserError(f"revision {shown} is a file or a folder, not a commit")
+
+
+def _fetch_command(root: Path) -> str:
+    """The command that completes a clone, which may be shallow, and restricted to one branch as CI's are."""
+    shallow = git.run(root, "rev-parse", "--is-shallow-repository") == b"true\n"
+    configured = git.run(root, "config", "--local", "--list").decode(errors="replace").splitlines()
+    branches = [line for line in configured if line.startswith("remote.origin.fetch=")]
+    one_branch = branches and not any(line.endswith("/*") for line in branches)
+    return "git remote set-branches origin '*' && " * bool(one_branch) + "git fetch" + " --unshallow" * shallow
 
 
 def _commit(root: Path, name: str) -> str | None:
@@ -135,6 +142,8 @@ def read(repo: Any, name: str | None, label: str | None = None, metrics_pattern:
     for path, content in contents.items():
         if len(content) > MAX_BYTES:
             raise UserError(f"{label}: {path}: larger than {MAX_BYTES:,} bytes")
+        if commit is None and merging.conflicts(content):
+            raise UserError(f"{label}: {path} has the conflicts of a merge; `make repro` resolves those in results")
     notes = []
 
     metrics = {path: parse_json(contents[path], f"{label}: {path}") for path in names}

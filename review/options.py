@@ -1,4 +1,4 @@
-"""Values of command-line options that several commands take."""
+"""Command-line options that several commands have."""
 
 import argparse
 

@@ -1,6 +1,6 @@
-"""What the audit of own pictures found (the key `audit` of metrics/data.json), for the page of a run.
+"""The audit of own pictures (the key `audit` of metrics/data.json), for the page of a run.
 
-The pictures themselves come from the folder that data.images names, as it is now: Git and DVC keep none of them.
+The pictures come from the folder data.images in its present state: neither Git nor DVC keeps them.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -21,10 +21,10 @@ from stages.dataset.pictures import UnusablePictureError, decode
 MOST_SHOWN = 12  # groups of pictures of each kind
 MOST_LISTED = 100  # rows of a table
 MOST_IN_GROUP = 4
-# On grey, so that white drawings on a transparent ground can be seen.
+# On grey, so that white drawings on a transparent background are visible.
 THUMBNAIL = Preparation(channels="rgb", image_size=[64, 64], resize="pad", background=[200, 200, 200])
 
-Thumbnail = Callable[[str], str | None]  # the data: URI of a picture by its name; None: it cannot be read
+Thumbnail = Callable[[str], str | None]  # from the name of a picture to its data: URI; None if unreadable
 
 
 class _Part(Section):
@@ -32,14 +32,14 @@ class _Part(Section):
 
 
 class Unusable(_Part):
-    """A picture that was left out, and why."""
+    """A picture that was left out, and the reason."""
 
     file: str
     reason: str
 
 
 class Near(_Part):
-    """Two pictures in two parts that look the same."""
+    """Two pictures in different parts that look the same."""
 
     file: str
     part: str
@@ -48,7 +48,7 @@ class Near(_Part):
 
 
 class Audit(_Part):
-    """As stages/preprocess/audit.py writes it; what is not shown is left out."""
+    """The keys that the page shows, as stages/preprocess/audit.py writes them."""
 
     layout: str
     files: int
@@ -71,10 +71,7 @@ class Audit(_Part):
 
 
 def section(run: Revision, root: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The values of the page's section, and notes; None if the run is of a published data set.
-
-    root: of the project.
-    """
+    """The values of the page's section, or None for a published data set; and notes. root: the project's folder."""
     document = run.metrics.get(paths.DATA_METRICS.as_posix(), {})
     if "audit" not in document:
         return None, []
@@ -82,11 +79,15 @@ def section(run: Revision, root: Path) -> tuple[dict[str, Any] | None, list[str]
         audit = Audit.model_validate(document["audit"])
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
-        return None, [f"{run.name}: {paths.DATA_METRICS}: audit.{place} cannot be read; `dvc repro` writes it again"]
+        return None, [f"{run.name}: {paths.DATA_METRICS}: audit.{place} is not valid; `dvc repro` writes it again"]
     images = (run.ran_with or run.params or {}).get("data.images")
     folder = root / str(images) if images else None
     galleries = _galleries(audit, _thumbnails(folder))
-    notes = [] if folder and folder.exists() else [f"the pictures are not here: no {images or 'data.images'}"]
+    notes = (
+        []
+        if folder and folder.exists()
+        else [f"the pictures are unavailable: no folder {images or 'data.images'} here"]
+    )
     return {
         "layout": audit.layout,
         "numbers": _numbers(audit, document.get("images", {})),
@@ -96,7 +97,7 @@ def section(run: Revision, root: Path) -> tuple[dict[str, Any] | None, list[str]
             for counts in (audit.formats, audit.modes)
         ],
         "classes": _classes(document.get("classes", [])),
-        "unusable": [(each.file, each.reason) for each in audit.unusable[:MOST_LISTED]],
+        "unusable": [(picture.file, picture.reason) for picture in audit.unusable[:MOST_LISTED]],
         "galleries": [gallery for gallery in galleries if gallery["groups"]],
     }, notes
 
@@ -105,18 +106,18 @@ def _numbers(audit: Audit, parts: Any) -> list[tuple[str, str]]:
     rows = [("pictures found", audit.files)]
     counts = parts.items() if isinstance(parts, dict) else []
     rows += [(f"in the {part} part", count) for part, count in counts if isinstance(count, int)]
-    words = {
+    names = {
         "unusable": "left out: cannot be used",
         "conflicts": "left out: the same file under several classes",
-        "small_classes": "left out: of a class that is too small",
+        "small_classes": "left out: the class is too small",
     }
-    rows += [(words.get(reason, f"left out: {reason}"), count) for reason, count in audit.left_out.items()]
+    rows += [(names.get(reason, f"left out: {reason}"), count) for reason, count in audit.left_out.items()]
     rows += [
-        ("files that are there twice or more", audit.exact_copies.get("pictures", 0)),
+        ("files with exact copies", audit.exact_copies.get("pictures", 0)),
         ("the same file in two parts", audit.exact_copies.get("contents_in_two_parts", 0)),
         ("near copies in two parts", audit.near_copies_in_two_parts),
-        ("of one colour all over", audit.constant_pictures),
-        ("turned, as EXIF says", audit.turned_by_exif),
+        ("of a single colour", audit.constant_pictures),
+        ("rotated as EXIF says", audit.turned_by_exif),
     ]
     return [(name, f"{count:,}") for name, count in rows]
 
@@ -127,42 +128,42 @@ def _sizes(audit: Audit) -> list[list[str]]:
 
 
 def _classes(rows: Any) -> list[list[str]]:
-    """Pictures of each class in each part, as far as the file has them."""
+    """The number of pictures of each class in each part; empty if the file lacks it."""
     parts = ("train", "validation", "test")
     usable = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     return [[str(row.get("class", "")), *(str(row.get(part, "")) for part in parts)] for row in usable]
 
 
 def _galleries(audit: Audit, thumbnail: Thumbnail) -> list[dict[str, Any]]:
-    """Groups of pictures, each with a title and what to make of them."""
-    near = [[each.file, each.like] for each in audit.near_copies]
-    under = [[f"{each.part}: {each.file}", f"{each.other_part}: {each.like}"] for each in audit.near_copies]
+    """Groups of pictures, with titles and explanations."""
+    near = [[pair.file, pair.like] for pair in audit.near_copies]
+    captions = [[f"{pair.part}: {pair.file}", f"{pair.other_part}: {pair.like}"] for pair in audit.near_copies]
     kinds: list[tuple[str, str, Sequence[Sequence[str]], Sequence[Sequence[str]], int]] = [
         (
             "The same file under several classes",
-            "All of them are left out: no label of theirs can be trusted.",
+            "All of them are left out, because none of their labels can be trusted.",
             audit.conflicts,
             audit.conflicts,
             audit.contents_under_two_classes,
         ),
         (
             "The same file in two parts",
-            "Published parts that overlap: results on them are too good.",
+            "The published parts overlap, so results on them are too good.",
             audit.copies_in_two_parts,
             audit.copies_in_two_parts,
             audit.exact_copies.get("contents_in_two_parts", 0),
         ),
         (
             "Near copies in two parts",
-            "Other files that look the same. If they show one scene, person or series, keep them together: "
+            "Different files that look the same. If they show one scene, person or series, keep them in one part: "
             "preprocess.group_by.",
             near,
-            under,
+            captions,
             audit.near_copies_in_two_parts,
         ),
         (
-            "One colour all over",
-            "Nothing can be learnt from these. White drawings on a transparent ground vanish on a white background.",
+            "A single colour",
+            "Nothing can be learnt from these. White drawings on a transparent background vanish on white.",
             [[name] for name in audit.constant],
             [[name] for name in audit.constant],
             audit.constant_pictures,
@@ -186,10 +187,10 @@ def _few(group: Sequence[str], captions: Sequence[str]) -> Iterable[tuple[str, s
 
 
 def _thumbnails(folder: Path | None) -> Thumbnail:
-    """A reader of small pictures; those that cannot be read are left out."""
+    """A function that reads thumbnails; it returns None for a picture that cannot be read."""
 
     def thumbnail(name: str) -> str | None:
-        if folder is None or ".." in Path(name).parts or Path(name).is_absolute():  # of a metrics file, which may lie
+        if folder is None or ".." in Path(name).parts or Path(name).is_absolute():  # a metrics file may be forged
             return None
         try:
             return pictures.data_uri(decode(Reader(folder).read(name), THUMBNAIL))

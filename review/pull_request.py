@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from integrity import git, hidden_code, rebuild, revisions
+from integrity import git, hidden_code, merging, rebuild, revisions
 from integrity.dvc_lock import LOCK, SEEDS_LOCK, Lock
 from review import comparison, comparison_text, formatting, options, rounding, significance, training
 from seeds.paths import PIPELINE
@@ -95,6 +95,10 @@ def results(base: str, level: float, first: str, seeds: int) -> tuple[dict[str, 
     """
     root = rebuild.project()
     head = git.head(root)
+    if unmerged := merging.unmerged():
+        raise UserError(
+            f"a merge is in progress, with conflicts in {listed(list(unmerged))}: finish and commit it first"
+        )
     hidden_code.refuse(root)
     with revisions.repository() as repo:
         start = fork(repo, root, base)

@@ -139,7 +139,9 @@ def settled(repo: Any) -> list[Run]:
 def find_runs(repo: Any) -> Iterator[Run]:
     """The run in the work tree, then DVC's experiments: running, dead, queued."""
     root = Path(repo.root_dir)
-    if is_locked(root / paths.LOCK):
+    seeds = [folder for folder in (root / paths.RUNS / "seeds").glob("*") if is_locked(folder / paths.LOCK)]
+    yield from (with_progress(f"seed {folder.name}", RUNNING, folder) for folder in seeds)
+    if is_locked(root / paths.LOCK) and not seeds:  # a seed holds both locks
         yield with_progress(WORK_TREE, RUNNING, root)
     seen = set()
     for path in sorted((root / queue_tasks.FOLDER / "run").glob("*/*.run")):

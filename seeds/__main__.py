@@ -65,6 +65,8 @@ def choose(seeds: list[int]) -> None:
     """Make these the seeds of the pipeline. Remove all others from the work tree and seeds/dvc.lock."""
     from dvc.utils.serialize import dumps_yaml, load_yaml
 
+    if LOCK.is_file():
+        parse_lock(LOCK.read_bytes(), str(LOCK))  # UserError before anything is changed
     content = f"seeds: {seeds}\ncollect: [all]\n"
     if not CHOSEN.is_file() or CHOSEN.read_text(encoding="utf-8") != content:
         files.write_text(CHOSEN, content)
@@ -73,7 +75,6 @@ def choose(seeds: list[int]) -> None:
             path.unlink()
     if not LOCK.is_file():
         return
-    parse_lock(LOCK.read_bytes(), str(LOCK))  # UserError if it cannot be read
     lock = load_yaml(str(LOCK))
     names = {COLLECT, *(f"seed@{seed}" for seed in seeds)}
     if lock.get("stages", {}).keys() - names:

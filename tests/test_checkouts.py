@@ -226,11 +226,16 @@ def test_a_user_without_a_name_or_a_home(project: Project, monkeypatch: Patch, c
 # Where it cannot work
 
 
-def test_a_shallow_clone_is_reported_with_the_remedy(project: Project, tmp_path: Path, monkeypatch: Patch) -> None:
+def test_a_shallow_clone_is_reported_with_the_remedy(
+    project: Project, tmp_path: Path, monkeypatch: Patch, capsys: Out
+) -> None:
     folder = cloned(project, tmp_path / "shallow", "--depth=1")
     output = line(folder, monkeypatch, "HEAD~1")
     assert output.startswith("unknown revision 'HEAD~1'; allowed: a commit, branch, tag or experiment of this clone")
-    assert "`git fetch --unshallow`" in output
+    (command,) = re.findall("get others by `(git [^`]*)`", output)
+    subprocess.run(["sh", "-c", command], cwd=folder, check=True, capture_output=True)
+    # --depth also restricts a clone to one branch
+    assert compared(folder, monkeypatch, capsys, "main", "worse")["verdict"]["word"] == "worse"
 
 
 def test_a_partial_clone_whose_origin_is_gone(project: Project, tmp_path: Path, monkeypatch: Patch) -> None:

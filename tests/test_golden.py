@@ -5,6 +5,7 @@ not quote sentences. Each file is a transcript: the command, what it prints to b
 """
 
 import contextlib
+import datetime
 import functools
 import io
 import itertools
@@ -416,6 +417,7 @@ MISTAKES: list[tuple[Any, dict[str, Any]]] = [  # of search.yaml: sections `spac
     ({"train.loss": {"choices": ["mse", "msw"]}}, {}),
     ({"train.loss": {"low": 1, "high": 2}}, {}),
     ({"optimizers.sgd.lr": {"low": 0.1, "high": 1.0}}, {}),
+    ({"train.optimizer": {"choices": ["adam", datetime.date(2026, 1, 1)]}}, {}),
 ]
 
 

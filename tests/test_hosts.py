@@ -163,7 +163,7 @@ def test_pretrained_weights_are_compared_if_training_starts_with_them(
 def test_the_number_of_machines_from_the_environment(
     environment: dict[str, str], counts: tuple[int, int] | None
 ) -> None:
-    place = heads.wanted(environment)
+    place = heads.read_place(environment)
     assert (place and (place.minimum, place.maximum)) == counts
     if place:
         assert str(place) == f"127.0.0.1:{environment.get('TRAIN_PORT', 29400)}"  # other machines cannot reach it
@@ -177,12 +177,12 @@ def test_the_number_of_machines_from_the_environment(
         ({"TRAIN_NODES": "1:2:3"}, "TRAIN_NODES is '1:2:3'"),
         ({"TRAIN_NODES": "two"}, "TRAIN_NODES is 'two'"),
         ({"TRAIN_NODES": "2", "TRAIN_PORT": "99999"}, "TRAIN_PORT is '99999'; give a port from 1 to 65535"),
-        ({"TRAIN_NODES": "2", "TRAIN_HOST": "no such host"}, "TRAIN_HOST is 'no such host', which is no host that"),
+        ({"TRAIN_NODES": "2", "TRAIN_HOST": "no such host"}, "TRAIN_HOST is 'no such host', which is not a known host"),
     ],
 )
 def test_mistakes_in_the_environment(environment: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        heads.wanted(environment)
+        heads.read_place(environment)
 
 
 def test_two_heads_on_one_port(head: tuple[TCPStore, Place]) -> None:

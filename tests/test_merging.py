@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from integrity import repair
+from review import compare, pull_request, report
 from stages.common.errors import UserError
 from tests.toy import Project, begun
 
@@ -42,6 +43,18 @@ def mend(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["repair"])
     repair.main()
+
+
+def test_nothing_is_judged_in_the_middle_of_a_merge(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    merge(project, "images")
+    monkeypatch.chdir(project.path)
+    for arguments in (["compare", "skill"], ["report"]):
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(UserError, match=r"^work tree: \S+ has the conflicts of a merge; `make repro` resolves"):
+            (compare if arguments[0] == "compare" else report).main()
+    monkeypatch.setattr(sys, "argv", ["pull_request", "skill"])
+    with pytest.raises(UserError, match=r"^a merge is in progress, with conflicts in dvc.lock, metrics/evaluate.json"):
+        pull_request.main(pull_request.arguments())
 
 
 def test_conflicting_results_are_computed(

@@ -70,7 +70,7 @@ def test_what_was_found_is_shown(
 def test_without_the_pictures_their_names_are_there(project: tuple[Path, dict[str, Any]]) -> None:
     root, document = project
     own, notes = own_pictures.section(revision(document, "data/elsewhere"), root)
-    assert notes == ["the pictures are not here: no data/elsewhere"]
+    assert notes == ["the pictures are unavailable: no folder data/elsewhere here"]
     page = report_page.page(run(["a", "b"]), None, lambda index: None, notes, [], own)
     assert page.count("<img") == 2
     assert "The same file in two parts (1)" in page
@@ -87,7 +87,7 @@ def test_names_in_the_file_lead_nowhere_else(project: tuple[Path, dict[str, Any]
     wicked["audit"]["constant"] = ["../../secret.png", str(root / "secret.png"), "train/a/missing.png", "train"]
     own, _ = own_pictures.section(revision(wicked), root)
     assert own
-    (constant,) = (gallery for gallery in own["galleries"] if gallery["title"].startswith("One colour"))
+    (constant,) = (gallery for gallery in own["galleries"] if gallery["title"].startswith("A single colour"))
     assert [group[0]["source"] for group in constant["groups"]] == [None] * 4
 
 
@@ -98,7 +98,7 @@ def test_an_audit_that_is_nonsense_is_a_note(value: Any, project: tuple[Path, di
     own, notes = own_pictures.section(revision({"audit": audit}), root)
     assert own is None
     assert len(notes) == 1
-    assert "cannot be read; `dvc repro` writes it again" in notes[0]
+    assert "is not valid; `dvc repro` writes it again" in notes[0]
 
 
 def test_other_nonsense_in_the_file_is_left_out(project: tuple[Path, dict[str, Any]]) -> None:

@@ -180,7 +180,7 @@ def test_machines_that_may_not_join(head: Head, capfd: pytest.CaptureFixture[str
     head.joined()
     late = head.connected()
     late.send({"machine": "b", "processes": 1})
-    assert late.receive()[0] == {"refused": "TRAIN_NODES allows 2 machines, which are there"}
+    assert late.receive()[0] == {"refused": "TRAIN_NODES allows 2 machines, and all have joined"}
     unknown = head.connected()
     unknown.send({"machine": "nobody"})
     with pytest.raises(LostError):

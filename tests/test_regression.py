@@ -260,9 +260,7 @@ def test_what_is_no_number_is_one_line(text: str, why: str, tmp_path: Path) -> N
 def test_folders_of_classes_are_no_numbers(tmp_path: Path) -> None:
     (tmp_path / "x/a").mkdir(parents=True)
     (tmp_path / "x/a/1.png").write_bytes(b"")
-    with pytest.raises(
-        UserError, match=r"^[^\n]*has no labels.csv, from which regression \(data.task\) takes the number"
-    ):
+    with pytest.raises(UserError, match=r"^[^\n]*has no labels.csv; regression \(data.task\) needs one"):
         folder.scan(tmp_path / "x", "regression")
 
 

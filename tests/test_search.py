@@ -23,7 +23,7 @@ from integrity.only_one import only_one
 from review.search import LOCK, outcome, page, space, study
 from review.search import __main__ as program
 from review.search.__main__ import Search
-from review.search.experiments import Result, Rows
+from review.search.experiments import Place, Result, Rows
 from review.search.study import Study
 from stages.common import children
 from stages.common.errors import UserError
@@ -156,6 +156,27 @@ def test_two_at_once_are_refused_in_one_line(here: Here) -> None:
     with only_one(LOCK, program.BUSY), pytest.raises(UserError, match="^another search is running here"):
         hold()
     hold()
+
+
+def test_a_running_search_can_be_shown(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a copy of its journal, and without its lock."""
+    here.write(trials=3)
+    searched(here.study("place"), Fake())
+    journal = here.path / "place/journal.log"
+    with journal.open("ab") as file:
+        file.write(b'{"op_code":4,"worker')  # the search is writing
+    before = journal.read_bytes()
+    place = Place(here.path, "0" * 40, "", journal.parent, [])
+    monkeypatch.setattr(program, "identified", lambda root, plan: ("s", place))
+    monkeypatch.setattr(Place, "recorded", lambda *_: Result(None, [], "not trained yet"))
+    with only_one(LOCK, program.BUSY):
+        document = program.shown(here.path, space.read())
+    assert [trial["number"] for trial in document["trials"]] == [0, 1, 2]
+    assert document["final"] is None
+    assert journal.read_bytes() == before
+    journal.unlink()
+    with pytest.raises(UserError, match=r"^no trials yet of this search.yaml, commit and data \(s\); `make search`"):
+        program.shown(here.path, space.read())
 
 
 # Trials

@@ -19,6 +19,7 @@ import yaml
 
 from integrity import repair, revisions
 from integrity.dvc_lock import parse_lock
+from integrity.only_one import only_one
 from review import compare, comparison
 from seeds import __main__ as seeds_program
 from seeds import collect, paths, record
@@ -204,6 +205,30 @@ def test_it_travels_and_only_new_seeds_are_trained(project: Project) -> None:
     assert sorted(path.name for path in (project.path / paths.ROWS).iterdir()) == ["0.json", "1.json"]
     lock = parse_lock((project.path / paths.LOCK).read_bytes(), "lock")
     assert set(lock.stages) == {"seed@0", "seed@1", "collect@all"}
+
+
+def test_a_killed_run_loses_no_finished_seed(project: Project) -> None:
+    """Of five, the last two are missing, and the results are not collected: fewer may be requested now."""
+    project.dvc("pull", "-q")
+    assert train(project, 5) == [3, 4]
+    lock = yaml.safe_load((project.path / paths.LOCK).read_text(encoding="utf-8"))
+    for stage in ("seed@4", "collect@all"):
+        del lock["stages"][stage]
+    project.write(paths.LOCK.as_posix(), yaml.safe_dump(lock, sort_keys=False))
+    (project.path / paths.COLLECTED).unlink()
+    train(project, 2)
+    collected = json.loads((project.path / paths.COLLECTED).read_bytes())
+    assert [row["seed"] for row in collected["seeds"]] == [0, 1, 2, 3]
+
+
+def test_two_at_once_are_refused_before_anything_changes(project: Project) -> None:
+    chosen = (project.path / paths.CHOSEN).read_bytes()
+    with only_one(project.path / seeds_program.RUNNING, ""):
+        done = python(project, "seeds", "5")
+    assert (done.returncode, done.stderr) == (2, "error: `make seeds` is already running in this folder\n")
+    project.write(paths.LOCK.as_posix(), "<<<<<<< HEAD\n")
+    assert python(project, "seeds", "5").returncode == 2
+    assert (project.path / paths.CHOSEN).read_bytes() == chosen
 
 
 def test_a_seed_that_diverges_loses_none_of_the_others(project: Project) -> None:

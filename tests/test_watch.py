@@ -88,6 +88,38 @@ def test_nothing(repo: Repository) -> None:
     assert list(watch.find_runs(repo)) == []
 
 
+def test_a_seed_is_shown_with_its_progress(repo: Repository) -> None:
+    root = Path(repo.root_dir)
+    seed = root / paths.RUNS / "seeds/3"
+    for lock in (root / paths.LOCK, seed / paths.LOCK):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+    progress(seed)
+    with (root / paths.LOCK).open("w") as outer, (seed / paths.LOCK).open("w") as inner:
+        for file in (outer, inner):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        (run,) = watch.find_runs(repo)
+    assert run.cells()[:3] == ["seed 3", RUNNING, "2/10"]
+
+
+@proc
+def test_doctor_finds_what_watch_calls_dead(repo: Repository) -> None:
+    """The record of a trial whose search was killed, in a clone below runs/search."""
+    root = Path(repo.root_dir)
+    clone = root / paths.RUNS / "search/s/s-0001/clone"
+    clone.mkdir(parents=True)
+    for place in ("run", "standalone/run"):
+        record = root / queue_tasks.FOLDER / place / "12ab/12ab.run"
+        record.parent.mkdir(parents=True)
+        info = {"name": "s-0001", "status": 2, "root_dir": str(clone), "dvc_dir": ".dvc"}
+        record.write_text(json.dumps(info), encoding="utf-8")
+    assert [run.state for run in watch.find_runs(repo)] == [DEAD]
+    (finding,) = queue_tasks.findings(repo)
+    assert finding.problem == "s-0001: trial of a search that was killed (`make search` continues it)"
+    subprocess.run(["sh", "-c", finding.fix], cwd=root, check=True)
+    assert list(watch.find_runs(repo)) == []
+    assert list(queue_tasks.findings(repo)) == []
+
+
 @pytest.mark.parametrize(("lock", "name"), [(paths.LOCK, "work tree"), (search.LOCK, "search")])
 def test_a_lock_tells_what_is_at_work_here(repo: Repository, lock: Path, name: str) -> None:
     place = Path(repo.root_dir) / lock

@@ -1,8 +1,10 @@
 """search.yaml: what `make search` tries, and for how long. Checked against params.yaml before anything runs."""
 
 import copy
+import datetime
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -64,6 +66,8 @@ class Dimension(Section):
                 raise ValueError("either `choices`, or a range of `low` and `high`")
             if len({json.dumps(value, default=str) for value in self.choices}) < max(2, len(self.choices)):
                 raise ValueError("`choices` has fewer than two values, or one of them twice")
+            if dates := [value for value in self.choices if isinstance(value, datetime.date)]:
+                raise ValueError(f"{dates[0]} is a date; allowed: numbers, texts, true, false, and lists of them")
         elif self.low is None or self.high is None:
             raise ValueError("a range needs `low` and `high`; or list `choices`")
         elif self.low >= self.high:
@@ -152,9 +156,10 @@ def dimension(key: str, definition: dict[str, Any], recipe: dict[str, Any], bloc
     if isinstance(current, bool) or not isinstance(current, int | float):
         raise UserError(f"{where}: {key} is {current!r}, which has no range; list `choices`")
     low, high = drawn.low or 0, drawn.high or 0  # the schema excludes None
-    if all(isinstance(number, int) for number in (current, low, high, drawn.step or 1)):
-        return IntDistribution(int(low), int(high), log=drawn.log, step=int(drawn.step or 1))
-    return FloatDistribution(low, high, log=drawn.log, step=drawn.step)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # a step may end below `high`
+        if all(isinstance(number, int) for number in (current, low, high, drawn.step or 1)):
+            return IntDistribution(int(low), int(high), log=drawn.log, step=int(drawn.step or 1))
+        return FloatDistribution(low, high, log=drawn.log, step=drawn.step)
 
 
 def unread(definition: dict[str, Any], recipe: dict[str, Any], blocks: dict[str, str]) -> list[str]:

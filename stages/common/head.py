@@ -1,4 +1,4 @@
-"""Several machines that work for one: where the head listens, and whether another machine would compute the same.
+"""The head of several machines: where it listens, and whether another machine would compute the same.
 
 The head asks for no password, so its network must be a trusted one.
 """
@@ -14,9 +14,9 @@ from pathlib import Path
 from stages.common import children, paths
 from stages.common.errors import UserError
 
-# Environment variables of the head: the fewest and the most machines, such as 1:4, and where it listens
+# Environment variables of the head: the minimum and maximum number of machines, such as 1:4, and where it listens
 NODES, HOST, PORT = "TRAIN_NODES", "TRAIN_HOST", "TRAIN_PORT"
-CONNECT_SECONDS = 10.0  # that a machine which is there needs to answer, at most
+CONNECT_SECONDS = 10.0  # to wait for the answer of another machine
 LOOPBACK, DEFAULT_PORT, MOST_MACHINES = "127.0.0.1", 29400, 1000
 ROOT = Path(__file__).parents[2]  # of the repository
 REMEDIES = {
@@ -32,7 +32,7 @@ REMEDIES = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where the machines of a run meet. address: of this machine."""
+    """Where the machines of a run meet: host and port of the head. address: of this machine."""
 
     host: str
     port: int
@@ -48,8 +48,8 @@ class Place:
 ALONE = Place(LOOPBACK, 0, LOOPBACK)
 
 
-def wanted(environment: Mapping[str, str]) -> Place | None:
-    """Where the head listens, as TRAIN_NODES, TRAIN_HOST and TRAIN_PORT say; None without TRAIN_NODES.
+def read_place(environment: Mapping[str, str]) -> Place | None:
+    """Where this head listens, from TRAIN_NODES, TRAIN_HOST and TRAIN_PORT; None without TRAIN_NODES.
 
     Raises UserError.
     """
@@ -64,30 +64,30 @@ def wanted(environment: Mapping[str, str]) -> Place | None:
 
 
 def port_number(text: str, name: str) -> int:
-    """A port. name: of what gives it. Raises UserError."""
+    """A port number. name: its origin, for messages. Raises UserError."""
     if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
         raise UserError(f"{name} is {text[:80]!r}; give a port from 1 to 65535")
     return int(text)
 
 
 def resolved(host: str, name: str) -> str:
-    """The IPv4 address of a host. Raises UserError."""
+    """The IPv4 address of a host. name: its origin, for messages. Raises UserError."""
     try:
         return socket.gethostbyname(host)
     except (OSError, UnicodeError):
-        raise UserError(f"{name} is {host[:80]!r}, which is no host that this machine knows; give an address") from None
+        raise UserError(f"{name} is {host[:80]!r}, which is not a known host; give an address") from None
 
 
 def parsed(head: str) -> tuple[str, int]:
-    """The address and the port of a head, HOST:PORT. Raises UserError."""
+    """Address and port of a head, from HOST:PORT. Raises UserError."""
     host, separator, port = head.rpartition(":")
     if not (separator and host):
-        raise UserError(f"HEAD is {head[:80]!r}; give HOST:PORT, as the head prints them")
+        raise UserError(f"HEAD is {head[:80]!r}; give HOST:PORT, as printed by the head")
     return resolved(host, "HEAD"), port_number(port, "the port of HEAD")
 
 
 def connected(head: str, timeout_seconds: float) -> socket.socket:
-    """A connection to a head, HOST:PORT. Raises UserError, after CONNECT_SECONDS or timeout_seconds at most."""
+    """Connect to a head, HOST:PORT. Raises UserError after at most CONNECT_SECONDS or timeout_seconds."""
     place, seconds = parsed(head), min(CONNECT_SECONDS, timeout_seconds)
     try:
         return socket.create_connection(place, seconds)
@@ -97,14 +97,14 @@ def connected(head: str, timeout_seconds: float) -> socket.socket:
         ) from None
     except OSError as error:
         raise UserError(
-            f"{head}: {error.strerror or error}; no head listens there: start it with {NODES}, and {HOST} so that all "
-            "reach it"
+            f"{head}: {error.strerror or error}; no head listens there: start it with {NODES}, and with a {HOST} that "
+            "all machines can reach"
         ) from None
 
 
 @contextmanager
 def listening(place: Place) -> Iterator[socket.socket]:
-    """A socket that listens at the place of the head. Raises UserError."""
+    """A socket that listens on the head's address and port. Raises UserError."""
     try:
         listener = socket.create_server((place.host, place.port))
     except OSError as error:
@@ -126,19 +126,19 @@ def commit() -> str:
 
 
 def digest(root: Path, files: Iterable[Path]) -> str:
-    """A digest of files and their paths below `root`; a text that names the first that is missing."""
-    found = hashlib.sha256()
+    """A digest of files and their paths below `root`; if a file is missing, a text with its name."""
+    sha256 = hashlib.sha256()
     for path in files:
         if not path.is_file():
             return f"no {path}"
-        found.update(f"\0{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
-    return found.hexdigest()[:12]
+        sha256.update(f"\0{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    return sha256.hexdigest()[:12]
 
 
 def difference(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str:
-    """What differs between the head's facts and this machine's, in one line; "" if nothing does."""
-    other = [name for name in ours if theirs.get(name) != ours[name]]
-    if "commit" in other and "code" in other:
-        other.remove("code")
-    texts = [f"{name} (the head: {theirs.get(name)}, here: {ours[name]})" for name in other]
-    return f"{', '.join(texts)}: {REMEDIES[other[0]]}" if other else ""
+    """The difference between the head's facts and this machine's, in one line; "" if they are equal."""
+    names = [name for name in ours if theirs.get(name) != ours[name]]
+    if "commit" in names and "code" in names:
+        names.remove("code")
+    texts = [f"{name} (the head: {theirs.get(name)}, here: {ours[name]})" for name in names]
+    return f"{', '.join(texts)}: {REMEDIES[names[0]]}" if names else ""

@@ -163,7 +163,7 @@ def _listing(root: Path, files: list[File], task: Task) -> Listing:
     if any(path == LABELS for path, _ in files):
         return _by_labels(root, files, task)
     if task == "regression":
-        raise UserError(f"{root}: has no {LABELS}, from which regression (data.task) takes the number of each picture")
+        raise UserError(f"{root}: has no {LABELS}; regression (data.task) needs one, with a number per picture")
     folders = {path.partition("/")[0] for path, _ in files if "/" in path}
     parts = sorted(folder for folder in folders if folder.casefold() in PARTS)
     if parts and len(parts) == len(folders) and "train" in map(str.casefold, parts):
@@ -251,8 +251,8 @@ def _table(where: str, content: bytes) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         columns = list(reader.fieldnames or [])
         if not {"file", "label"} <= set(columns) <= set(COLUMNS) or len(set(columns)) < len(columns):
-            found = ", ".join(map(shown, columns)) or "none"
-            raise UserError(f"{where}: its columns are {found}; expected file, label and, optionally, split and group")
+            names = ", ".join(map(shown, columns)) or "none"
+            raise UserError(f"{where}: its columns are {names}; expected file, label and, optionally, split and group")
         for row in reader:
             if None in row or None in row.values():
                 raise UserError(f"{where}:{reader.line_num}: the number of columns differs from the first line")
@@ -276,8 +276,8 @@ def _checked(root: Path, layout: str, rows: list[Row], others: list[str]) -> Lis
         if strange:
             raise UserError(f"{root}: {place} has the class {shown(min(strange))}, which train lacks")
     if len(classes) < 2:
-        found = f"one class, {shown(classes[0])}" if classes else "no class"
-        raise UserError(f"{root}: has {found}; at least two are needed, each a folder of pictures (or in {LABELS})")
+        count = f"one class, {shown(classes[0])}" if classes else "no class"
+        raise UserError(f"{root}: has {count}; at least two are needed, each a folder of pictures (or in {LABELS})")
     if len(classes) > MAX_CLASSES:
         raise UserError(f"{root}: has {len(classes):,} classes; at most {MAX_CLASSES:,} are possible")
     alike: dict[str, str] = {}

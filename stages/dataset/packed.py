@@ -144,8 +144,8 @@ class Split:
         if not np.isfinite(self.labels).all():
             raise UserError(f"{folder}: not all labels are finite numbers; {MADE_BY}")
         if classes and len(self.labels) and not (self.labels.min() >= 0 and self.labels.max() < classes):
-            found = f"labels range from {self.labels.min()} to {self.labels.max()}"
-            raise UserError(f"{folder}: {found}; expected 0 to {classes - 1}; {MADE_BY}")
+            labels = f"labels range from {self.labels.min()} to {self.labels.max()}"
+            raise UserError(f"{folder}: {labels}; expected 0 to {classes - 1}; {MADE_BY}")
         self._starts = np.cumsum([0, *(row.images for row in rows)])
 
     def __len__(self) -> int:
@@ -217,10 +217,10 @@ def _open(path: Path, row: Row, image_shape: Shape, kind: np.dtype[Any]) -> tupl
             labelled = ("labels", (_name(kind), [row.images]))
             for name, expected in (labelled, ("images", ("U8", [row.images, *image_shape]))):
                 part = file.get_slice(name)
-                found = part.get_dtype(), part.get_shape()
-                if found != expected:
-                    shown, wanted = (f"{dtype} {tuple(shape)}" for dtype, shape in (found, expected))
-                    raise UserError(f"{path}: {name} are {shown}; expected {wanted}; {MADE_BY}")
+                actual = part.get_dtype(), part.get_shape()
+                if actual != expected:
+                    texts = [f"{dtype} {tuple(shape)}" for dtype, shape in (actual, expected)]
+                    raise UserError(f"{path}: {name} are {texts[0]}; expected {texts[1]}; {MADE_BY}")
             labels: Labels = file.get_tensor("labels")
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{path}: not a safetensors file ({error}); {MADE_BY}") from None

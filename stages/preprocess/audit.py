@@ -209,8 +209,9 @@ def _is_similar(
     other: int,
 ) -> bool:
     """Whether the pixels of two pictures correlate; neither is constant. Computed in whole numbers."""
-    first, second = (splits[names[part[each]]].gather([row[each]]).astype(np.int64).ravel() for each in (one, other))
-    sums, squares = [int(each.sum()) for each in (first, second)], [int(each @ each) for each in (first, second)]
+    images = (splits[names[part[place]]].gather([row[place]]) for place in (one, other))
+    first, second = (image.astype(np.int64).ravel() for image in images)
+    sums, squares = [int(first.sum()), int(second.sum())], [int(first @ first), int(second @ second)]
     count, product = len(first), int(first @ second)
     covariance = count * product - sums[0] * sums[1]
     variances = (count * square - total**2 for square, total in zip(squares, sums, strict=True))

@@ -1,8 +1,8 @@
-"""The head of several machines that decode pictures together: it hands out batches, and writes what comes back.
+"""The head of several machines that decode pictures together: it sends batches to them, and writes the results.
 
-The head alone lists, reads and hashes the pictures first (stages/preprocess/survey.py), and alone writes. Another
-machine (stages/preprocess/join.py) reads the pictures from its own copy of the folder, checks each against the head's
-digest, and sends the pixels. The batches of a machine that is lost go to the others.
+Only the head lists and hashes the pictures (stages/preprocess/survey.py), and only the head writes. Another machine
+(stages/preprocess/join.py) reads the pictures from its own copy of the folder, compares each with the head's digest,
+decodes it and sends the pixels. The batches of a lost machine go to the other processes.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ LIBRARIES = ("libjpeg_turbo", "zlib", "webp", "libtiff")  # inside Pillow
 POLL_SECONDS = 0.2
 END_SECONDS = 5.0  # for the other machines to read that all is done
 
-Submit = Callable[[list[Task]], Future[list[str]]]  # for each picture why it cannot be used; "" if it can
+Submit = Callable[[list[Task]], Future[list[str]]]  # per picture, why it cannot be used; "" if it can
 
 
 def facts(data: DataName, options: Preprocess) -> dict[str, str]:
@@ -56,7 +56,7 @@ def facts(data: DataName, options: Preprocess) -> dict[str, str]:
 
 @dataclass(order=True)
 class Batch:
-    """Pictures that one process decodes. The first ones are decoded first, also after their machine was lost."""
+    """Pictures that one process decodes. A batch with a lower number comes first, also after its machine was lost."""
 
     number: int
     tasks: list[Task] = field(compare=False)
@@ -155,7 +155,7 @@ class Machines:
         refusal = str(hello.get("refused", ""))
         with self._lock:
             if not refusal and len(self._links) >= self._place.maximum - 1:
-                refusal = f"{NODES} allows {self._place.maximum} machines, which are there"
+                refusal = f"{NODES} allows {self._place.maximum} machines, and all have joined"
             if not refusal:
                 self._links[machine] = [link]
         if refusal:
@@ -199,7 +199,7 @@ class Machines:
         return reasons
 
     def _drop(self, machine: str, reason: str) -> None:
-        """Close all connections of a machine: those who hang have their batches taken away."""
+        """Close all connections of a machine, so that other processes get its batches."""
         with self._lock:
             links = self._links.pop(machine, [])
         if not links or self._ended.is_set():
@@ -216,7 +216,7 @@ def listening(
     environment: Mapping[str, str], data: DataName, options: Preprocess, settings: Machine
 ) -> Iterator[Machines | None]:
     """Let other machines join within the block, if TRAIN_NODES says so; else None. Raises UserError."""
-    place = head.wanted(environment)
+    place = head.read_place(environment)
     if place is None or data.name != "images" or place.maximum == 1:
         yield None
         return

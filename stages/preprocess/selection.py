@@ -49,16 +49,16 @@ def select(listing: Listing, surveyed: Sequence[Surveyed], options: Preprocess) 
             parts[part_of(picture, surveyed[position], published, options)].append(position)
     small = small_classes(listing, parts, options)
     of_small = [position for part in PARTS for position in parts[part] if listing.pictures[position].label in small]
-    kept = [label for label in range(len(listing.classes)) if label not in small]
-    if listing.classes and len(kept) < 2:
-        raise UserError(f"{paths.PARAMS}: preprocess.small_classes is drop, and that leaves {len(kept)} classes")
+    used = [label for label in range(len(listing.classes)) if label not in small]
+    if listing.classes and len(used) < 2:
+        raise UserError(f"{paths.PARAMS}: preprocess.small_classes is drop, and that leaves {len(used)} classes")
     for part in PARTS:
         parts[part] = [position for position in parts[part] if listing.pictures[position].label not in small]
         if not parts[part] and (part != "validation" or options.validation_fraction):
             raise UserError(f"no picture is in the {part} part; {REMEDY[part]}, or another preprocess.seed")
     return Selection(
-        tuple(listing.classes[label] for label in kept),
-        {label: place for place, label in enumerate(kept)},
+        tuple(listing.classes[label] for label in used),
+        {label: place for place, label in enumerate(used)},
         parts,
         unusable,
         conflicting,

@@ -40,8 +40,12 @@ def summary(labels: Mapping[Part, Labels]) -> dict[str, Any]:
     """Smallest, mean and largest label of each part that is not empty, for metrics/data.json."""
     return {
         "values": {
-            part: {"least": float(each.min()), "mean": math.fsum(each) / len(each), "largest": float(each.max())}
-            for part, each in labels.items()
-            if len(each)
+            part: {
+                "least": float(of_part.min()),
+                "mean": math.fsum(of_part) / len(of_part),
+                "largest": float(of_part.max()),
+            }
+            for part, of_part in labels.items()
+            if len(of_part)
         }
     }

@@ -53,7 +53,7 @@ def run(config: Config, settings: Machine) -> int:
 
     from stages.train import hosts
 
-    train, wanted = config.train, head.wanted(os.environ)
+    train, wanted = config.train, head.read_place(os.environ)
     warn(train.shards, settings.processes, machine.cores(), train.device)
     with (
         head.listening(wanted or head.ALONE) as listener,
