@@ -216,7 +216,7 @@ def test_all_processes_end_after_a_signal_and_another_number_of_processes_resume
 @pytest.mark.parametrize("number", [pytest.param(1, marks=pytest.mark.soak), pytest.param(0, marks=pytest.mark.night)])
 def test_a_worker_that_hangs_is_noticed(number: int, small_steps: Stage) -> None:
     # Longer than the start of one process takes more than that of another on a busy machine.
-    small_steps.values["machine"]["timeout_seconds"] = 12
+    small_steps.values["machine"]["timeout_seconds"] = 20
     process = small_steps.start(MACHINE_PROCESSES="2")
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(2)]
