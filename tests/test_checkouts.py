@@ -222,6 +222,14 @@ def test_a_user_without_a_name_or_a_home(project: Project, monkeypatch: Patch, c
     assert compared(project.path, monkeypatch, capsys) == expected
 
 
+def test_a_time_stamp_is_no_change(project: Project, tmp_path: Path, monkeypatch: Patch) -> None:
+    """As in a copied checkout, whose index has the time stamps of the original."""
+    folder = cloned(project, tmp_path / "clone")
+    os.utime(folder / "toy.py", (0, 0))
+    told = changed_since(page(folder, tmp_path / "page.html", monkeypatch))
+    assert told.startswith("nothing: the files in Git are those of the commit")
+
+
 # Where it cannot work
 
 
