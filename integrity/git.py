@@ -36,8 +36,7 @@ def run(folder: Path, *arguments: str, stdin: bytes = b"") -> bytes:
         "LC_ALL": "C",  # `_message` matches the English texts
     }
     variables = {**environment(), **settings}
-    command = ["git", "-c", "diff.autoRefreshIndex=false", *arguments]  # else `git diff` may write the index as well
-    done = subprocess.run(command, cwd=folder, env=variables, input=stdin, capture_output=True, check=False)
+    done = subprocess.run(["git", *arguments], cwd=folder, env=variables, input=stdin, capture_output=True, check=False)
     if done.returncode:
         raise UserError(f"git {arguments[0]}: {_message(done.stderr.decode(errors='replace'), folder)}")
     return done.stdout

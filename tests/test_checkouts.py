@@ -202,7 +202,6 @@ def test_a_read_only_checkout(project: Project, tmp_path: Path, monkeypatch: Pat
     expected = compared(project.path, monkeypatch, capsys)
     for path in [folder, *folder.rglob("*")]:
         path.chmod(path.stat().st_mode & ~0o222)  # which has no effect on root
-    os.utime(folder / "toy.py", (0, 0))  # so that Git finds its index out of date
     before = state()
     assert compared(folder, monkeypatch, capsys) == expected
     page(folder, tmp_path / "page.html", monkeypatch)
@@ -221,6 +220,14 @@ def test_a_user_without_a_name_or_a_home(project: Project, monkeypatch: Patch, c
     monkeypatch.setattr(getpass, "getuser", nobody)
     monkeypatch.delenv("HOME")
     assert compared(project.path, monkeypatch, capsys) == expected
+
+
+def test_a_time_stamp_is_no_change(project: Project, tmp_path: Path, monkeypatch: Patch) -> None:
+    """As in a copied checkout, whose index has the time stamps of the original."""
+    folder = cloned(project, tmp_path / "clone")
+    os.utime(folder / "toy.py", (0, 0))
+    told = changed_since(page(folder, tmp_path / "page.html", monkeypatch))
+    assert told.startswith("nothing: the files in Git are those of the commit")
 
 
 # Where it cannot work
