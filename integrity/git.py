@@ -70,6 +70,16 @@ def file(folder: Path, commit: str, path: str) -> bytes | None:
     return run(folder, "cat-file", "blob", f"{commit}:./{path}") if kind == [b"blob"] else None
 
 
+def changed(folder: Path, *paths: str) -> list[str]:
+    """The tracked files below `folder` that differ from HEAD, or those of them in `paths`; relative to `folder`.
+
+    `git status` never writes the index when GIT_OPTIONAL_LOCKS is 0; `git diff` does, once time stamps have changed.
+    """
+    options = ["--porcelain", "-z", "--untracked-files=no", "--no-renames"]
+    entries = run(folder, "status", *options, "--", *(paths or ["."])).split(b"\0")[:-1]  # "XY path from the top"
+    return sorted(os.fsdecode(entry[3:]).removeprefix(prefix(folder)) for entry in entries)
+
+
 def clone(folder: Path, commit: str, target: Path) -> Path:
     """Clone the repository around `folder` to `target`, at `commit`; returns the path of `folder` in the clone.
 

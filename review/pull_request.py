@@ -138,7 +138,7 @@ def fork(repo: Any, root: Path, base: str) -> str:
 
 def uncommitted(root: Path) -> list[str]:
     """A note if the work tree has uncommitted changes."""
-    changed = git.run(root, "diff", "--name-only", "--relative", "-z", "HEAD").decode(errors="replace").split("\0")[:-1]
+    changed = git.changed(root)
     return [f"uncommitted changes are part of what was reproduced: {listed(changed)}"] if changed else []
 
 

@@ -123,12 +123,14 @@ def provenance(repo: Any) -> list[tuple[str, str]]:
     """The commit, the branch and the changes of the work tree, and the hash of dvc.lock."""
     root = Path(repo.root_dir)
     branch = os.fsdecode(git.run(root, "branch", "--show-current")).strip()
-    changed = sorted(os.fsdecode(git.run(root, "diff", "--name-only", "--relative", "-z", "HEAD")).split("\0")[:-1])
     lock = root / LOCK
     return [
         ("commit", revisions.resolve(repo, "HEAD")),
         ("branch", branch or "none (a detached HEAD)"),
-        ("changed since", listed(changed, MOST_CHANGED) or "nothing: the files in Git are those of the commit"),
+        (
+            "changed since",
+            listed(git.changed(root), MOST_CHANGED) or "nothing: the files in Git are those of the commit",
+        ),
         ("dvc.lock, SHA-256", hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else "missing"),
     ]
 

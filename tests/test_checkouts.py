@@ -202,6 +202,7 @@ def test_a_read_only_checkout(project: Project, tmp_path: Path, monkeypatch: Pat
     expected = compared(project.path, monkeypatch, capsys)
     for path in [folder, *folder.rglob("*")]:
         path.chmod(path.stat().st_mode & ~0o222)  # which has no effect on root
+    os.utime(folder / "toy.py", (0, 0))  # Git finds its index out of date
     before = state()
     assert compared(folder, monkeypatch, capsys) == expected
     page(folder, tmp_path / "page.html", monkeypatch)

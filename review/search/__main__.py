@@ -78,7 +78,7 @@ def searched(root: Path, plan: Plan) -> dict[str, Any]:
     """Run the search to its end; returns its document. Raises UserError."""
     stages = params.load(PIPELINE)["stages"]
     inputs = {*map(str, stages["train"]["deps"])}
-    if changed := git.run(root, "diff", "--name-only", "--relative", "HEAD", "--", *code_of_train()).decode().split():
+    if changed := git.changed(root, *code_of_train()):
         raise UserError(f"changed since the last commit: {', '.join(changed[:3])}; `git commit` it: trials start there")
     writers = [name for name in stages if inputs.intersection(map(str, stages[name].get("outs", [])))]
     rebuild.repro(root, ["--quiet", *writers], rebuild.dvc_environment())
