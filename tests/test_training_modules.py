@@ -852,7 +852,7 @@ def test_unused_gpus_are_mentioned(monkeypatch: pytest.MonkeyPatch) -> None:
             True,
             0,
             2,
-            "CUDA_VISIBLE_DEVICES=7 hides the 2 NVIDIA GPUs of this machine: unset it, or name one that is",
+            "CUDA_VISIBLE_DEVICES=7 hides the 2 NVIDIA GPUs of this machine: unset it, or name an existing one",
         ),
         ("", True, 0, 1, "CUDA_VISIBLE_DEVICES= hides the 1 NVIDIA GPU of this machine"),
         (
