@@ -29,14 +29,19 @@ from tests.test_pack import picture
 SPLITS = [f"data/processed/{part}" for part in ("train", "validation", "test")]
 
 
+def add_pictures(folder: Path, numbers: range) -> None:
+    """Write pictures of the classes a and b, in turn."""
+    for number in numbers:
+        path = folder / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(number, number % 2).save(path)
+
+
 @pytest.fixture
 def mine(tmp_path: Path) -> Clone:
     """A clone whose data set is a plain folder of 80 pictures, which Git ignores."""
     clone = copy_of_the_work_tree(tmp_path / "clone")
-    for number in range(80):
-        path = clone.path / "data/mine" / "ab"[number % 2] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture(number, number % 2).save(path)
+    add_pictures(clone.path / "data/mine", range(80))
     for key, value in (("name", "images"), ("images", "data/mine")):
         clone.set(f"data.{key}", value)
     for key, value in (("image_size", "[12, 12]"), ("validation_fraction", "0.2"), ("test_fraction", "0.3")):
@@ -131,8 +136,7 @@ def test_imported_pictures_are_packed_and_an_update_brings_the_new_ones(
         assert sum(mine.metrics("data")["images"].values()) == 80
         mine.dvc_as_program("update", "data/mine.dvc")
         assert ran(mine) == []
-        for number in range(80, 90):
-            picture(number, number % 2).save(photos / "ab"[number % 2] / f"{number}.png")
+        add_pictures(photos, range(80, 90))
         publish()
         mine.dvc_as_program("update", "data/mine.dvc")
         assert ran(mine) == ["preprocess"]
@@ -157,8 +161,7 @@ def test_an_archive_is_imported_over_http_and_an_update_brings_the_new_one(mine:
         mine.set("data.images", "data/photos.zip")
         assert ran(mine) == ["download", "preprocess"]
         assert sum(mine.metrics("data")["images"].values()) == 80
-        for number in range(80, 90):
-            picture(number, number % 2).save(folder / "ab"[number % 2] / f"{number}.png")
+        add_pictures(folder, range(80, 90))
         publish()
         mine.dvc_as_program("update", "data/photos.zip.dvc")
         assert ran(mine) == ["preprocess"]
@@ -167,8 +170,7 @@ def test_an_archive_is_imported_over_http_and_an_update_brings_the_new_one(mine:
 
 @pytest.mark.soak
 def test_a_push_after_a_folder_was_added_sends_what_is_new(mine: Clone) -> None:
-    for number in range(80, 800):
-        picture(number, number % 2).save(mine.path / "data/mine" / "ab"[number % 2] / f"{number}.png")
+    add_pictures(mine.path / "data/mine", range(80, 800))
     code = mine.path / "stages/dataset/packed.py"
     limit = "SHARD_BYTES = 256_000_000"
     assert limit in code.read_text(encoding="utf-8")
