@@ -29,7 +29,7 @@ def main() -> int:
     commit = git.head(root)
     with tempfile.TemporaryDirectory(prefix="verify-") as scratch:
         committed = rebuild.lock(git.file(root, commit, LOCK), "HEAD")
-        if git.run(root, "status", "--porcelain", "--untracked-files=no", "--", "."):
+        if git.changed(root):
             print("note: the work tree differs from HEAD; this verifies HEAD", flush=True)
         start = time.perf_counter()
         clone = git.clone(root, commit, Path(scratch) / "clone")
