@@ -1,4 +1,4 @@
-"""What `make repro` does before dvc: it checks params.yaml again once it, or what else decides the answer, has changed."""
+"""What `make repro` does before dvc: it checks params.yaml again once anything that decides the answer has changed."""
 
 import shutil
 import sys
