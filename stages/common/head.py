@@ -158,21 +158,21 @@ def print_message(text: str) -> None:
     print(errors.printable(errors.one_line(text)), flush=True)
 
 
-def joining(address: str, processes: int) -> str:
+def joining_line(address: str, processes: int) -> str:
     """The head's line about a machine that joins. address: of that machine."""
     return f"{address} joins with {counted(processes, 'process', 'processes')}"
 
 
-def refusal(address: str, reason: str) -> str:
+def refusal_line(address: str, reason: str) -> str:
     """The head's line about a machine that may not join. address: of that machine."""
     return f"{address} may not join: {reason}"
 
 
-def refused(head: object, reason: str) -> UserError:
+def refusal_error(head: object, reason: str) -> UserError:
     """The error of a machine that may not join."""
     return UserError(f"this machine cannot join {head}: {reason}")
 
 
-def lost(head: object) -> UserError:
+def lost_head_error(head: object) -> UserError:
     """The error of a machine whose head has gone."""
     return UserError(f"the head {head} has ended or cannot be reached; nothing runs here any more")

@@ -65,7 +65,7 @@ def join(place: str, data: DataName, options: Preprocess, settings: Machine) -> 
             with _workers(work, processes) as (sentinels, messages):
                 _watch(place, link, sentinels, messages)
         except LostError:
-            raise head.lost(place) from None
+            raise head.lost_head_error(place) from None
     print("preprocess has decoded all pictures; the head has them", flush=True)
     return True
 
@@ -79,7 +79,7 @@ def _enter(
     link.send({**hello, "refused": difference} if difference else hello)
     answer, _ = link.receive()
     if "refused" in answer:
-        raise head.refused(place, answer["refused"])
+        raise head.refusal_error(place, answer["refused"])
 
 
 @contextmanager

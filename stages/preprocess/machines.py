@@ -158,9 +158,9 @@ class Machines:
             if not refusal:
                 self._links[machine] = [link]
         if refusal:
-            head.print_message(head.refusal(link.address, refusal))
+            head.print_message(head.refusal_line(link.address, refusal))
         else:
-            head.print_message(head.joining(link.address, int(hello["processes"])))
+            head.print_message(head.joining_line(link.address, int(hello["processes"])))
         link.send({"refused": refusal} if refusal else {"admitted": True})
 
     def _hand_out(self, link: Link) -> None:

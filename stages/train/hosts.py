@@ -146,8 +146,8 @@ def admission(store: TCPStore, place: Place, facts: Mapping[str, str]) -> dict[s
         side = "ahead of" if skew > 0 else "behind"
         reason = f"other clock ({abs(skew):.0f} s {side} the head's): set the clocks with NTP"
     if reason:
-        notify_head(store, heads.refusal(place.address, reason))
-        raise heads.refused(place, reason)
+        notify_head(store, heads.refusal_line(place.address, reason))
+        raise heads.refusal_error(place, reason)
     return published
 
 

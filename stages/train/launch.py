@@ -93,9 +93,9 @@ def join(address: str, config: Config, settings: Machine) -> int:
     settings = settings.model_copy(update={"timeout_seconds": timeout})
     place = replace(place, maximum=published["maximum"])
     processes = counted(settings.processes, "process", "processes")
-    hosts.notify_head(store, head.joining(place.address, settings.processes))
+    hosts.notify_head(store, head.joining_line(place.address, settings.processes))
     print(f"joining {place} with {processes}; the head prints and writes", flush=True)
-    head_gone = head.lost(place)
+    head_gone = head.lost_head_error(place)
 
     def end_program() -> None:
         errors.print_line(f"error: {head_gone}")
