@@ -168,7 +168,8 @@ def verdict(document: dict[str, Any]) -> str:
     )
     if final["p"] is None:
         return f"{means}; neither varies between seeds, so there is no variation to judge the difference by"
-    difference = Difference(final["difference"], *final["interval"], final["p"])
+    low, high = final["interval"]
+    difference = Difference(final["difference"], low, high, final["p"])
     return f"{means}, {measure.interval(difference, LEVEL)}, Welch's t test {p_value(final['p'])}, level {LEVEL:g}"
 
 
