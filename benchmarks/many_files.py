@@ -3,15 +3,13 @@
     PYTHONPATH=. .venv/bin/python -m benchmarks.many_files --pictures 1000000
 
 Writes so many JPEGs, all different, into a temporary folder (TMPDIR; 4 KB of disk for each), and works in a clone of
-HEAD. Memory is that of all processes together, without the page cache (RssAnon, Linux only). `--make FOLDER` only
-writes the pictures.
+HEAD. Memory is that of all processes together, without the page cache (RssAnon, Linux only).
 """
 
 import argparse
 import io
 import json
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +31,13 @@ def main() -> None:
     """Print JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.many_files", description="Preprocess many pictures.")
     parser.add_argument("--pictures", type=int, default=1_000_000)
-    parser.add_argument("--make", type=Path, metavar="FOLDER", help="only write the pictures, to this folder")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the pictures there; use those that are there")
     arguments = parser.parse_args()
-    if arguments.make:
-        write(arguments.make, arguments.pictures)
-        return
     with tempfile.TemporaryDirectory() as scratch:
-        write(Path(scratch, "pictures"), arguments.pictures)
-        print(json.dumps({"pictures": arguments.pictures, **measure(Path(scratch)), **origin()}))
+        pictures = arguments.keep or Path(scratch, "pictures")
+        if not pictures.exists():
+            write(pictures, arguments.pictures)
+        print(json.dumps({"pictures": arguments.pictures, **measure(Path(scratch, "clone"), pictures), **origin()}))
 
 
 def write(folder: Path, count: int) -> None:
@@ -56,12 +53,11 @@ def write(folder: Path, count: int) -> None:
             (place / f"{number:07}.jpg").write_bytes(content.getvalue())
 
 
-def measure(scratch: Path) -> dict[str, Any]:
-    """Run preprocess on `scratch`/pictures, and then once more with nothing to do."""
-    folder = scratch / "clone"
+def measure(folder: Path, pictures: Path) -> dict[str, Any]:
+    """Run preprocess in a clone, `folder`, and then once more with nothing to do."""
     run(Path.cwd(), "git", "clone", "--quiet", ".", str(folder))
     values = params.load(paths.PARAMS)
-    values["data"].update(name="images", images=str(scratch / "pictures"))
+    values["data"].update(name="images", images=str(pictures.resolve()))
     values["preprocess"].update(image_size=[SIDE, SIDE])
     (folder / paths.PARAMS).write_text(yaml.safe_dump(values), encoding="utf-8")
     command = ("dvc", "repro", "preprocess", "--quiet")
