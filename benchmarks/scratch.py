@@ -6,6 +6,7 @@ The stages run as they are, with the parameters of params.yaml and the overrides
 import copy
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -47,6 +48,8 @@ class Scratch:
         self.folder, self.values = folder, changed(overrides)
         (folder / self.values["data"]["images"]).mkdir(parents=True, exist_ok=True)
         files.write_text(folder / paths.PARAMS, yaml.safe_dump(self.values, sort_keys=False))
+        (folder / paths.WEIGHTS).parent.mkdir(parents=True, exist_ok=True)
+        (folder / paths.WEIGHTS).symlink_to(CODE / paths.WEIGHTS, target_is_directory=True)
         for stage in ("download", "preprocess", "weights"):
             _run(stage, folder)
 
@@ -57,13 +60,13 @@ class Scratch:
         return folder
 
     def train(self, seed: int) -> dict[str, float]:
-        """Train with a seed in its own process; returns loop_seconds and process_seconds."""
+        """Train with a seed in its own process; returns loop_seconds, process_seconds and processor_seconds."""
         folder = self.prepare(seed)
-        start = time.perf_counter()
+        start, used = time.perf_counter(), _processor_seconds()
         _run("train", folder)
-        seconds = round(time.perf_counter() - start, 3)
+        seconds, processor = round(time.perf_counter() - start, 3), round(_processor_seconds() - used, 3)
         loop: float = json.loads((folder / paths.RUNS / "train.json").read_bytes())["loop_seconds"]
-        return {"loop_seconds": loop, "process_seconds": seconds}
+        return {"loop_seconds": loop, "process_seconds": seconds, "processor_seconds": processor}
 
     def measure(self, seed: int) -> dict[str, Any]:
         """Train and evaluate with a seed; returns the seconds of `train`, and the validation and test metrics."""
@@ -71,6 +74,12 @@ class Scratch:
         folder = self.folder / f"seed-{seed}"
         _run("evaluate", folder)
         return {**seeds.run.row(folder, seed), **seconds}
+
+
+def _processor_seconds() -> float:
+    """Processor time of all child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _run(stage: str, folder: Path) -> None:

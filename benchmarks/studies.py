@@ -32,6 +32,10 @@ NAMES = {
     "tutorial": "`recipes/tutorial.txt`: 784-512-10, SGD",
     "fashion": "`recipes/fashion.txt`: the default network on Fashion-MNIST, 10 epochs",
     "fashion-best": "`recipes/fashion-best.txt`: a deeper and wider one, 11 epochs",
+    "fashion-shufflenet": "`recipes/fashion-shufflenet.txt`: weights for `openclipart-finetuned`",
+    "openclipart": "`recipes/openclipart.txt`: a small CNN on clip art",
+    "openclipart-shufflenet": "`recipes/openclipart-shufflenet.txt`: shufflenet_v2_x0_5 on clip art, new weights",
+    "openclipart-finetuned": "`recipes/openclipart-finetuned.txt`: the same, pretrained on Fashion-MNIST",
 }
 Study = dict[str, Any]
 
@@ -95,7 +99,7 @@ def table(studies: dict[str, Study]) -> str:
                 f"{test['mean']:.2%}" + (f" ± {100 * test['standard_deviation']:.2f}" if test["n"] > 1 else ""),
                 f"{test['low']:.2%} to {test['high']:.2%}" if test["n"] > 1 else "",
                 f"{validation['mean']:.2%}" if validation else "none",
-                f"{study['loop_seconds']['mean']:.0f}",
+                f"{study['processor_seconds' if 'processor_seconds' in study else 'loop_seconds']['mean']:.0f}",
                 f"{study['machine']['processor'].partition('(')[0]}, {study['commit']}",
             )
         )

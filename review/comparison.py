@@ -154,10 +154,12 @@ def compare_models(
     if reason:
         note = f"{reason}: metrics are shown side by side, but their differences do not judge the models"
         return None, verdict_without_difference(reason), [note]
+    test_sets = {_md5(a, TEST_SET), _md5(b, TEST_SET)}
     if not tables:
-        return None, unpaired(a, b, level), []
+        maybe = f"{TEST_SET} differs between the two sides: other images, or the same ones prepared in another way"
+        return None, unpaired(a, b, level), [maybe] if len(test_sets - {None}) == 2 else []
     notes = []
-    if _md5(a, TEST_SET) != _md5(b, TEST_SET):
+    if len(test_sets) == 2:
         notes.append(f"{TEST_SET} differs between the two sides, but the labels are the same image by image")
     notes += contradictions(a, tables[0]) + contradictions(b, tables[1])
     return *paired(*tables, level), notes
@@ -174,6 +176,8 @@ def different_images(name_a: str, name_b: str, a: pd.DataFrame, b: pd.DataFrame)
         for old, new in zip(classes_a, classes_b, strict=True):
             if old != new:
                 return f"the classes differ: {old[:40]!r} in {name_a} is {new[:40]!r} in {name_b}"
+    if has_values(a) and not np.ptp(a["label"]):
+        return f"all test images of {name_a} have the same label, so R2 is undefined"
     if len(a) != len(b):
         return f"the test sets differ: {len(a):,} images in {name_a}, {len(b):,} in {name_b}"
     if count := int((a["label"].to_numpy() != b["label"].to_numpy()).sum()):
@@ -191,6 +195,10 @@ def different_test_sets(a: Revision, b: Revision) -> str | None:
     if data_a != data_b:
         return f"the data sets differ: {data_a} in {a.name}, {data_b} in {b.name}"
     classes_a, classes_b = _images_by_class(a), _images_by_class(b)
+    if not (classes_a and classes_b):  # metrics of an older version, or none
+        images_a, images_b = (side.metrics.get(TEST_METRICS, {}).get("images") for side in (a, b))
+        differ = None not in (images_a, images_b) and images_a != images_b
+        return f"the test sets differ: {images_a} images in {a.name}, {images_b} in {b.name}" if differ else None
     if len(classes_a) != len(classes_b):
         return f"{a.name} has {len(classes_a)} classes, {b.name} has {len(classes_b)}"
     if classes_a != classes_b:

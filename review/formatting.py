@@ -70,7 +70,9 @@ def accuracy_of(images: int) -> Measure:
 
 def measure_of(metric: str) -> Measure:
     """How a metric of metrics/train.json is written."""
-    return ACCURACY if metric.endswith("accuracy") else LOSS
+    if metric.endswith("accuracy"):
+        return ACCURACY
+    return R2 if metric.endswith("r2") else LOSS
 
 
 def p_value(p: float) -> str:

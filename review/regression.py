@@ -60,7 +60,8 @@ def largest(gains: Floats, most: int) -> list[int]:
 
 def contradiction(metrics: dict[str, Any], table: pd.DataFrame) -> str | None:
     """A measure of the predictions that the metrics of a revision contradict, such as "r2 0.91"; None if they agree."""
-    for name, value in values.measures(table["prediction"].to_numpy(), table["label"].to_numpy()).items():
+    predictions = table["prediction"].to_numpy().astype(np.float32)  # as evaluate had them: near 0, R2 depends on it
+    for name, value in values.measures(predictions, table["label"].to_numpy()).items():
         recorded = metrics.get(name)
         if not isinstance(recorded, int | float) or abs(recorded - value) > TOLERANCE * max(abs(value), TOLERANCE):
             return f"{name} {value:.6g}"

@@ -28,7 +28,12 @@ from stages.common.text import listed, shown
 
 SEED = "train.seed"
 # The metrics that a setting can be chosen by.
-HIGHER_IS_BETTER = {"validation_accuracy": True, "validation_balanced_accuracy": True, "validation_loss": False}
+HIGHER_IS_BETTER = {
+    "validation_accuracy": True,
+    "validation_balanced_accuracy": True,
+    "validation_loss": False,
+    "validation_r2": True,  # of a regression
+}
 BEST, NOISE, WORSE = "best", "within noise", "worse"
 MOST_NAMES = 5  # of experiments, in an error message
 METHOD = "Tukey's HSD (1949): all pairs of settings at once, so that more settings give no more false alarms"
@@ -88,8 +93,7 @@ def summary(runs: list[Revision], metric: str, level: float) -> dict[str, Any]:
     varied      the parameters that differ between settings, in the order of params.yaml
     deviation   the standard deviation over seeds, pooled over settings; None if no setting has two seeds
     settings    the best first: parameters (without the keys that it lacks), seeds, values (one per seed), mean,
-                deviation (None: one seed), and verdict: best | within noise | worse (than the best); None if a setting
-                has only one seed
+                deviation (None: one seed), and verdict: best | within noise | worse (than the best); None if unknown
     notes       what the reader must know to trust the rest, one line each
     """
     read_keys = {key for run in runs for key in run.read_by}
@@ -149,6 +153,8 @@ def pooled(groups: list[list[float]]) -> float | None:
 def verdicts(groups: list[list[float]], level: float) -> list[str | None]:
     """The verdict on each setting against the first, which is the best. None for all if a setting has one seed.
 
+    None also for settings that differ from the best, if no setting varies between its seeds.
+
     The stages write six decimals. The test uses whole millionths, whose sums are exact: means of equal floats can
     differ in the last bit, which would be a "significant" difference.
     """
@@ -157,8 +163,8 @@ def verdicts(groups: list[list[float]], level: float) -> list[str | None]:
     if min(map(len, groups)) < 2:
         return [None] * len(groups)
     whole = [[round(value * 1e6) for value in group] for group in groups]
-    if all(len(set(group)) == 1 for group in whole):  # no variation between seeds: every difference is significant
-        return [BEST, *(NOISE if group[0] == whole[0][0] else WORSE for group in whole[1:])]
+    if all(len(set(group)) == 1 for group in whole):  # no variation between seeds to judge a difference by
+        return [BEST, *(NOISE if group[0] == whole[0][0] else None for group in whole[1:])]
     p = stats.tukey_hsd(*whole).pvalue[0]
     return [BEST, *(WORSE if value < level else NOISE for value in p[1:])]
 
@@ -210,6 +216,8 @@ def legend(document: dict[str, Any]) -> str:
     line = f"{metric.replace('_', ' ')}, mean over {SEED}, {runs} runs of {document['commit'][:7]}"
     if deviation is None:
         return f"{line}; one seed per setting cannot tell effect from noise"
+    if not deviation:
+        return f"{line}; no setting varies between its seeds, so there is no variation to judge a difference by"
     return (
         f"{line}; deviation over seeds {measure_of(metric).number(deviation)}; Tukey's HSD, level {document['level']:g}"
     )
@@ -221,12 +229,16 @@ def _plain(run: Revision, key: str) -> str:
 
 
 def _value(run: Revision, metric: str) -> float:
-    value = run.metrics.get(paths.TRAIN_METRICS.as_posix(), {}).get(metric)
+    measured = run.metrics.get(paths.TRAIN_METRICS.as_posix(), {})
+    value = measured.get(metric)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(
-            f"{run.name}: {paths.TRAIN_METRICS} has no {metric}; run it with preprocess.validation_fraction above 0"
-            + ", and train.select_by: balanced_accuracy" * ("balanced" in metric)
-        )
+        known = [name for name in HIGHER_IS_BETTER if name in measured]
+        remedy = f"allowed: --metric {' | '.join(known)}"
+        if not known:
+            remedy = "run it with preprocess.validation_fraction above 0"
+        elif "balanced" in metric:
+            remedy += ", or run it with train.select_by: balanced_accuracy"
+        raise UserError(f"{run.name}: {paths.TRAIN_METRICS} has no {metric}; {remedy}")
     return float(value)
 
 

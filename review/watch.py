@@ -1,8 +1,8 @@
 """The running and queued runs, here and in DVC's experiments: `python -m review.watch`, or `make watch`.
 
-One row per run: epoch, validation accuracy of that epoch, time left at the current pace. A terminal shows the table,
-which is updated; any other output gets one line per change. Ends when nothing is running, or with --once after one
-table. Reads only.
+One row per run: epoch, validation accuracy or R2 of that epoch, time left at the current pace. A terminal shows the
+table, which is updated; any other output gets one line per change. Ends when nothing is running, or with --once after
+one table. Reads only.
 """
 
 import argparse
@@ -34,7 +34,7 @@ LONGEST_NAME = 40  # characters
 
 
 class Run(NamedTuple):
-    """One run. epoch, epochs, accuracy, seconds_left: None if not known yet."""
+    """One run. Numbers are None if not known yet; accuracy is of a classification, r2 of a regression."""
 
     name: str
     state: str
@@ -42,14 +42,18 @@ class Run(NamedTuple):
     epochs: int | None = None
     accuracy: float | None = None
     seconds_left: float | None = None
+    r2: float | None = None
 
     def cells(self) -> list[str]:
         """One text per column."""
+        validation = MISSING if self.accuracy is None else formatting.percent(self.accuracy)
+        if self.r2 is not None:
+            validation = f"R2 {formatting.R2.value(self.r2)}"
         return [
             formatting.short(self.name, LONGEST_NAME),
             self.state,
             MISSING if self.epoch is None else f"{self.epoch}/{self.epochs}",
-            MISSING if self.accuracy is None else formatting.percent(self.accuracy),
+            validation,
             MISSING if self.seconds_left is None else duration(self.seconds_left),
         ]
 
@@ -93,9 +97,9 @@ def print_changes(runs: Sequence[Run], previous: Sequence[Run]) -> None:
 
 def log_line(run: Run) -> str:
     """A run in one line of a log."""
-    name, state, epoch, accuracy, left = run.cells()
-    details = (f"epoch {epoch}", f"validation accuracy {accuracy}", f"{left} left")
-    known = (run.epoch, run.accuracy, run.seconds_left)
+    name, state, epoch, validation, left = run.cells()
+    details = (f"epoch {epoch}", f"validation accuracy {validation}", f"validation {validation}", f"{left} left")
+    known = (run.epoch, run.accuracy, run.r2, run.seconds_left)
     return f"{name}: " + ", ".join(
         [state, *(text for text, value in zip(details, known, strict=True) if value is not None)]
     )
@@ -184,7 +188,8 @@ def with_progress(name: str, state: str, folder: Path) -> Run:
         epoch, epochs = int(progress["epoch"]), int(progress["epochs"])
         since = max(time.time() - progress["time"], 0)
         left = max((epochs - epoch) * progress["seconds_per_epoch"] - since, 0)
-        return Run(name, state, epoch, epochs, progress.get("validation_accuracy"), left if state == RUNNING else None)
+        accuracy, r2 = (progress.get(f"validation_{name}") for name in ("accuracy", "r2"))
+        return Run(name, state, epoch, epochs, accuracy, left if state == RUNNING else None, r2)
     except (OSError, ValueError, KeyError, TypeError):
         return Run(name, state)
 

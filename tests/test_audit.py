@@ -150,4 +150,4 @@ def test_an_archive_is_audited_like_its_folder(root: Path, monkeypatch: pytest.M
 
 def test_copies_of_files_are_groups_in_order() -> None:
     found = [survey.Surveyed(digest, None, "") for digest in (b"x", b"y", b"", b"x", b"", b"y", b"x", b"z")]
-    assert list(audit._copies(found)) == [[0, 3, 6], [1, 5]]
+    assert list(survey.copies(found)) == [[0, 3, 6], [1, 5]]

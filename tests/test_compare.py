@@ -20,7 +20,10 @@ import dvc.api
 import pandas as pd
 import pytest
 
+from integrity.dvc_lock import LockedFile
+from integrity.revisions import Revision
 from review import compare, comparison
+from review.results import PredictionsLookup
 from stages.common.errors import UserError
 from stages.evaluate import predictions
 from tests import servers
@@ -335,6 +338,56 @@ def test_without_predictions_the_counts_in_git_are_compared(project: Project, mo
     assert found["verdict"]["difference"] == pytest.approx(expected["verdict"]["difference"])
     assert found["verdict"]["p"] > expected["verdict"]["p"]
     assert (found["metrics"], found["parameters"]) == (expected["metrics"], expected["parameters"])
+
+
+def counted(name: str, md5: str | None, **metrics: Any) -> Revision:
+    """A revision whose predictions are lost."""
+    outs = {path: LockedFile(path=path, md5=md5 * 32) for path in ["data/processed/test"] if md5}
+    return Revision(name, None, {}, {}, {"metrics/evaluate.json": metrics}, outs)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "word", "text", "note"),
+    [
+        # Metrics of an older version have no classes.
+        (
+            counted("x", "1", errors=9, images=99, classes=[{"class": "a", "images": 99}]),
+            counted("y", None, errors=9, images=99),
+            "within noise",
+            "accuracy 90.91 % -> 90.91 %",
+            None,
+        ),
+        (
+            counted("x", "1", errors=9, images=99),
+            counted("y", None, errors=9, images=98),
+            "not comparable",
+            "the test sets differ: 99 images in x, 98 in y",
+            None,
+        ),
+        (
+            counted("x", None, errors=9, images=99),
+            counted("y", None),
+            "not comparable",
+            "y: metrics/evaluate.json has no counts",
+            None,
+        ),
+        (
+            counted("x", "1", errors=9, images=99),
+            counted("y", "2", errors=9, images=99),
+            "within noise",
+            "accuracy",
+            "data/processed/test differs between the two sides: other images, or the same ones prepared in another way",
+        ),
+    ],
+)
+def test_the_counts_of_revisions_without_predictions(
+    a: Revision, b: Revision, word: str, text: str, note: str | None
+) -> None:
+    lost = PredictionsLookup(None, "lost", [])
+    found = comparison.compare(a, b, (lost, lost), 0.05, None)
+    assert found["verdict"]["word"] == word
+    assert found["verdict"]["text"].startswith(text)
+    assert [line for line in found["notes"] if line.startswith("data/")] == ([note] if note else [])
 
 
 def test_each_reason_is_one_line(project: Project, monkeypatch: Patch, capsys: Out) -> None:

@@ -379,7 +379,7 @@ def found(metric: str = "validation_accuracy", **changed: Any) -> dict[str, Any]
 def searched(patch: pytest.MonkeyPatch) -> str:
     """What a search prints at its end: with each verdict, and as Markdown."""
     nothing: dict[str, Any] = {"trials": [], "best": None, "recipe": None, "importance": {}, "final": None}
-    never = {**found()["final"], "p": None, "word": "better"}
+    never = {**found()["final"], "p": None, "interval": None, "difference": None, "word": "not comparable"}
     documents = {
         "better": found(),
         "losses": found("validation_loss"),

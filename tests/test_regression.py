@@ -24,7 +24,7 @@ from export import paths as exported
 from export import run as export
 from integrity import rules
 from integrity.revisions import Revision
-from review import comparison, comparison_text, formatting, report_page, results, significance
+from review import comparison, comparison_text, formatting, regression, report_page, results, significance
 from review.report_page import Against
 from review.results import PredictionsLookup, Results
 from seeds import collect
@@ -449,6 +449,26 @@ def test_a_better_regression_is_found_and_shown() -> None:
     assert compared(new, old)["verdict"]["word"] == "worse"
     same = compared(old, old)
     assert (same["verdict"]["word"], same["verdict"]["p"], same["images"]["changed"]) == ("within noise", 1.0, 0)
+
+
+def test_metrics_near_zero_agree_with_their_predictions() -> None:
+    """Nine digits of a prediction near 2000 are too few for an R2 near 0, unless they are read as a float32."""
+    random = np.random.default_rng(1)
+    for _ in range(20):
+        labels = random.normal(2000, 10, 200)
+        predicted = np.full(200, labels.mean() + random.normal(0, 0.3), dtype=np.float32)
+        metrics = {key: float(f"{each:.6g}") for key, each in values.measures(predicted, labels).items()}
+        written = predictions.csv(values.table(predicted, labels)).encode()
+        assert regression.contradiction(metrics, predictions.parse(written, "x")) is None
+        metrics["r2"] *= 1.01
+        assert regression.contradiction(metrics, predictions.parse(written, "x"))
+
+
+def test_labels_without_variance_have_no_verdict() -> None:
+    old, new = (side(name, table([3.0], [guess]), r2=0.0) for name, guess in (("old", 1.0), ("new", 2.0)))
+    document = compared(old, new)
+    assert document["verdict"]["text"] == "all test images of old have the same label, so R2 is undefined"
+    json.dumps(document, allow_nan=False)
 
 
 def test_the_verdict_alarms_no_more_often_than_its_level() -> None:

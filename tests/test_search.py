@@ -142,6 +142,41 @@ def test_what_is_missing_or_invalid_is_one_line(here: Here) -> None:
         space.read()
 
 
+def test_every_trial_must_measure_the_metric(here: Here) -> None:
+    params = (here.path / "params.yaml").read_text(encoding="utf-8")
+    select = "train.select_by: balanced_accuracy in params.yaml"
+    here.write(metric="validation_balanced_accuracy")
+    with pytest.raises(UserError, match=f"needs {select}$"):
+        space.read()
+    balanced = params.replace("select_by: accuracy", "select_by: balanced_accuracy")
+    (here.path / "params.yaml").write_text(balanced, encoding="utf-8")
+    assert space.read()
+    choices = {"train.select_by": {"choices": ["balanced_accuracy", "loss"]}}
+    here.write({**search_toy.SPACE, **choices}, metric="validation_balanced_accuracy")
+    with pytest.raises(UserError, match=f"needs {select}, and no train.select_by in space$"):
+        space.read()
+
+    here.write(metric="validation_r2")
+    with pytest.raises(UserError, match="validation_r2, and data.task is classification; allowed: validation_accuracy"):
+        space.read()
+    for old, new in (
+        ("name: mnist", "name: images"),
+        ("images: data/no-images", "images: photos"),
+        ("task: classification", "task: regression"),
+        ("loss: cross_entropy", "loss: mse"),
+        ("label_smoothing: 0.05", "label_smoothing: 0.0"),
+        ("select_by: accuracy", "select_by: loss"),
+    ):
+        params = params.replace(old, new, 1)
+    (here.path / "params.yaml").write_text(params, encoding="utf-8")
+    learning_rate = {"optimizers.adam.lr": search_toy.SPACE["optimizers.adam.lr"]}
+    here.write(learning_rate, metric="validation_r2")
+    assert space.read().higher_is_better
+    here.write(learning_rate)
+    with pytest.raises(UserError, match=r"data.task is regression; allowed: validation_r2 \| validation_loss$"):
+        space.read()
+
+
 def test_a_folder_outside_of_git_is_one_line(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["search"])
     with pytest.raises(UserError, match="is in no DVC repository: run this in the project's folder"):
@@ -298,6 +333,26 @@ def test_a_budget_in_minutes_counts_all_runs(here: Here) -> None:
 def test_where_all_fail_it_ends(here: Here) -> None:
     with pytest.raises(UserError, match="^the first 3 trials failed, the last one with: the training loss is nan"):
         searched(here.study(), Fake(diverges=lambda lr: True))
+
+
+def test_it_continues_after_the_cause_of_the_first_failures_is_fixed(here: Here) -> None:
+    here.write(trials=9)
+    with pytest.raises(UserError, match="^the first 3 trials failed"):
+        searched(here.study(), Fake(diverges=lambda lr: True))
+    found = searched(here.study(), Fake())
+    assert [trial["state"] for trial in found["trials"]][:4] == ["failed", "failed", "failed", "finished"]
+    assert len(found["trials"]) == 9
+
+
+def test_seeds_that_do_not_vary_judge_no_winner(here: Here) -> None:
+    plan = here.study().plan
+    final = outcome.final(([1, 2], [0.97, 0.97], [0.98, 0.98]), plan)
+    assert (final["word"], final["p"], final["interval"]) == ("not comparable", None, None)
+    line = outcome.verdict({"best": 3, "recipe": 0, "metric": "validation_accuracy", "final": final})
+    assert line.endswith(
+        "97.000 % -> 98.000 %; neither varies between seeds, so there is no variation to judge the difference by"
+    )
+    assert outcome.final(([1, 2], [0.97, 0.97], [0.97, 0.97]), plan)["word"] == "within noise"
 
 
 def test_of_losses_the_lowest_wins(here: Here) -> None:

@@ -86,11 +86,22 @@ def test_a_run_without_validation_is_one_line() -> None:
         summary([run("a", 0.9), run("b", None, train__seed=1)])
 
 
+def test_a_sweep_of_a_regression_is_judged_by_r2() -> None:
+    runs = [run(name, None, train__loss=loss) for name, loss in (("a", "mse"), ("b", "mae"))]
+    for each, r2 in zip(runs, (-0.25, 0.75), strict=True):
+        each.metrics[TRAIN] |= {"validation_r2": r2, "validation_loss": 1.0}
+    found = summary(runs, "validation_r2")
+    assert [setting["parameters"]["train.loss"] for setting in found["settings"]] == ["mae", "mse"]
+    assert "0.7500" in sweep.text({"commit": "0" * 40, **found})
+    with pytest.raises(UserError, match=r"no validation_accuracy; allowed: --metric validation_loss \| validation_r2$"):
+        summary(runs)
+
+
 @pytest.mark.parametrize(
     ("groups", "verdicts"),
     [
         ([[0.9, 0.9]], ["best"]),
-        ([[0.9, 0.9], [0.9, 0.9], [0.8, 0.8]], ["best", "within noise", "worse"]),
+        ([[0.9, 0.9], [0.9, 0.9], [0.8, 0.8]], ["best", "within noise", None]),
         ([[0.9], [0.8, 0.7]], [None, None]),
     ],
 )
@@ -183,7 +194,7 @@ def test_equal_accuracies_are_never_a_difference() -> None:
         for a in range(2, 11):
             groups = [[value / 10_000] * a, [value / 10_000] * (13 - a), [0.5, 0.5]]
             wrong += [(value, a)] * (sweep.verdicts(groups[:2], 0.05) != ["best", "within noise"])
-            wrong += [(value, a)] * (sweep.verdicts(groups, 0.05) != ["best", "within noise", "worse"])
+            wrong += [(value, a)] * (sweep.verdicts(groups, 0.05) != ["best", "within noise", None])
     assert wrong == []
     # Equal means where seeds do differ.
     pair = [0.993, 0.995]

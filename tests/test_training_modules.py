@@ -5,17 +5,17 @@ import json
 import math
 import multiprocessing
 import os
-import pickle
 import select
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import chain
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from stages.common import machine
 from stages.common.errors import SIGNALS, UserError, one_stage_at_a_time
+from stages.dataset import packed
 from stages.network import device, losses, model_file, models
 from stages.network.model_file import Spec
 from stages.network.options import Name
@@ -455,17 +456,22 @@ def test_different_numbers_of_images_and_labels_are_refused() -> None:
         PackedImages(torch.zeros(3, 1, 1, 1), torch.zeros(2))
 
 
-def test_batches_of_workers_use_no_shared_memory_and_no_sockets() -> None:
-    images = torch.arange(20, dtype=torch.uint8).reshape(20, 1, 1, 1)
-    dataset = PackedImages(images, torch.arange(20))
+def on_disk(folder: Path, count: int, kind: type[packed.Split] = packed.Split) -> PackedImages:
+    """Images of a pixel, which are not in memory."""
+    images = np.arange(count, dtype=np.uint8).reshape(count, 1, 1, 1)
+    packed.write(folder, images, np.zeros(count, np.int64))
+    return PackedImages(kind(folder, (1, 1, 1), 1), torch.arange(count))
+
+
+def test_workers_send_positions_instead_of_images(tmp_path: Path) -> None:
+    dataset = on_disk(tmp_path / "split", 20)
+    batches = tens(dataset, 1, StopSignal())
     with ending_workers(1):
-        got = list(tens(dataset, 1, StopSignal()).iterate(1, skip=0))
-    assert [labels.tolist() for _, labels in got] == [list(range(10)), list(range(10, 20))]
-    assert not any(tensor.is_shared() for batch in got for tensor in batch)
-    # A worker that is not forked, which is the default from Python 3.14 on, gets the images in the same way.
-    sent: PackedImages = pickle.loads(ForkingPickler.dumps(dataset))
-    assert torch.equal(sent.__getitems__(list(range(20)))[0], images)
-    assert not images.is_shared()
+        assert list(batches._positions) == [list(range(10)), list(range(10, 20))]
+        got = list(batches.iterate(1, skip=0))
+    for images, labels in got:
+        assert torch.equal(images.flatten().long(), labels)
+    assert sum(len(images) for images, _ in got) == 20
 
 
 @pytest.fixture
@@ -482,30 +488,29 @@ def _no_waiting_for_ever() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-class Hangs(PackedImages):
-    """Images whose third batch never comes. The worker sends the parent a stop signal once it has two batches."""
+TWO_ARE_THERE = multiprocessing.Event()
 
-    def __init__(self, count: int) -> None:
-        super().__init__(torch.zeros(count, 1, 1, 1), torch.arange(count))
-        self.two_are_there = multiprocessing.Event()
 
-    def __getitems__(self, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        if positions[0] == 20:
-            self.two_are_there.wait()
+class Hangs(packed.Split):
+    """Images whose third batch is never read. The worker sends the parent a stop signal once it has two batches."""
+
+    def read_ahead(self, positions: npt.ArrayLike) -> None:
+        if 20 in np.asarray(positions):
+            TWO_ARE_THERE.wait()
             os.kill(os.getppid(), signal.SIGTERM)
             signal.pause()
-        return super().__getitems__(positions)
 
 
 @pytest.mark.usefixtures("_no_waiting_for_ever")
 @pytest.mark.parametrize("stopped", [False, True], ids=["hanging", "suspended"])
-def test_a_signal_ends_the_wait_for_a_worker_and_the_worker(stopped: bool) -> None:
-    dataset = Hangs(40)
+def test_a_signal_ends_the_wait_for_a_worker_and_the_worker(stopped: bool, tmp_path: Path) -> None:
+    TWO_ARE_THERE.clear()
+    dataset = on_disk(tmp_path / "split", 40, Hangs)
     with handle_stop_signals() as stop, ending_workers(1):
         batches = tens(dataset, 1, stop)
         for count, _ in enumerate(batches.iterate(1, skip=0), start=1):
             if count == 2:
-                dataset.two_are_there.set()
+                TWO_ARE_THERE.set()
         assert count == 2
         assert stop() == signal.SIGTERM
         (worker,) = multiprocessing.active_children()
@@ -523,7 +528,7 @@ from stages.common import errors
 from stages.train.batches import Batches, PackedImages
 from stages.train.stopping import StopSignal
 def main():
-    count = 4096  # more than fits into a pipe, so that the worker has to wait
+    count = 4096
     dataset = PackedImages(torch.zeros(count, 1, 28, 28, dtype=torch.uint8), torch.arange(count))
     workers = int(os.environ["WORKERS"])
     batches = Batches(
@@ -557,19 +562,18 @@ def test_workers_end_with_a_killed_parent_and_its_lock_is_released(
     assert (len(workers), free, ended) == (num_workers, True, True)
 
 
-class Dies(PackedImages):
+class Dies(packed.Split):
     """Images whose worker is killed, as by a system that lacks memory."""
 
-    def __getitems__(self, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def read_ahead(self, positions: npt.ArrayLike) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
-        return super().__getitems__(positions)
 
 
-class Starves(PackedImages):
+class Starves(packed.Split):
     """Images whose worker cannot allocate memory."""
 
-    def __getitems__(self, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        raise MemoryError("no room for a batch")
+    def read_ahead(self, positions: npt.ArrayLike) -> None:
+        raise MemoryError("no room")
 
 
 @pytest.mark.usefixtures("_no_waiting_for_ever")
@@ -577,15 +581,13 @@ class Starves(PackedImages):
     ("kind", "reason"),
     [
         (Dies, r"DataLoader worker \(pid.*\) (is killed by signal: Killed|exited unexpectedly)"),
-        (Starves, "MemoryError: no room for a batch"),
+        (Starves, "MemoryError: no room"),
     ],
     ids=["killed", "without memory"],
 )
-def test_a_worker_that_fails_is_one_line(kind: type[PackedImages], reason: str) -> None:
-    dataset = kind(torch.zeros(20, 1, 1, 1), torch.arange(20))
-    ending = (
-        r"; params\.yaml: machine\.num_workers is 2: set 0, or fewer, or a smaller train\.batch_size \(.*ulimit -n is"
-    )
+def test_a_worker_that_fails_is_one_line(kind: type[packed.Split], reason: str, tmp_path: Path) -> None:
+    dataset = on_disk(tmp_path / "split", 20, kind)
+    ending = r"; params\.yaml: machine\.num_workers is 2: set 0, or fewer \(.*ulimit -n is"
     with pytest.raises(UserError, match=reason + ending), handle_stop_signals() as stop, ending_workers(2):
         list(tens(dataset, 2, stop).iterate(1, skip=0))
     assert not multiprocessing.active_children()

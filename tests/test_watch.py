@@ -177,6 +177,14 @@ def test_a_progress_file_that_cannot_be_read_is_no_error(repo: Repository) -> No
     assert watch.with_progress("a", RUNNING, root).seconds_left == 0
 
 
+def test_a_regression_shows_its_r2(repo: Repository) -> None:
+    root = Path(repo.root_dir)
+    progress(root, validation_accuracy=None, validation_r2=0.75)
+    run = watch.with_progress("a", RUNNING, root)
+    assert run.cells()[3] == "R2 0.7500"
+    assert "validation R2 0.7500" in watch.log_line(run)
+
+
 @proc
 @pytest.mark.soak
 def test_real_experiments_live_in_dvc_and_on_a_terminal(tmp_path: Path) -> None:

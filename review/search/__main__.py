@@ -144,7 +144,7 @@ class Search:
         self.stopping = False  # then a run was ended, and its result does not count
 
     def run_trials(self) -> None:
-        """Finish what a killed search began, then begin others. Raises UserError if all of the first trials fail."""
+        """Finish what a killed search began, then begin others. Raises UserError if the first trials all fail."""
         unfinished = self.study.unfinished()
         if self.study.trials:
             finished = len(self.study.trials) - len(unfinished)
@@ -179,7 +179,7 @@ class Search:
                 raise
 
     def attempt(self, trial: FrozenTrial, group: children.Group) -> None:
-        """Run a trial, and record its result. Raises UserError if all of the first trials have failed."""
+        """Run a trial, and record its result. Raises UserError if all trials so far have failed."""
         number, name, start = trial.number, f"{self.name}-{trial.number:04d}", time.monotonic()
         parameters, metric = studies.values(trial), self.plan.options.metric
         epochs = int(parameters.get(EPOCHS, self.plan.recipe[EPOCHS]))
@@ -211,10 +211,10 @@ class Search:
                 state = f"{metric} {result.metrics[metric]:g}"
         self.forget(name)
         self.say(f"trial {number}: {state}")
-        first = self.study.trials[:FAILURES]
-        if len(first) == FAILURES and all(trial.state == TrialState.FAIL for trial in first):
-            reason = first[-1].user_attrs[studies.REASON]
-            raise UserError(f"the first {FAILURES} trials failed, the last one with: {reason}")
+        ended = [trial for trial in self.study.trials if trial.state.is_finished()]
+        if len(ended) >= FAILURES and all(trial.state == TrialState.FAIL for trial in ended):
+            reason = ended[-1].user_attrs[studies.REASON]
+            raise UserError(f"the first {len(ended)} trials failed, the last one with: {reason}")
 
     def run_finals(self) -> Finals | None:
         """Train the best trial's parameters and those of params.yaml with new seeds; None if they are the same.

@@ -8,6 +8,7 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from review import formatting, significance
+from review.comparison import NOT_COMPARABLE
 from review.formatting import measure_of, p_value, parameter
 from review.search.space import Plan
 from review.search.study import REASON, Study, values
@@ -75,21 +76,15 @@ def final(finals: Finals, plan: Plan) -> dict[str, Any]:
     seeds, recipe, winner = finals
     sign = 1 if plan.higher_is_better else -1
     difference = significance.welch(np.array(recipe), np.array(winner), LEVEL)
-    if difference is None:  # neither side varies between its seeds
-        mean = float(np.mean(winner) - np.mean(recipe))
-        difference = Difference(mean, mean, mean, 0.0)
-        p = None
-    else:
-        p = difference.p
-    return {
-        "seeds": seeds,
-        "recipe": recipe,
-        "winner": winner,
-        "difference": difference.difference,
-        "interval": [difference.low, difference.high],
-        "p": p,
-        "word": significance.verdict(sign * difference.difference, difference.p, LEVEL),
-    }
+    judged: dict[str, Any] = {"difference": None, "interval": None, "p": None, "word": NOT_COMPARABLE}
+    if difference:
+        judged = {
+            "difference": difference.difference,
+            "interval": [difference.low, difference.high],
+            "p": difference.p,
+            "word": significance.verdict(sign * difference.difference, difference.p, LEVEL),
+        }
+    return {"seeds": seeds, "recipe": recipe, "winner": winner, **judged}
 
 
 def ranked(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -168,13 +163,14 @@ def verdict(document: dict[str, Any]) -> str:
         return f"trial {best} is the best by one seed; not compared with params.yaml by several"
     measure = measure_of(document["metric"])
     recipe, winner = (measure.value(float(np.mean(final[side]))) for side in ("recipe", "winner"))
-    low, high = final["interval"]
-    interval = measure.interval(Difference(final["difference"], low, high, final["p"] or 0.0), LEVEL)
-    test = "neither varies between seeds" if final["p"] is None else f"Welch's t test {p_value(final['p'])}"
-    return (
-        f"trial {best} against params.yaml: {final['word']}: {len(final['seeds'])} new seeds each, {recipe} -> "
-        f"{winner}, {interval}, {test}, level {LEVEL:g}"
+    means = (
+        f"trial {best} against params.yaml: {final['word']}: {len(final['seeds'])} new seeds each, {recipe} -> {winner}"
     )
+    if final["p"] is None:
+        return f"{means}; neither varies between seeds, so there is no variation to judge the difference by"
+    low, high = final["interval"]
+    difference = Difference(final["difference"], low, high, final["p"])
+    return f"{means}, {measure.interval(difference, LEVEL)}, Welch's t test {p_value(final['p'])}, level {LEVEL:g}"
 
 
 def commands(document: dict[str, Any]) -> list[str]:

@@ -22,6 +22,11 @@ Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
 FILE = Path("search.yaml")
 PIPELINE = Path("dvc.yaml")
+METRICS_OF_TASK = {
+    "classification": ("validation_accuracy", "validation_balanced_accuracy", "validation_loss"),
+    "regression": ("validation_r2", "validation_loss"),
+}
+SELECT_BY = "train.select_by"
 MEASURED_FOR = {"validation_balanced_accuracy": "balanced_accuracy"}  # the train.select_by that a metric needs
 CHOSEN_BY = {"augmentations": "train.augmentation"}  # sections that DVC reads completely, and train in part
 DIGITS = 4  # significant digits of a drawn number, so that a person can read it and type it
@@ -32,7 +37,7 @@ BLOCK = re.compile(r"(\w+)\.\$\{([\w.]+)\}")  # of dvc.yaml: `optimizers.${train
 class Options(Section):
     """Section `search`."""
 
-    metric: Literal["validation_accuracy", "validation_balanced_accuracy", "validation_loss"]
+    metric: Literal["validation_accuracy", "validation_balanced_accuracy", "validation_loss", "validation_r2"]
     trials: int = Field(ge=1, le=100_000)
     minutes: float = Field(ge=0, le=1_000_000)
     jobs: int = Field(ge=1, le=64)
@@ -112,11 +117,10 @@ def read() -> Plan:
         raise UserError(f"{FILE}: space has no parameter; add one, such as optimizers.adam.lr: {{low: …, high: …}}")
     if not values["preprocess"]["validation_fraction"]:
         raise UserError(f"{paths.PARAMS}: preprocess.validation_fraction is 0: a search needs validation images")
-    needed = MEASURED_FOR.get(options.metric, values["train"]["select_by"])
-    if values["train"]["select_by"] != needed:
-        raise UserError(
-            f"{FILE}: search.metric is {options.metric}, which needs train.select_by: {needed} in params.yaml"
-        )
+    task = values["data"]["task"]
+    if options.metric not in METRICS_OF_TASK[task]:
+        allowed = " | ".join(METRICS_OF_TASK[task])
+        raise UserError(f"{FILE}: search.metric is {options.metric}, and data.task is {task}; allowed: {allowed}")
     recipe = revisions.flatten(values, paths.PARAMS.as_posix())
     blocks = read_by_train()
     space, lines = {}, []
@@ -125,7 +129,7 @@ def read() -> Plan:
             space[key] = dimension(str(key), definition, recipe, blocks)
         except UserError as error:
             lines.append(str(error))
-    lines = lines or unread(definition, recipe, blocks) or refused(space, values)
+    lines = lines or unread(definition, recipe, blocks) or refused(space, values) or unmeasured(space, recipe, options)
     if lines:
         raise UserError("\n".join(lines))
     return Plan(options, space, recipe, definition)
@@ -186,6 +190,16 @@ def refused(space: dict[str, Distribution], values: dict[str, Any]) -> list[str]
             if mistakes := rules.check(replaced(values, {key: value})):
                 lines.append(f"{FILE}: space.{key}: {mistakes[0].removeprefix(f'{paths.PARAMS}: ')}")
     return lines
+
+
+def unmeasured(space: dict[str, Distribution], recipe: dict[str, Any], options: Options) -> list[str]:
+    """One line if some trial would not measure the metric."""
+    needed = MEASURED_FOR.get(options.metric)
+    selections = ends(space[SELECT_BY]) if SELECT_BY in space else [recipe[SELECT_BY]]
+    if needed is None or set(selections) == {needed}:
+        return []
+    place = f"{paths.PARAMS}, and no {SELECT_BY} in space" if SELECT_BY in space else f"{paths.PARAMS}"
+    return [f"{FILE}: search.metric is {options.metric}, which needs {SELECT_BY}: {needed} in {place}"]
 
 
 def ends(distribution: Distribution) -> list[Any]:

@@ -9,6 +9,7 @@ images, C of channels, H the height and W the width.
 import hashlib
 import json
 import math
+import mmap
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -158,13 +159,23 @@ class Split:
 
     def gather(self, positions: npt.ArrayLike) -> Images:
         """Copies of the images at n positions, in their order: uint8 (n, C, H, W). positions: 0 … N - 1."""
+        mapped = self._mapped(positions)
+        images = np.empty((len(mapped), *self.image_shape), dtype=np.uint8)
+        for place, image in enumerate(mapped):
+            images[place] = image
+        return images
+
+    def read_ahead(self, positions: npt.ArrayLike) -> None:
+        """Read the images at these positions from the disk into the page cache, for a later `gather`."""
+        for image in self._mapped(positions):
+            image.reshape(-1)[:: mmap.PAGESIZE].max()  # touching a byte reads its page
+
+    def _mapped(self, positions: npt.ArrayLike) -> list[Images]:
+        """The images at these positions, each (C, H, W), still on disk."""
         where = np.asarray(positions, dtype=np.int64)
         shards = np.searchsorted(self._starts, where, side="right") - 1
         rows = where - self._starts[shards]
-        images = np.empty((len(where), *self.image_shape), dtype=np.uint8)
-        for place, (shard, image) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True)):
-            images[place] = self.shards[shard][image]
-        return images
+        return [self.shards[shard][row] for shard, row in zip(shards.tolist(), rows.tolist(), strict=True)]
 
     def __getitem__(self, part: slice) -> Images:
         """Copies of the images of a slice: uint8 (n, C, H, W)."""

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from stages.dataset.folder import Listing, Part
 from stages.dataset.packed import Images, Split
+from stages.preprocess import survey
 from stages.preprocess.selection import Selection, several_labels
 from stages.preprocess.survey import Surveyed
 
@@ -49,7 +50,7 @@ def audit(
         part: [position for position in selected.parts[part] if names[position] not in unusable] for part in splits
     }
     part_of = {position: part for part, positions in parts.items() for position in positions}
-    contents = list(_copies(surveyed))
+    contents = list(survey.copies(surveyed))
     conflicts = [group for group in contents if several_labels(listing.pictures[position] for position in group)]
     packed_copies = ([position for position in group if position in part_of] for group in contents)
     copies = [group for group in packed_copies if len(group) > 1]
@@ -91,16 +92,6 @@ def audit(
         "constant": [names[position] for position in sorted(flat)[:EXAMPLES]],
         "in_no_class": listing.others[:EXAMPLES],
     }
-
-
-def _copies(surveyed: Sequence[Surveyed]) -> Iterator[list[int]]:
-    """For each content of two files or more, the positions of these files."""
-    first: dict[bytes, int] = {}
-    groups: dict[int, list[int]] = {}
-    for position, picture in enumerate(surveyed):
-        if picture.digest and (other := first.setdefault(picture.digest, position)) != position:
-            groups.setdefault(other, [other]).append(position)
-    yield from (groups[position] for position in sorted(groups))
 
 
 def _counted(values: list[str]) -> dict[str, int]:

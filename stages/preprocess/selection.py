@@ -1,7 +1,7 @@
 """Decide which pictures are used, and in which part: from their content, before any is decoded."""
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +9,7 @@ from stages.common import paths
 from stages.common.errors import UserError
 from stages.common.text import listed, shown
 from stages.dataset.folder import Listing, Part, Picture
+from stages.preprocess import survey
 from stages.preprocess.options import PATH, Preprocess
 from stages.preprocess.split import drawn
 from stages.preprocess.survey import Surveyed
@@ -70,12 +71,9 @@ def conflicts(
     listing: Listing, surveyed: Sequence[Surveyed], unusable: Mapping[int, str], on_conflict: str
 ) -> list[int]:
     """The usable pictures with the same content as a picture with another label. Raises UserError."""
-    copies: dict[bytes, list[int]] = defaultdict(list)
-    for position, picture in enumerate(surveyed):
-        if position not in unusable:
-            copies[picture.digest].append(position)
     pictures = listing.pictures
-    groups = [group for group in copies.values() if several_labels(pictures[position] for position in group)]
+    usable = (group for group in survey.copies(surveyed) if group[0] not in unusable)
+    groups = [group for group in usable if several_labels(pictures[position] for position in group)]
     if groups and on_conflict == "error":
         same = (" = ".join(shown(pictures[position].name) for position in group) for group in groups)
         what = "in several classes" if listing.classes else "with several labels"

@@ -6,7 +6,7 @@ here, which shows whether a picture has changed in between, and it finds picture
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -71,6 +71,16 @@ class ChangedError(UserError):
 def changed(name: str) -> ChangedError:
     """The error of the second pass for a picture that differs from what the first pass read."""
     return ChangedError(f"{shown(name)}: changed while it was read; let nothing write to the pictures, and run again")
+
+
+def copies(surveyed: Sequence[Surveyed]) -> Iterator[list[int]]:
+    """For each content of two files or more, the positions of these files."""
+    first: dict[bytes, int] = {}
+    groups: dict[int, list[int]] = {}
+    for position, picture in enumerate(surveyed):
+        if picture.digest and (other := first.setdefault(picture.digest, position)) != position:
+            groups.setdefault(other, [other]).append(position)
+    yield from (groups[position] for position in sorted(groups))
 
 
 def is_grey(surveyed: Iterable[Surveyed]) -> bool:

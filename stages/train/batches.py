@@ -1,7 +1,11 @@
-"""Batches of packed images, from memory or from memory-mapped files, through torch.utils.data.
+"""Batches of packed images, from memory or from memory-mapped files.
 
 A plain DataLoader fetches one image at a time and stacks them, which takes longer than training a small network on
-them. Here the sampler yields the indices of a whole batch, and the Dataset reads them at once.
+them. Here the sampler yields the indices of a whole batch, which are read at once.
+
+A worker of a plain DataLoader sends its batches to the parent, which takes longer than copying packed images from the
+page cache. Here the workers of a DataLoader only read the images of later batches from the disk into the page cache,
+and send the indices back.
 """
 
 import multiprocessing
@@ -9,7 +13,7 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,15 +34,15 @@ from stages.train.stopping import StopSignal
 Batch = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W), labels int64 (N,)
 
 COPY_IMAGES = 256  # copied into memory at once
-WAIT_SECONDS = 120  # for a batch from a worker, which takes milliseconds
+WAIT_SECONDS = 120  # for a worker to read a batch, which takes milliseconds
 SHARED_MEMORY = Path("/dev", "shm")  # has the locks of Python's queues
 
 
-class PackedImages(Dataset[Batch]):
+class PackedImages:
     """Images uint8 (N, C, H, W), in memory or on disk, and labels int64 (N,)."""
 
     def __init__(self, images: Tensor | Split, labels: Tensor) -> None:
-        """images: a tensor on the device of the labels, or a split, whose files each worker opens itself."""
+        """images: a tensor on the device of the labels, or a split."""
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images and {len(labels)} labels")
         self.images, self.labels = images, labels
@@ -46,20 +50,12 @@ class PackedImages(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, position: int) -> Batch:
-        images, labels = self.__getitems__([position])
-        return images[0], labels[0]
-
-    def __getitems__(self, positions: list[int]) -> Batch:
-        """A whole batch. torch's fetcher prefers this method to __getitem__."""
+    def batch(self, positions: list[int]) -> Batch:
+        """The images and labels at these positions."""
         indices = torch.tensor(positions, dtype=torch.int64, device=self.labels.device)
         if isinstance(self.images, Split):
             return torch.from_numpy(self.images.gather(positions)), self.labels[indices]
         return self.images[indices], self.labels[indices]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        images = self.images if isinstance(self.images, Split) else self.images.numpy()
-        return _unpickle_images, (images, self.labels.numpy())  # not as tensors: see _PickledBatch
 
 
 def load_into_memory(split: Split, device: torch.device) -> Tensor:
@@ -111,35 +107,29 @@ class EpochBatches(Sampler[list[int]]):
             yield positions[sum(sizes[: own.start]) : sum(sizes[: own.stop])].tolist()
 
 
-class _PickledBatch:
-    """A batch that a worker sends through a pipe, as bytes; it unpickles as a pair of tensors.
+class _ReadAhead(Dataset[list[int]]):
+    """What a worker does: read the images of a batch into the page cache, and return their positions.
 
-    torch would put tensors into shared memory and send file descriptors through a socket. That hangs if TMPDIR has a
-    long name, needs space in /dev/shm (64 MB in a Docker container), and needs two open files per batch.
+    Nothing else passes between the processes. So workers need no space in /dev/shm (64 MB in a Docker container).
     """
 
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
+    def __init__(self, images: Tensor | Split) -> None:
+        """images: those of a tensor are in memory already. A split's files are opened by each worker."""
+        self._split = images if isinstance(images, Split) else None
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle_batch, tuple(tensor.numpy() for tensor in self.batch)
-
-
-def _unpickle_batch(images: Any, labels: Any) -> Batch:
-    return torch.from_numpy(images), torch.from_numpy(labels)
-
-
-def _unpickle_images(images: Any, labels: Any) -> PackedImages:
-    return PackedImages(images if isinstance(images, Split) else torch.from_numpy(images), torch.from_numpy(labels))
+    def __getitems__(self, positions: list[int]) -> list[int]:
+        """A whole batch. torch's fetcher prefers this method to __getitem__."""
+        if self._split:
+            self._split.read_ahead(positions)
+        return positions
 
 
-def _identity(batch: Any) -> Any:
-    return batch  # it is a batch already: nothing to stack
+def _identity(positions: list[int]) -> list[int]:
+    return positions  # nothing to stack
 
 
 def _start_worker(worker: int) -> None:
-    # torch's workers look for their parent every five seconds, but never while the pipe to it is full.
-    children.end_with_the_parent()
+    children.end_with_the_parent()  # torch's workers look for their parent every five seconds
 
 
 class Batches:
@@ -158,22 +148,23 @@ class Batches:
         shards: int = 1,
         group: Group = SINGLE,
     ) -> None:
-        """num_workers: processes that load batches, for all epochs; 0: none. stop: ends waits for a worker.
+        """num_workers: processes that read ahead, for all epochs; 0: none. stop: ends waits for a worker.
 
         shards, group: as in EpochBatches.
         """
+        self._dataset, self._num_workers, self._pin_memory = dataset, num_workers, pin_memory
         self._sampler = EpochBatches(len(dataset), batch_size, shuffle, seed, shards, group)
-        collate: Callable[[Any], Any] = _PickledBatch if num_workers else _identity
-        self._loader = DataLoader(
-            dataset,
-            batch_sampler=self._sampler,
-            collate_fn=collate,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            persistent_workers=num_workers > 0,
-            timeout=WAIT_SECONDS if num_workers else 0,
-            worker_init_fn=_start_worker,
-        )
+        self._positions: Iterable[list[int]] = self._sampler
+        if num_workers:
+            self._positions = DataLoader(
+                _ReadAhead(dataset.images),
+                batch_sampler=self._sampler,
+                collate_fn=_identity,
+                num_workers=num_workers,
+                persistent_workers=True,
+                timeout=WAIT_SECONDS,
+                worker_init_fn=_start_worker,
+            )
         self._stop, self._started = stop, False
 
     def __len__(self) -> int:
@@ -187,25 +178,28 @@ class Batches:
     def iterate(self, epoch: int, skip: int) -> Iterator[Batch]:
         """The batches of an epoch, without the first `skip`. They end early if a stop signal comes, also during a wait.
 
-        Raises UserError if the workers cannot be started, if one of them ends, and if none sends a batch within
-        WAIT_SECONDS.
+        Raises UserError if the workers cannot be started, if one of them ends, and if none answers within WAIT_SECONDS.
         """
         self._sampler.epoch, self._sampler.skip = epoch, skip
         # The first call starts the workers, which a signal must not interrupt; later calls wait for them.
-        begin = partial(self._call_workers, lambda: iter(self._loader))
+        begin = partial(self._call_workers, lambda: iter(self._positions))
         iterator = self._stop.wait(begin) if self._started else begin()
         self._started = True
-        while iterator and (batch := self._stop.wait(lambda: self._call_workers(lambda: next(iterator, None)))):
-            yield batch
+        while iterator:
+            positions = self._stop.wait(lambda: self._call_workers(lambda: next(iterator, None)))
+            if positions is None:
+                return
+            images, labels = self._dataset.batch(positions)
+            yield (images.pin_memory(), labels.pin_memory()) if self._pin_memory else (images, labels)
 
     def _call_workers(self, call: Callable[[], Any]) -> Any:
         try:
             return call()
         except (RuntimeError, OSError, MemoryError, EOFError) as error:
-            if not self._loader.num_workers:
+            if not self._num_workers:
                 raise
             _clear_frames(error)
-            raise UserError(workers_failed(error, self._loader.num_workers)) from None
+            raise UserError(workers_failed(error, self._num_workers)) from None
 
 
 def _clear_frames(error: BaseException) -> None:
@@ -231,7 +225,7 @@ def workers_failed(error: BaseException, num_workers: int) -> str:
         limits.append(f"{machine.gigabytes(shutil.disk_usage(SHARED_MEMORY).free)} in {SHARED_MEMORY}")
     return (
         f"the loader's workers failed: {reason}; {paths.PARAMS}: machine.num_workers is {num_workers}: set 0, or "
-        f"fewer, or a smaller train.batch_size ({', '.join(limits)})"
+        f"fewer ({', '.join(limits)})"
     )
 
 
