@@ -7,6 +7,7 @@ discrete cosine transform are above their median; Zauner 2010) and confirmed by 
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -115,10 +116,10 @@ def _hashed(splits: Mapping[Part, Split]) -> tuple[dict[Part, Hashes], dict[Part
     hashes, constant = {}, {}
     for part, split in splits.items():
         hashes[part], constant[part] = np.zeros(len(split), np.uint64), np.zeros(len(split), np.bool)
-        block = max(1, BLOCK_BYTES // math.prod(split.image_shape))
-        for start in range(0, len(split), block):
-            rows = slice(start, min(start + block, len(split)))
-            images = split[rows]
+        size = max(1, BLOCK_BYTES // math.prod(split.image_shape))  # images
+        row = 0
+        for images in (shard[start : start + size] for shard in split.shards for start in range(0, len(shard), size)):
+            rows = slice(row, row := row + len(images))
             hashes[part][rows] = perceptual_hash(images)
             constant[part][rows] = (images == images[:, :, :1, :1]).all(axis=(1, 2, 3))
     return hashes, constant
@@ -138,6 +139,7 @@ def perceptual_hash(images: Images) -> Hashes:
     return hashes
 
 
+@cache
 def _cosines(side: int) -> npt.NDArray[np.float64]:
     """The first rows of the DCT-II of `side` values, rounded to whole numbers: (FREQUENCIES, side)."""
     angles = np.pi / (2 * side) * np.outer(np.arange(FREQUENCIES), 2 * np.arange(side) + 1)
