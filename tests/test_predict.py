@@ -294,6 +294,8 @@ def test_folders_patterns_and_names_are_expanded_in_one_order(tmp_path: Path, mo
     assert list(sources.expand(["b/**/*.webp"], [])) == ["b/c/0.webp"]
     with pytest.raises(UserError, match="cannot read ftp URLs; allowed: http, https, s3"):
         list(sources.expand(["ftp://user:secret@host/a.png"], []))
+    with pytest.raises(UserError, match="the name of a picture is empty"):
+        list(sources.expand([""], []))
 
 
 def test_suffixes_are_those_of_formats_that_can_be_decoded() -> None:

@@ -79,6 +79,9 @@ class Guard:
         except TimeoutError:
             if not started:
                 await _answer(408, f"took longer than {REQUEST_SECONDS} s")(scope, receive, with_headers)
+        except asyncio.CancelledError:  # the server stops, and GRACE_SECONDS have passed
+            if not started:
+                await _answer(503, "the server has stopped")(scope, receive, with_headers)
         finally:
             self.held -= held
 

@@ -37,6 +37,8 @@ def expand(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[str]:
 
 
 def _expand(name: str) -> Iterator[str]:
+    if not name:  # not the current folder: it may be a variable that is not set
+        raise UserError("the name of a picture is empty; `.` is the current folder")
     if scheme := _scheme(name):
         if scheme not in SCHEMES:
             raise UserError(f"{mirrors.public(name)[:200]}: cannot read {scheme} URLs; allowed: {', '.join(SCHEMES)}")

@@ -7,6 +7,8 @@ discrete cosine transform are above their median; Zauner 2010) and confirmed by 
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -21,7 +23,6 @@ from stages.preprocess.survey import Surveyed
 
 LISTED = 1000  # at most so many names of files that were left out, per reason; all are counted
 EXAMPLES = 50  # the same for files that were not left out
-BLOCK_BYTES = 2**19  # of pictures at a time: few enough to stay in the processor's cache as float64
 FREQUENCIES = 8  # in each direction: 64, of which the first, the mean brightness, is not used
 SCALE = 128  # of the cosines, which are rounded to whole numbers
 # Two hashes are compared if they have a band of 16 bits in common. That finds all pairs that differ in up to 3 bits,
@@ -34,16 +35,32 @@ CROWD = 2000  # if more pictures have a band in common, only equal hashes are co
 Hashes = npt.NDArray[np.uint64]
 
 
+@dataclass(frozen=True)
+class Fingerprints:
+    """What the audit needs to know of n packed pictures."""
+
+    hashes: Hashes  # (n,)
+    constant: npt.NDArray[np.bool]  # (n,): whether all pixels of a picture are equal
+
+    @staticmethod
+    def joined(parts: Sequence["Fingerprints"]) -> "Fingerprints":
+        """Those of all parts, one after the other."""
+        hashes = np.concatenate([np.zeros(0, np.uint64), *(part.hashes for part in parts)])
+        return Fingerprints(hashes, np.concatenate([np.zeros(0, np.bool), *(part.constant for part in parts)]))
+
+
 def audit(
     listing: Listing,
     surveyed: Sequence[Surveyed],
     selected: Selection,
     unusable: Mapping[str, str],
     splits: Mapping[Part, Split],
+    seen: Mapping[Part, Fingerprints],
 ) -> dict[str, Any]:
     """The whole audit. The same pictures give the same audit on every machine.
 
-    unusable: name of a picture -> why, from both passes. splits: the packed pictures of `selected`.
+    unusable: name of a picture -> why, from both passes. splits: the packed pictures of `selected`; seen: what the
+    second pass saw in them.
     """
     names = [picture.name for picture in listing.pictures]
     parts = {
@@ -56,9 +73,8 @@ def audit(
     copies = [group for group in packed_copies if len(group) > 1]
     leaks = [group for group in copies if len({part_of[position] for position in group}) > 1]
     small = Counter(listing.pictures[position].label for position in selected.of_small_classes)
-    hashes, constant = _hashed(splits)
-    near = list(_near_copies(splits, hashes, constant))
-    flat = [parts[part][row] for part in splits for row in np.flatnonzero(constant[part]).tolist()]
+    near = list(_near_copies(splits, seen))
+    flat = [parts[part][row] for part in splits for row in np.flatnonzero(seen[part].constant).tolist()]
     return {
         "layout": listing.layout,
         "files": len(listing.pictures),
@@ -110,18 +126,9 @@ def _sizes(surveyed: Sequence[Surveyed]) -> dict[str, list[float]]:
     }
 
 
-def _hashed(splits: Mapping[Part, Split]) -> tuple[dict[Part, Hashes], dict[Part, npt.NDArray[np.bool]]]:
-    """For each picture of each part, its perceptual hash, and whether all its pixels are equal."""
-    hashes, constant = {}, {}
-    for part, split in splits.items():
-        hashes[part], constant[part] = np.zeros(len(split), np.uint64), np.zeros(len(split), np.bool)
-        block = max(1, BLOCK_BYTES // math.prod(split.image_shape))
-        for start in range(0, len(split), block):
-            rows = slice(start, min(start + block, len(split)))
-            images = split[rows]
-            hashes[part][rows] = perceptual_hash(images)
-            constant[part][rows] = (images == images[:, :, :1, :1]).all(axis=(1, 2, 3))
-    return hashes, constant
+def fingerprints(images: Images) -> Fingerprints:
+    """The fingerprints of uint8 (n, C, H, W). Fast if the images fit in the processor's cache as float64."""
+    return Fingerprints(perceptual_hash(images), (images == images[:, :, :1, :1]).all(axis=(1, 2, 3)))
 
 
 def perceptual_hash(images: Images) -> Hashes:
@@ -138,6 +145,7 @@ def perceptual_hash(images: Images) -> Hashes:
     return hashes
 
 
+@cache
 def _cosines(side: int) -> npt.NDArray[np.float64]:
     """The first rows of the DCT-II of `side` values, rounded to whole numbers: (FREQUENCIES, side)."""
     angles = np.pi / (2 * side) * np.outer(np.arange(FREQUENCIES), 2 * np.arange(side) + 1)
@@ -148,17 +156,15 @@ def _cosines(side: int) -> npt.NDArray[np.float64]:
 Pair = tuple[Part, int, Part, int]  # part and row of a picture, and of the earlier picture that it resembles
 
 
-def _near_copies(
-    splits: Mapping[Part, Split], hashes: Mapping[Part, Hashes], constant: Mapping[Part, npt.NDArray[np.bool]]
-) -> Iterator[Pair]:
+def _near_copies(splits: Mapping[Part, Split], seen: Mapping[Part, Fingerprints]) -> Iterator[Pair]:
     """Pairs of similar pictures in two parts: each picture of validation and test with the first that it resembles."""
     names = list(splits)
     part = np.concatenate([np.full(len(splits[name]), number) for number, name in enumerate(names)])
     row = np.concatenate([np.arange(len(splits[name])) for name in names])
-    all_hashes = np.concatenate([hashes[name] for name in names])
-    varied = np.flatnonzero(~np.concatenate([constant[name] for name in names]))
+    everything = Fingerprints.joined([seen[name] for name in names])
+    varied = np.flatnonzero(~everything.constant)
     like: dict[int, int] = {}
-    for one, other in _near_pairs(all_hashes[varied], part[varied]):
+    for one, other in _near_pairs(everything.hashes[varied], part[varied]):
         early, late = sorted((int(varied[one]), int(varied[other])))
         if like.get(late, late) > early and _is_similar(splits, names, part, row, early, late):
             like[late] = early

@@ -110,7 +110,8 @@ def prepare(
         normalization="weights" if options.normalization == "weights" else None,
         preparation=preparation,
     )
-    return card, splits, audit.audit(listing, surveyed, selected, unusable, splits)
+    seen = {part: result.fingerprints[target] for part, target in targets.items()}
+    return card, splits, audit.audit(listing, surveyed, selected, unusable, splits, seen)
 
 
 def forget(work: Path) -> None:

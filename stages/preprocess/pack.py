@@ -22,13 +22,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import PIL
 
 from stages.common import files, paths
 from stages.common.preparation import Preparation
 from stages.dataset import folder, packed, pictures
 from stages.dataset.packed import Row
-from stages.preprocess import decoding, normalization, workers
+from stages.preprocess import audit, decoding, normalization, workers
+from stages.preprocess.audit import Fingerprints
 from stages.preprocess.decoding import Task
 from stages.preprocess.machines import Machines
 from stages.preprocess.normalization import Sums
@@ -36,6 +38,7 @@ from stages.preprocess.normalization import Sums
 WORK = paths.RUNS / "pack"
 CHECKPOINT_SECONDS = 5.0  # a killed run loses at most this much work
 CODE = (Path(__file__), Path(decoding.__file__), Path(packed.__file__), Path(pictures.__file__))
+BLOCK_BYTES = 2**19  # of images at a time: few enough to stay in the processor's cache, also as float64
 FEW_PICTURES, FEW_SHARDS = 200, 4  # this process handles so many faster than worker processes start
 
 
@@ -84,6 +87,7 @@ class Packed:
     """What was written."""
 
     sums: Sums  # of the training part, for the normalization
+    fingerprints: dict[Path, Fingerprints]  # of each part
     unusable: dict[str, str]  # name of a picture that cannot be decoded -> why
 
 
@@ -118,17 +122,23 @@ def pack(
     ]
     finished = workers.in_order(_finish, tasks, processes if len(tasks) > FEW_SHARDS else 1, batch=1)
     sums = np.zeros((3, preparation.shape[0]), dtype=np.int64)
+    fingerprints = {}
     for target, shards_of_part in shards.items():
         rows: list[Row] = []
+        seen = []
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
-        for shard, (row, shard_sums) in zip(shards_of_part, finished, strict=False):
-            sums += shard_sums
-            if row:
+        for shard, result in zip(shards_of_part, finished, strict=False):
+            if result.row:
                 _link(shard.compact if shard.unusable else shard.path, target / packed.shard_name(len(rows)))
-                rows.append(row)
+                rows.append(result.row)
+            sums += result.sums
+            seen.append(result.fingerprints)
         packed.write_index(target, rows)
-    return Packed(sums, {shard.names[place]: why for shard in all_shards for place, why in shard.unusable.items()})
+        fingerprints[target] = Fingerprints.joined(seen)
+    return Packed(
+        sums, fingerprints, {shard.names[place]: why for shard in all_shards for place, why in shard.unusable.items()}
+    )
 
 
 def forget(work: Path = WORK) -> None:
@@ -223,26 +233,53 @@ class Finish:
     summed: bool  # whether its sums are needed
 
 
-def _finish(tasks: list[Finish]) -> list[tuple[Row | None, Sums]]:
-    """For each shard, its row in the index (None: it has no image) and its sums.
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What is known of a shard without its unusable pictures."""
 
-    Writes a copy of each shard with unusable pictures, without them.
-    """
-    results: list[tuple[Row | None, Sums]] = []
+    row: Row | None  # in the index; None: it has no image
+    sums: Sums  # zeros if they are not needed
+    fingerprints: Fingerprints
+
+
+def _finish(tasks: list[Finish]) -> list[Finished]:
+    """Write a copy of each shard with unusable pictures, without them; then read each shard once."""
+    results = []
     for task in tasks:
-        places, shape = len(task.labels), task.image_shape
-        start = len(packed.header(places, shape, task.labels.dtype)) + 8 * places
-        images = np.memmap(task.path, np.uint8, "r", start, (places, *shape)).view(np.ndarray)
-        usable = np.setdiff1d(np.arange(places), task.unusable)
-        runs = np.split(usable, np.flatnonzero(np.diff(usable) > 1) + 1) if len(usable) else []  # adjacent
-        blocks = [images[run[0] : run[-1] + 1] for run in runs]
-        if task.unusable and blocks:
-            head = packed.header(len(usable), shape, task.labels.dtype) + packed.little_endian(task.labels[usable])
-            files.write_parts(task.compact, [head, *(block.data for block in blocks)])
-        sums = sum(map(normalization.sums, blocks if task.summed else []), np.zeros((3, shape[0]), dtype=np.int64))
-        path = task.compact if task.unusable else task.path
-        results.append((packed.row(path, len(usable)) if blocks else None, sums))
+        usable = np.setdiff1d(np.arange(len(task.labels)), task.unusable)
+        if task.unusable and len(usable):
+            _compact(task, usable)
+        results.append(_read(task.compact if task.unusable else task.path, task, len(usable)))
     return results
+
+
+def _compact(task: Finish, usable: npt.NDArray[np.int64]) -> None:
+    """Copy a shard without its unusable pictures."""
+    places, shape = len(task.labels), task.image_shape
+    start = len(packed.header(places, shape, task.labels.dtype)) + 8 * places
+    images = np.memmap(task.path, np.uint8, "r", start, (places, *shape)).view(np.ndarray)
+    runs = np.split(usable, np.flatnonzero(np.diff(usable) > 1) + 1)  # adjacent
+    head = packed.header(len(usable), shape, task.labels.dtype) + packed.little_endian(task.labels[usable])
+    files.write_parts(task.compact, [head, *(images[run[0] : run[-1] + 1].data for run in runs)])
+
+
+def _read(path: Path, task: Finish, count: int) -> Finished:
+    """Read the `count` images of a shard, once for all that is to be known of them."""
+    sums = np.zeros((3, task.image_shape[0]), dtype=np.int64)
+    seen: list[Fingerprints] = []
+    if not count:
+        return Finished(None, sums, Fingerprints.joined(seen))
+    digest = hashlib.sha256()
+    size = int(np.prod(task.image_shape))
+    buffer = np.empty((max(1, BLOCK_BYTES // size), *task.image_shape), dtype=np.uint8)
+    with path.open("rb") as file:
+        digest.update(file.read(len(packed.header(count, task.image_shape, task.labels.dtype)) + 8 * count))
+        while read := file.readinto(buffer.data):
+            images = buffer[: read // size]
+            digest.update(images.data)
+            sums += normalization.sums(images) if task.summed else 0
+            seen.append(audit.fingerprints(images))
+    return Finished(Row(images=count, sha256=digest.hexdigest()), sums, Fingerprints.joined(seen))
 
 
 def _link(source: Path, target: Path) -> None:
