@@ -89,7 +89,7 @@ def _overhead(part: Part) -> Iterator[Row]:
 def _no_op(part: Part) -> Iterator[Row]:
     for program in ("dvc", "make"):
         ratio = part[f"{program}_ratio"]
-        yield f"no-op `{program} repro` / no-op `dvc repro` of four empty stages", f"{ratio['median']:.2f}", ratio
+        yield f"processor time of a no-op `{program} repro` / of four empty stages", f"{ratio['median']:.2f}", ratio
 
 
 def _memory(part: Part) -> Iterator[Row]:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from integrity import git, objects, pull, queue_tasks, repair, revisions
-from integrity.dvc_lock import LOCK, Lock, LockedStage, parse_lock
+from integrity.dvc_lock import Lock, LockedStage, parse_lock
 from integrity.findings import Finding
+from integrity.lock_files import LOCK
 from integrity.objects import BadObjectError
 from stages.common import errors, params, paths
 from stages.common.digests import Digest, digest, file_md5, md5

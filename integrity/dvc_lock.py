@@ -7,11 +7,6 @@ from pydantic import BaseModel, Field, ValidationError
 
 from stages.common.errors import UserError, one_line
 
-LOCK = "dvc.lock"
-SEEDS_LOCK = "seeds/dvc.lock"  # of seeds/dvc.yaml, which `make seeds` runs
-EXPORT_LOCK = "export/dvc.lock"  # of export/dvc.yaml, which `make export` runs
-LOCKS = (LOCK, SEEDS_LOCK, EXPORT_LOCK)  # DVC reads all of them for any command
-
 
 class LockedFile(BaseModel):
     """A dependency or an output in dvc.lock. md5: of the content; of a folder's list of files if it ends in .dir."""

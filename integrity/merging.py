@@ -8,7 +8,7 @@ conflicts in params.yaml, dvc.yaml and code before.
 from pathlib import Path
 
 from integrity import git
-from integrity.dvc_lock import EXPORT_LOCK, LOCKS, SEEDS_LOCK
+from integrity.lock_files import EXPORT_LOCK, LOCKS, SEEDS_LOCK
 from stages.common import paths
 from stages.common.errors import UserError
 from stages.common.text import listed

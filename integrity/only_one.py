@@ -1,12 +1,12 @@
 """A lock file that lets only one process of a kind work in this folder at a time."""
 
-import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stages.common.errors import NO_LOCKS, UserError
+from stages.common import locks
+from stages.common.errors import UserError
 
 ATTEMPTS, POLL_SECONDS = 3, 0.1  # `make watch` holds the lock for a moment
 
@@ -20,15 +20,9 @@ def only_one(lock: Path, refusal: str) -> Iterator[None]:
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as file:
         for attempts_left in reversed(range(ATTEMPTS)):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if locks.try_lock(file.fileno()):
                 break
-            except BlockingIOError:
-                if not attempts_left:
-                    raise UserError(refusal) from None
-                time.sleep(POLL_SECONDS)
-            except OSError as error:
-                if error.errno not in NO_LOCKS:
-                    raise
-                break
+            if not attempts_left:
+                raise UserError(refusal)
+            time.sleep(POLL_SECONDS)
         yield

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from integrity import objects, revisions
-from integrity.dvc_lock import LOCK
+from integrity.lock_files import LOCK
 from integrity.objects import BadObjectError
 from integrity.remotes import MissingObjectError, Remote, UnreadableObjectError, open_remote
 from stages.common import errors, files

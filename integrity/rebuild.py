@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from integrity import git, revisions
-from integrity.dvc_lock import EXPORT_LOCK, LOCK, SEEDS_LOCK, Lock, LockedFile, parse_lock
+from integrity.dvc_lock import Lock, LockedFile, parse_lock
+from integrity.lock_files import EXPORT_LOCK, LOCK, SEEDS_LOCK
 from stages.common import children, paths
 from stages.common.digests import md5, path_md5
 from stages.common.errors import UserError, one_line

@@ -19,7 +19,7 @@ from typing import Any
 import platformdirs
 
 from integrity import git, merging
-from integrity.dvc_lock import LOCKS as LOCK_FILES
+from integrity.lock_files import LOCKS as LOCK_FILES
 from stages.common import errors, files, paths
 from stages.common.errors import UserError, one_line
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from integrity import git, merging, objects
-from integrity.dvc_lock import LOCK, Lock, LockedFile, parse_lock
+from integrity.dvc_lock import Lock, LockedFile, parse_lock
+from integrity.lock_files import LOCK
 from integrity.objects import BadObjectError
 from integrity.remotes import MissingObjectError, UnreadableObjectError, open_remote
 from integrity.snapshots import MAX_HASHED_BYTES, Commit, WorkTree

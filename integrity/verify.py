@@ -14,7 +14,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from integrity import git, hidden_code, rebuild, revisions
-from integrity.dvc_lock import LOCK, Lock, LockedFile
+from integrity.dvc_lock import Lock, LockedFile
+from integrity.lock_files import LOCK
 from stages.common import errors, params, paths, record
 from stages.common.errors import UserError, one_line
 from stages.evaluate import predictions

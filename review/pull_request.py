@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from integrity import git, hidden_code, merging, rebuild, revisions
-from integrity.dvc_lock import LOCK, SEEDS_LOCK, Lock
+from integrity.dvc_lock import Lock
+from integrity.lock_files import LOCK, SEEDS_LOCK
 from review import comparison, comparison_text, formatting, options, rounding, significance, training
 from seeds.paths import PIPELINE
 from seeds.record import Record

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from integrity import git, revisions
-from integrity.dvc_lock import LOCK, LockedFile
+from integrity.dvc_lock import LockedFile
+from integrity.lock_files import LOCK
 from review import comparison, own_pictures, pictures, report_page, results
 from review.report_page import Against
 from review.results import Results

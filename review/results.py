@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from integrity import revisions
-from integrity.dvc_lock import LOCK
+from integrity.lock_files import LOCK
 from integrity.revisions import Revision
 from stages.common import paths, record
 from stages.common.digests import md5

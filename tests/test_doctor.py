@@ -192,7 +192,7 @@ def test_damage_is_found_and_fixed(clone: Clone, damage: str) -> None:
     inflict, expected = DAMAGE[damage]
     inflict(clone)
     status, output = doctor(clone)
-    assert status == 1
+    assert status == 1, output
     for part in expected:
         assert part in output
     cure(clone, output)
@@ -389,7 +389,7 @@ def test_fixes_keep_files_that_people_write(toy: Project, name: str) -> None:
     lines = (toy.path / name).read_text(encoding="utf-8").count("\n")
     toy.write(name, (toy.path / name).read_text(encoding="utf-8") + "an edit: [\n")
     status, output = toy_doctor(toy)
-    assert status == 1
+    assert status == 1, output
     line = re.search(rf"{name}:(\d+):\d+: not valid YAML", output)
     assert line
     assert int(line[1]) > lines

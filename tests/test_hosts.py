@@ -153,7 +153,9 @@ def test_pretrained_weights_are_compared_if_training_starts_with_them(
     other = hosts.facts(options.read(stage.values), "cpu")
     assert {name for name in first if first[name] != other[name]} == {"weights"}
     refusal = heads.difference(first, other)
-    assert refusal.startswith(f"weights (the head: {first['weights']}, here: {other['weights']}): `make pull`, or ")
+    assert refusal.startswith(
+        f"other weights (the head: {first['weights']}, here: {other['weights']}): `make pull`, or "
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import tomllib
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -110,6 +111,7 @@ ALLOCATOR = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you trie
         (ZeroDivisionError("0"), 2, f"error: this is a bug in PROGRAM: {BUG}"),
         (RuntimeError("shapes"), 2, f"error: this is a bug in PROGRAM: {BUG}"),
         (ImportError("no name", name="stages.common.paths"), 2, f"error: this is a bug in PROGRAM: {BUG}"),
+        (ImportError("no name", name="export.run"), 2, f"error: this is a bug in PROGRAM: {BUG}"),
         (UnicodeEncodeError("ascii", "…", 0, 1, "no"), 2, f"error: this is a bug in PROGRAM: {BUG}"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
@@ -281,6 +283,11 @@ def folder(tmp_path: Path, monkeypatch: Patch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["program"])
     return tmp_path
+
+
+def test_the_packages_of_this_project_are_those_with_import_rules() -> None:
+    rules = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    assert {*errors.OWN_PACKAGES, "tools"} == {*rules["root_packages"]}
 
 
 @pytest.mark.parametrize("name", ["ENOLCK", "ENOSYS", "EOPNOTSUPP", "EINVAL"])

@@ -1,6 +1,5 @@
 """The rows of an unfinished output, on disk, so that a killed run can resume."""
 
-import fcntl
 import itertools
 import json
 import os
@@ -10,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from stages.common.errors import NO_LOCKS, UserError
+from stages.common import files, locks
+from stages.common.errors import UserError
 
 Row = dict[str, Any]
 
@@ -37,14 +37,9 @@ class Journal:
         self.rows = 0
 
     def __enter__(self) -> Self:
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                self.file.close()
-                raise UserError(
-                    f"{self.path}: another run is writing to it; wait for that run, or give another --out"
-                ) from None
+        if not locks.try_lock(self.file.fileno()):
+            self.file.close()
+            raise UserError(f"{self.path}: another run is writing to it; wait for that run, or give another --out")
         if not self._is_at_its_path():  # the other run finished between `open` and `flock`, and removed it
             self.file.close()
             raise UserError(f"{self.path}: another run has just finished; run the command again")
@@ -119,12 +114,9 @@ class Journal:
         self.path.unlink()
 
     def _append(self, content: bytes) -> None:
-        try:
+        with files.named_errors(self.path):
             self.file.write(content)
             self.file.flush()
-        except OSError as error:
-            error.filename = str(self.path)
-            raise
 
 
 def _line(document: Row) -> bytes:

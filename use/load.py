@@ -9,7 +9,8 @@ from typing import NamedTuple
 from torch import nn
 
 from integrity import revisions
-from integrity.dvc_lock import LOCK, parse_lock
+from integrity.dvc_lock import parse_lock
+from integrity.lock_files import LOCK
 from integrity.snapshots import Commit
 from stages.common import paths
 from stages.common.errors import UserError

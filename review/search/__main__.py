@@ -23,7 +23,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from integrity import dvc_lock, git, rebuild, revisions
+from integrity import dvc_lock, git, lock_files, rebuild, revisions
 from integrity.only_one import only_one
 from review import formatting
 from review.search import FOLDER, LOCK, outcome, page, space
@@ -113,8 +113,8 @@ def code_of_train() -> list[str]:
 def identified(root: Path, plan: Plan) -> tuple[str, Place]:
     """The name of this search, a digest of everything that its trials depend on, and the place where they run."""
     head, code = git.head(root), code_of_train()
-    lock = root / dvc_lock.LOCK
-    outs = dvc_lock.parse_lock(lock.read_bytes(), dvc_lock.LOCK).outs if lock.is_file() else {}
+    lock = root / lock_files.LOCK
+    outs = dvc_lock.parse_lock(lock.read_bytes(), lock_files.LOCK).outs if lock.is_file() else {}
     inputs = {path: outs[path].md5 for path in code if path in outs}
     options = plan.options.model_dump(exclude={"trials", "minutes", "jobs", "final_seeds"})
     tree = git.run(root, "ls-tree", "-r", "--full-name", head, "--", *code).decode()

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from integrity import git, queue_tasks, rebuild, revisions
-from integrity.dvc_lock import LOCK
+from integrity.lock_files import LOCK
 from stages.common import children, files, paths
 from stages.common.errors import UserError
 from stages.common.paths import UNFINISHED

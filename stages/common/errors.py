@@ -6,7 +6,6 @@ signal's number: stopped by a signal, or (SIGPIPE) nobody reads the output.
 """
 
 import errno
-import fcntl
 import io
 import os
 import re
@@ -22,7 +21,7 @@ from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
 from typing import Any, NoReturn, TextIO
 
-from stages.common import paths
+from stages.common import locks, paths
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STARTED_BY = "STAGES_STARTED_BY"  # environment variable: the process number of the program that started this one
@@ -30,8 +29,8 @@ POLL_SECONDS = 0.1  # while waiting for another stage
 WATCH_SECONDS = 0.5  # between two checks that dvc still runs
 WAKE_SECONDS = 0.1  # between a signal and the interruption of a wait that missed it
 SWALLOWED_SECONDS = 15  # after that, a signal raises again; the cleanup takes less
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)  # of a file system without flock
 NO_MEMORY = ("can't allocate memory", "DefaultCPUAllocator", "out of memory", "bad_alloc", "can't start new thread")
+OWN_PACKAGES = ("stages", "review", "integrity", "seeds", "export", "use")
 KEPT = "nothing of this stage is kept; `dvc repro` restarts it"
 
 
@@ -115,9 +114,7 @@ def _explain(error: BaseException, memory: str) -> int:
     elif shadow := _shadow(error):
         reason = (str(error).splitlines() or [""])[0]
         print_line(f"error: {shadow} hides the package of that name ({reason[:200]}); rename or remove it")
-    elif isinstance(error, ImportError) and not (error.name or "").startswith(
-        ("stages", "review", "integrity", "seeds", "use.")
-    ):
+    elif isinstance(error, ImportError) and (error.name or "").partition(".")[0] not in OWN_PACKAGES:
         reason = (str(error).splitlines() or [""])[0]
         print_line(
             f"error: {reason} ({sys.executable}): a package of requirements.txt is missing or broken; "
@@ -331,21 +328,19 @@ def one_stage_at_a_time(wait: bool = True) -> Iterator[bool]:
 
 
 def _locked(descriptor: int) -> bool:
-    """Try to take the lock. True if the file system has no locks."""
+    """Try to take the lock. True, after a warning, if the file system has no locks."""
+
+    def warn(reason: str) -> None:
+        print_line(
+            f"{paths.LOCK}: this file system has no locks ({reason}): do not run two stages here at once; "
+            "DVC needs `dvc config --local core.hardlink_lock true`"
+        )
+
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return locks.try_lock(descriptor, warn)
     except OSError as error:
-        if error.errno in NO_LOCKS:
-            print_line(
-                f"{paths.LOCK}: this file system has no locks ({error.strerror}): do not run two stages here at once; "
-                "DVC needs `dvc config --local core.hardlink_lock true`"
-            )
-            return True
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            return False
         error.filename = str(paths.LOCK)
         raise
-    return True
 
 
 # --- the program that started this one

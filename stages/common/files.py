@@ -6,8 +6,8 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +37,31 @@ def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     place = _place(path)
     temporary = place.with_name(f".{place.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("xb") as file:
-            file.writelines(parts)
-            file.flush()
-            try:
-                os.fsync(file.fileno())
-            except OSError as error:
-                if error.errno not in NO_FSYNC:
-                    raise
-        temporary.replace(place)
-    except BaseException as error:
+        with named_errors(path):
+            with temporary.open("xb") as file:
+                file.writelines(parts)
+                file.flush()
+                try:
+                    os.fsync(file.fileno())
+                except OSError as error:
+                    if error.errno not in NO_FSYNC:
+                        raise
+            temporary.replace(place)
+    except BaseException:
         with suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError) and error.errno:
-            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Have an error of the system, such as a full disk, name the file that it is about."""
+    try:
+        yield
+    except OSError as error:
+        if not error.errno:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def check_target(path: Path) -> None:

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.common import children, paths
+from stages.common import children, errors, paths
 from stages.common.errors import UserError
+from stages.common.text import counted
 
 # Environment variables of the head: the minimum and maximum number of machines, such as 1:4, and where it listens
 NODES, HOST, PORT = "TRAIN_NODES", "TRAIN_HOST", "TRAIN_PORT"
@@ -45,7 +46,7 @@ class Place:
         return f"{self.host}:{self.port}"
 
 
-ALONE = Place(LOOPBACK, 0, LOOPBACK)
+LOCAL = Place(LOOPBACK, 0, LOOPBACK)  # for the processes of one machine: not reachable from others, any free port
 
 
 def read_place(environment: Mapping[str, str]) -> Place | None:
@@ -78,7 +79,7 @@ def resolved(host: str, name: str) -> str:
         raise UserError(f"{name} is {host[:80]!r}, which is not a known host; give an address") from None
 
 
-def parsed(head: str) -> tuple[str, int]:
+def parse_address(head: str) -> tuple[str, int]:
     """Address and port of a head, from HOST:PORT. Raises UserError."""
     host, separator, port = head.rpartition(":")
     if not (separator and host):
@@ -86,9 +87,9 @@ def parsed(head: str) -> tuple[str, int]:
     return resolved(host, "HEAD"), port_number(port, "the port of HEAD")
 
 
-def connected(head: str, timeout_seconds: float) -> socket.socket:
+def connect(head: str, timeout_seconds: float) -> socket.socket:
     """Connect to a head, HOST:PORT. Raises UserError after at most CONNECT_SECONDS or timeout_seconds."""
-    place, seconds = parsed(head), min(CONNECT_SECONDS, timeout_seconds)
+    place, seconds = parse_address(head), min(CONNECT_SECONDS, timeout_seconds)
     try:
         return socket.create_connection(place, seconds)
     except TimeoutError:
@@ -136,9 +137,42 @@ def digest(root: Path, files: Iterable[Path]) -> str:
 
 
 def difference(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str:
-    """The difference between the head's facts and this machine's, in one line; "" if they are equal."""
+    """How this machine's facts differ from the head's, in one line; "" if they are equal."""
     names = [name for name in ours if theirs.get(name) != ours[name]]
     if "commit" in names and "code" in names:
         names.remove("code")
     texts = [f"{name} (the head: {theirs.get(name)}, here: {ours[name]})" for name in names]
-    return f"{', '.join(texts)}: {REMEDIES[names[0]]}" if names else ""
+    return f"other {', '.join(texts)}: {REMEDIES[names[0]]}" if names else ""
+
+
+# --- what the head and the other machines print
+
+
+def print_invitation(place: Place) -> None:
+    """Tell the user of the head how other machines join."""
+    print(f"this machine is the head; run on each other machine: make join HEAD={place}", flush=True)
+
+
+def print_message(text: str) -> None:
+    """Print a text of another machine: on one line, without control characters."""
+    print(errors.printable(errors.one_line(text)), flush=True)
+
+
+def joining_line(address: str, processes: int) -> str:
+    """The head's line about a machine that joins. address: of that machine."""
+    return f"{address} joins with {counted(processes, 'process', 'processes')}"
+
+
+def refusal_line(address: str, reason: str) -> str:
+    """The head's line about a machine that may not join. address: of that machine."""
+    return f"{address} may not join: {reason}"
+
+
+def refusal_error(head: object, reason: str) -> UserError:
+    """The error of a machine that may not join."""
+    return UserError(f"this machine cannot join {head}: {reason}")
+
+
+def lost_head_error(head: object) -> UserError:
+    """The error of a machine whose head has gone."""
+    return UserError(f"the head {head} has ended or cannot be reached; nothing runs here any more")

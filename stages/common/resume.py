@@ -4,7 +4,6 @@ The state is in runs/resume/KEY. `dvc exp run --temp` and `dvc queue` run in a c
 .dvc/tmp/exps. DVC deletes the copy if the run fails, so their state is in runs/resume of the repository itself.
 """
 
-import fcntl
 import os
 import shutil
 import time
@@ -12,8 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from stages.common import paths
-from stages.common.errors import NO_LOCKS
+from stages.common import locks, paths
 
 UNUSED_SECONDS = 7 * 24 * 3600  # state that is older is deleted
 MAX_BYTES = 10_000_000_000  # of all runs that are not running; the oldest are deleted first
@@ -121,19 +119,16 @@ def _lock(folder: Path, create: bool = False) -> int | None:
                 continue
             raise
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            current = _is_at(descriptor, folder / LOCK)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        except OSError as error:
-            if error.errno in NO_LOCKS:  # train says so, of its own lock
-                return descriptor
+            locked = locks.try_lock(descriptor)  # train warns if there are no locks, when it takes its own
+            current = locked and _is_at(descriptor, folder / LOCK)
+        except OSError:
             os.close(descriptor)
             raise
         if current:
             return descriptor
-        os.close(descriptor)  # the folder was deleted before the lock was taken
+        os.close(descriptor)
+        if not locked:
+            return None  # else the folder was deleted before the lock was taken
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -1,11 +1,10 @@
 """Decode pictures, and write each to its place in a shard."""
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from stages.common import files
 from stages.common.preparation import Preparation
 from stages.dataset import pictures
 from stages.dataset.folder import Reader
@@ -57,15 +56,6 @@ def decode_into_shards(reader: Reader, preparation: Preparation, tasks: list[Tas
 
 def write(task: Task, pixels: memoryview | bytes | bytearray) -> None:
     """Write the pixels of a picture to their place. Raises OSError, which names the shard."""
-    with named_errors(task.path), task.path.open("rb+") as file:
+    with files.named_errors(task.path), task.path.open("rb+") as file:
         file.seek(task.offset)
         file.write(pixels)
-
-
-@contextmanager
-def named_errors(path: Path) -> Iterator[None]:
-    """Have a full disk name the file that it has no room for."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None

@@ -45,8 +45,8 @@ def join(place: str, data: DataName, options: Preprocess, settings: Machine) -> 
 
     Returns whether that head decodes pictures; one that trains waits for another program. Raises UserError.
     """
-    address = head.parsed(place)
-    with head.connected(place, settings.timeout_seconds) as connection:
+    address = head.parse_address(place)
+    with head.connect(place, settings.timeout_seconds) as connection:
         link = Link(connection, address[0], GREETING_SECONDS)
         try:
             greeting, _ = link.receive()
@@ -58,7 +58,6 @@ def join(place: str, data: DataName, options: Preprocess, settings: Machine) -> 
         link.set_timeout(timeout)
         work = Work(address, uuid.uuid4().hex, Path(data.images), timeout)
         processes = settings.threads or machine.cores()
-        gone = UserError(f"the head {place} has ended or cannot be reached; nothing runs here any more")
         try:
             _enter(place, link, greeting["facts"], machines.facts(data, options), work.machine, processes)
             count = counted(processes, "process", "processes")
@@ -66,7 +65,7 @@ def join(place: str, data: DataName, options: Preprocess, settings: Machine) -> 
             with _workers(work, processes) as (sentinels, messages):
                 _watch(place, link, sentinels, messages)
         except LostError:
-            raise gone from None
+            raise head.lost_head_error(place) from None
     print("preprocess has decoded all pictures; the head has them", flush=True)
     return True
 
@@ -77,10 +76,10 @@ def _enter(
     """Ask the head to admit this machine. Raises UserError, of which the head prints a line too, and LostError."""
     difference = head.difference(theirs, own)
     hello = {"machine": machine_name, "processes": processes}
-    link.send({**hello, "refused": f"other {difference}"} if difference else hello)
+    link.send({**hello, "refused": difference} if difference else hello)
     answer, _ = link.receive()
     if "refused" in answer:
-        raise UserError(f"this machine cannot join {place}: {answer['refused']}")
+        raise head.refusal_error(place, answer["refused"])
 
 
 @contextmanager

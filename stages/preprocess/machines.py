@@ -21,11 +21,10 @@ from typing import Any
 
 from PIL import features
 
-from stages.common import errors, head
+from stages.common import head
 from stages.common.head import NODES, Place
 from stages.common.machine_settings import Machine
 from stages.common.preparation import Preparation
-from stages.common.text import counted
 from stages.dataset.options import DataName
 from stages.preprocess import decoding
 from stages.preprocess.decoding import Task
@@ -159,9 +158,9 @@ class Machines:
             if not refusal:
                 self._links[machine] = [link]
         if refusal:
-            _print(f"{link.address} may not join: {refusal}")
+            head.print_message(head.refusal_line(link.address, refusal))
         else:
-            _print(f"{link.address} joins with {counted(int(hello['processes']), 'process', 'processes')}")
+            head.print_message(head.joining_line(link.address, int(hello["processes"])))
         link.send({"refused": refusal} if refusal else {"admitted": True})
 
     def _hand_out(self, link: Link) -> None:
@@ -204,7 +203,7 @@ class Machines:
             links = self._links.pop(machine, [])
         if not links or self._ended.is_set():
             return
-        _print(f"{links[0].address} {reason}: its pictures go to the other processes")
+        head.print_message(f"{links[0].address} {reason}: its pictures go to the other processes")
         with suppress(LostError):
             links[0].send({"refused": f"this machine {reason}"})
         for link in links:
@@ -223,7 +222,7 @@ def listening(
     with head.listening(place) as listener:
         machines = Machines(place, facts(data, options), settings.timeout_seconds)
         threading.Thread(target=machines.accept, args=[listener], daemon=True).start()
-        print(f"this machine is the head; run on each other machine: make join HEAD={place}", flush=True)
+        head.print_invitation(place)
         try:
             yield machines
         except BaseException:
@@ -234,7 +233,3 @@ def listening(
 
 def _digest(pixels: bytes | bytearray | memoryview) -> str:
     return hashlib.sha256(pixels).hexdigest()
-
-
-def _print(line: str) -> None:
-    print(errors.printable(errors.one_line(line)), flush=True)

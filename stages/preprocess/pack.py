@@ -71,7 +71,7 @@ class Shard:
             return
         start = packed.header(len(self.names), image_shape, self.labels.dtype) + packed.little_endian(self.labels)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with decoding.named_errors(self.path), self.path.open("wb") as file:
+        with files.named_errors(self.path), self.path.open("wb") as file:
             file.write(start)
             file.truncate(len(start) + len(self.names) * int(np.prod(image_shape)))
 

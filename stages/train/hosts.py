@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore
 
-from stages.common import errors, paths
 from stages.common import head as heads
+from stages.common import paths
 from stages.common.errors import UserError
-from stages.common.head import CONNECT_SECONDS, HOST, Place, parsed
+from stages.common.head import CONNECT_SECONDS, HOST, Place
 from stages.dataset import packed
 from stages.train import checkpoint
 from stages.train.options import Config
@@ -37,9 +37,9 @@ PACKAGES = ("torch", "torchvision", "numpy", "safetensors")
 
 def connect(head: str, timeout_seconds: float) -> tuple[TCPStore, Place]:
     """Connect to the store of a head, HOST:PORT. Raises UserError within the timeout."""
-    address, port = parsed(head)
+    address, port = heads.parse_address(head)
     seconds = min(CONNECT_SECONDS, timeout_seconds)
-    with heads.connected(head, timeout_seconds) as probe:
+    with heads.connect(head, timeout_seconds) as probe:
         own_address = probe.getsockname()[0]
     store = _open_head_store(address, port, seconds)
     if store is None:
@@ -117,8 +117,7 @@ def door(place: Place, facts: Mapping[str, str], run_id: str, timeout_seconds: f
                 store.set("clock", str(time.time()))
                 while printed < store.add("messages", 0):
                     printed += 1
-                    message = store.get(f"message {printed}").decode(errors="replace")
-                    print(errors.printable(errors.one_line(message)), flush=True)
+                    heads.print_message(store.get(f"message {printed}").decode(errors="replace"))
 
     thread = threading.Thread(target=print_messages, daemon=True)
     thread.start()
@@ -144,10 +143,11 @@ def admission(store: TCPStore, place: Place, facts: Mapping[str, str]) -> dict[s
     skew = time.time() - float(store.get("clock"))
     reason = heads.difference(published["facts"], facts)
     if not reason and abs(skew) > MAX_SKEW_SECONDS:
-        reason = f"clock ({abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the head's): set the clocks with NTP"
+        side = "ahead of" if skew > 0 else "behind"
+        reason = f"other clock ({abs(skew):.0f} s {side} the head's): set the clocks with NTP"
     if reason:
-        notify_head(store, f"{place.address} may not join: other {reason}")
-        raise UserError(f"this machine cannot join {place}: other {reason}")
+        notify_head(store, heads.refusal_line(place.address, reason))
+        raise heads.refusal_error(place, reason)
     return published
 
 

@@ -56,11 +56,11 @@ def run(config: Config, settings: Machine) -> int:
     train, wanted = config.train, head.read_place(os.environ)
     warn(train.shards, settings.processes, machine.cores(), train.device)
     with (
-        head.listening(wanted or head.ALONE) as listener,
+        head.listening(wanted or head.LOCAL) as listener,
         tempfile.TemporaryDirectory() as folder,
         ExitStack() as stack,
     ):
-        place = replace(wanted or head.ALONE, port=listener.getsockname()[1])
+        place = replace(wanted or head.LOCAL, port=listener.getsockname()[1])
         store = dist.TCPStore(
             place.host,
             place.port,
@@ -73,7 +73,7 @@ def run(config: Config, settings: Machine) -> int:
         if wanted:
             facts = hosts.facts(config, train.device)
             stack.enter_context(hosts.door(place, facts, run_id, settings.timeout_seconds))
-            print(f"this machine is the head; run on each other machine: make join HEAD={place}", flush=True)
+            head.print_invitation(place)
         return _run_agent(settings, place, store, run_id, Path(folder))
 
 
@@ -93,9 +93,9 @@ def join(address: str, config: Config, settings: Machine) -> int:
     settings = settings.model_copy(update={"timeout_seconds": timeout})
     place = replace(place, maximum=published["maximum"])
     processes = counted(settings.processes, "process", "processes")
-    hosts.notify_head(store, f"{place.address} joins with {processes}")
+    hosts.notify_head(store, head.joining_line(place.address, settings.processes))
     print(f"joining {place} with {processes}; the head prints and writes", flush=True)
-    head_gone = UserError(f"the head {place} has ended or cannot be reached; nothing runs here any more")
+    head_gone = head.lost_head_error(place)
 
     def end_program() -> None:
         errors.print_line(f"error: {head_gone}")
