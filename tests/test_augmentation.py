@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from stages.common import params
 from stages.common.errors import Interrupted, UserError
 from stages.dataset.data_card import DataCard
-from stages.network import losses
+from stages.network import losses, models
 from stages.train import checks, class_weights, mixing, options, photographs
 from stages.train.augmentation import AUGMENTATIONS, MIXTURES, compose
 from stages.train.checkpoint import Checkpoints
@@ -63,6 +63,22 @@ def test_threads_and_resuming_change_no_bit(names: list[str], tmp_path: Any, mon
     resumed, rows, _ = train(**options, threads=2, checkpoints=Checkpoints("a", 1e9))
     assert same(resumed, whole)
     assert rows == history
+
+
+def test_mixed_precision_augments_as_float32_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, list[Tensor]] = {"float32": [], "bfloat16": []}
+    normalize = models.Normalize.forward
+
+    def forward(self: models.Normalize, images: Tensor) -> Tensor:
+        if images.dtype == torch.float32:  # augmented: validation images are uint8
+            seen[precision].append(images)
+        return normalize(self, images)
+
+    monkeypatch.setattr(models.Normalize, "forward", forward)
+    for precision in seen:
+        train(augmentation="affine", precision=precision, epochs=1)
+    assert len(seen["float32"]) > 10
+    assert all(torch.equal(*pair) for pair in zip(*seen.values(), strict=True))
 
 
 def test_every_name_has_a_function_a_block_and_a_schema() -> None:
