@@ -126,6 +126,8 @@ def test_if_no_box_fits_the_largest_one_in_the_middle_is_used() -> None:
     assert [side.tolist() for side in (top, left, height, width)] == [[0, 0], [40, 40], [10, 10], [20, 20]]
     theirs = v2.RandomResizedCrop((10, 100), scale=scale, ratio=ratio).make_params([images[0]])
     assert theirs == {"top": 0, "left": 40, "height": 10, "width": 20}
+    for ratio in ((0.01, 0.01), (100.0, 100.0)):  # torchvision's box would be empty
+        assert photographs.random_resized_crop(images[:, :, :9, :9], generator(), scale, ratio).shape == (2, 1, 9, 9)
 
 
 def test_a_crop_is_that_of_torchvision() -> None:

@@ -307,6 +307,13 @@ def test_the_shortest_runs_have_a_schedule(name: str, steps: int) -> None:
     assert all(0 <= factor(step) <= 1 for step in range(steps))
 
 
+@pytest.mark.parametrize(("steps", "warmup"), [(2, 0.75), (3, 0.9), (1000, 0.9999), (3, 1 - 2**-53)])
+def test_the_last_step_has_the_end_factor_even_after_a_long_warmup(steps: int, warmup: float) -> None:
+    factor = schedules.one_cycle(steps, warmup_fraction=warmup, start_factor=0.1, end_factor=0.001)
+    assert factor(0) == pytest.approx(0.1)
+    assert factor(steps - 1) == pytest.approx(1.0 if warmup * steps == steps else 0.001)  # no step left to decrease
+
+
 # --- augmentation
 
 
