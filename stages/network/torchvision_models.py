@@ -61,11 +61,9 @@ class AdaptiveAveragePool(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, *size)."""
-        return (
-            self.as_products(values)
-            if values.device.type in ("cuda", "mps")
-            else F.adaptive_avg_pool2d(values, self.size)
-        )
+        if values.device.type in ("cuda", "mps"):
+            return self.as_products(values)
+        return F.adaptive_avg_pool2d(values, self.size)
 
     def as_products(self, values: Tensor) -> Tensor:
         """The same as `forward`, on any device."""
@@ -211,9 +209,9 @@ def replace_random_layers(network: nn.Module) -> None:
 def replace_pooling(network: nn.Module) -> None:
     """Replace adaptive pooling (alexnet, vgg), except to one pixel: that is a mean, whose gradient is repeatable."""
     for name, module in list(network.named_modules()):
-        if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size not in (1, (1, 1)):
-            height, width = module.output_size
-            replace(network, name, AdaptiveAveragePool(height, width))
+        size: Any = module.output_size if isinstance(module, nn.AdaptiveAvgPool2d) else 1
+        if size not in (1, (1, 1)):
+            replace(network, name, AdaptiveAveragePool(*size))
 
 
 def remove_last_relu(network: nn.Module) -> None:
