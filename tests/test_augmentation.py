@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from stages.common import params
 from stages.common.errors import Interrupted, UserError
 from stages.dataset.data_card import DataCard
-from stages.network import losses
+from stages.network import losses, models
 from stages.train import checks, class_weights, mixing, options, photographs
 from stages.train.augmentation import AUGMENTATIONS, MIXTURES, compose
 from stages.train.checkpoint import Checkpoints
@@ -65,6 +65,22 @@ def test_threads_and_resuming_change_no_bit(names: list[str], tmp_path: Any, mon
     assert rows == history
 
 
+def test_mixed_precision_augments_as_float32_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, list[Tensor]] = {"float32": [], "bfloat16": []}
+    normalize = models.Normalize.forward
+
+    def forward(self: models.Normalize, images: Tensor) -> Tensor:
+        if images.dtype == torch.float32:  # augmented: validation images are uint8
+            seen[precision].append(images)
+        return normalize(self, images)
+
+    monkeypatch.setattr(models.Normalize, "forward", forward)
+    for precision in seen:
+        train(augmentation="affine", precision=precision, epochs=1)
+    assert len(seen["float32"]) > 10
+    assert all(torch.equal(*pair) for pair in zip(*seen.values(), strict=True))
+
+
 def test_every_name_has_a_function_a_block_and_a_schema() -> None:
     names = [*AUGMENTATIONS, *MIXTURES]
     assert names == list(get_args(options.Augmentation)) == list(options.AUGMENTATIONS)
@@ -110,6 +126,8 @@ def test_if_no_box_fits_the_largest_one_in_the_middle_is_used() -> None:
     assert [side.tolist() for side in (top, left, height, width)] == [[0, 0], [40, 40], [10, 10], [20, 20]]
     theirs = v2.RandomResizedCrop((10, 100), scale=scale, ratio=ratio).make_params([images[0]])
     assert theirs == {"top": 0, "left": 40, "height": 10, "width": 20}
+    for ratio in ((0.01, 0.01), (100.0, 100.0)):  # torchvision's box would be empty
+        assert photographs.random_resized_crop(images[:, :, :9, :9], generator(), scale, ratio).shape == (2, 1, 9, 9)
 
 
 def test_a_crop_is_that_of_torchvision() -> None:

@@ -170,6 +170,21 @@ def test_mixed_precision_learns_and_keeps_the_weights_in_float32() -> None:
     assert not all(torch.equal(a, b) for a, b in zip(weights.values(), train("cnn", lr=0.01)[0].values(), strict=True))
 
 
+def test_memory_that_is_not_pinned_is_copied_before_it_can_be_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asynchronous: list[bool] = []
+    to = Tensor.to
+
+    def recording(self: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        if self.dtype == torch.uint8:
+            asynchronous.append(options.get("non_blocking", False))
+        return to(self, *arguments, **options)
+
+    monkeypatch.setattr(Tensor, "to", recording)
+    train(epochs=1)  # steps and validation
+    assert len(asynchronous) > 19
+    assert not any(asynchronous)
+
+
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     assert first.keys() == second.keys()
     return all(torch.equal(first[name], second[name]) for name in first)

@@ -125,17 +125,20 @@ def test_a_machine_whose_clock_differs_is_refused(
 def test_the_facts_cover_what_decides_the_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     stage = Stage()
-    first = hosts.facts(options.read(stage.values), "cpu")
+    first = hosts.facts(options.read(stage.values))
     assert first.keys() == FACTS.keys()
     assert re.fullmatch(r"torch \S+ torchvision \S+ numpy \S+ safetensors \S+", first["packages"])
     stage.values["train"]["seed"] = 1
     paths.DATA_CARD.write_bytes(paths.DATA_CARD.read_bytes() + b"\n")
-    other = hosts.facts(options.read(stage.values), "cpu")
+    other = hosts.facts(options.read(stage.values))
     assert {name for name in first if first[name] != other[name]} == {"parameters", "data"}
     stage.values["machine"]["threads"] = 3  # changes no bit
-    assert hosts.facts(options.read(stage.values), "cpu") == other
+    assert hosts.facts(options.read(stage.values)) == other
+    monkeypatch.setattr("stages.network.device.available", lambda: {"cpu": 1, "cuda": 1, "mps": 0})
+    with_gpu = hosts.facts(options.read(stage.values))  # train.device is auto: machines without a GPU may not join
+    assert {name for name in other if with_gpu[name] != other[name]} == {"processor"}
     paths.DATA_CARD.unlink()
-    assert hosts.facts(options.read(stage.values), "cpu")["data"] == f"no {paths.DATA_CARD}"
+    assert hosts.facts(options.read(stage.values))["data"] == f"no {paths.DATA_CARD}"
 
 
 def test_pretrained_weights_are_compared_if_training_starts_with_them(
@@ -145,12 +148,12 @@ def test_pretrained_weights_are_compared_if_training_starts_with_them(
     stage = Stage()
     paths.PRETRAINED.parent.mkdir(parents=True)
     paths.PRETRAINED.write_bytes(b"one")
-    assert hosts.facts(options.read(stage.values), "cpu")["weights"] == "none"
+    assert hosts.facts(options.read(stage.values))["weights"] == "none"
     stage.values["model"]["name"] = "torchvision"
     stage.values["models"]["torchvision"]["weights"] = "birds.safetensors"
-    first = hosts.facts(options.read(stage.values), "cpu")
+    first = hosts.facts(options.read(stage.values))
     paths.PRETRAINED.write_bytes(b"two")
-    other = hosts.facts(options.read(stage.values), "cpu")
+    other = hosts.facts(options.read(stage.values))
     assert {name for name in first if first[name] != other[name]} == {"weights"}
     refusal = heads.difference(first, other)
     assert refusal.startswith(

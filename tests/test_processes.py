@@ -23,7 +23,7 @@ from stages.train import launch, tree
 from stages.train.agent import MAX_FRUITLESS_ATTEMPTS, Attempts
 from stages.train.batches import EpochBatches
 from stages.train.checkpoint import LATEST
-from stages.train.processes import Group
+from stages.train.processes import STORE, Group, process_group
 from tests.imports import ROOT
 from tests.test_resume import Stage
 
@@ -155,6 +155,12 @@ def test_the_same_bytes_with_every_kind_of_recipe(change: str, stage: Stage) -> 
         stage.values["preprocess"]["validation_fraction"] = 0
     stage.write_params()
     check_same("1x3 2x1 5x1")
+
+
+def test_mps_cannot_exchange_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STORE, "127.0.0.1:1")
+    with pytest.raises(UserError, match=r"^params.yaml: the device is mps, which trains in one process"):
+        process_group(torch.device("mps"), 1).__enter__()
 
 
 # --- the launcher, with real processes

@@ -148,6 +148,41 @@ def test_stochastic_depth_drops_whole_images_with_its_own_generator() -> None:
     assert depths == pytest.approx([0.2 * block / 16 for block in range(16)])
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (6, 6), (13, 7), (5, 20)])
+def test_pooling_by_products_is_adaptive_average_pooling(shape: tuple[int, int]) -> None:
+    """It is for GPUs, where torch refuses the gradient of its own."""
+    values = torch.randn(2, 3, *shape, requires_grad=True)
+    pool = torchvision_models.AdaptiveAveragePool(6, 7)
+    results, gradients = [], []
+    for pooled in (pool(values), pool.as_products(values), nn.AdaptiveAvgPool2d((6, 7))(values)):
+        results.append(pooled.detach())
+        gradients.append(torch.autograd.grad(pooled.square().sum(), values)[0])
+    assert torch.equal(results[0], results[2])  # on a CPU, it is torch's own
+    assert torch.allclose(results[1], results[2], atol=1e-6)
+    assert torch.allclose(gradients[1], gradients[2], atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["alexnet", "vgg11", "squeezenet1_1", "resnet18"])
+def test_no_network_has_a_pooling_whose_gradient_cuda_refuses(architecture: str) -> None:
+    with torch.device("meta"):
+        network = build(architecture)
+    sizes = [layer.output_size for layer in network.modules() if isinstance(layer, nn.AdaptiveAvgPool2d)]
+    assert set(sizes) <= {1, (1, 1)}
+    replaced = [layer for layer in network.modules() if isinstance(layer, torchvision_models.AdaptiveAveragePool)]
+    assert len(replaced) == (architecture in ("alexnet", "vgg11"))
+
+
+@pytest.mark.parametrize("architecture", ["squeezenet1_1", "shufflenet_v2_x0_5"])
+def test_a_network_for_regression_can_output_negative_numbers(architecture: str) -> None:
+    torch.manual_seed(0)
+    shape, options = (3, SIDE, SIDE), {"architecture": architecture, "dropout": 0.2}
+    network = models.build("torchvision", options, shape, 1, [0.4] * 3, [0.4] * 3).eval()
+    with torch.no_grad():
+        head, _ = torchvision_models.head(network.get_submodule("1.network"))
+        network.get_submodule(f"1.network.{head}").get_parameter("bias").fill_(-10)
+        assert (network(images(2)) < -1).all()
+
+
 def test_checking_the_name_of_an_architecture_does_not_import_torchvision() -> None:
     """`check` runs whenever a parameter has changed, and importing torchvision takes 3 s."""
     code = "import sys; import integrity.rules, stages.network.models; print('torchvision' in sys.modules)"

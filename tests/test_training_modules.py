@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from stages.train.batches import Batches, EpochBatches, PackedImages, ending_wor
 from stages.train.stopping import StopSignal, handle_stop_signals
 from tests import forging
 from tests.imports import ROOT
+from tests.test_fit import one_thread_an_operation
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "mlp": {"hidden": 16, "depth": 2, "dropout": 0.1},
@@ -303,6 +305,13 @@ def test_the_shortest_runs_have_a_schedule(name: str, steps: int) -> None:
     }
     factor = schedules.SCHEDULES[name](steps, **options.get(name, {}))
     assert all(0 <= factor(step) <= 1 for step in range(steps))
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(2, 0.75), (3, 0.9), (1000, 0.9999), (3, 1 - 2**-53)])
+def test_the_last_step_has_the_end_factor_even_after_a_long_warmup(steps: int, warmup: float) -> None:
+    factor = schedules.one_cycle(steps, warmup_fraction=warmup, start_factor=0.1, end_factor=0.001)
+    assert factor(0) == pytest.approx(0.1)
+    assert factor(steps - 1) == pytest.approx(1.0 if warmup * steps == steps else 0.001)  # no step left to decrease
 
 
 # --- augmentation
@@ -834,6 +843,31 @@ def test_a_precision_that_the_device_does_not_support() -> None:
 )
 def test_images_stay_on_the_device_when_they_fit(size: int, free: int | None, workers: int, kept: bool) -> None:
     assert device.keep_on_device(size, free, workers) is kept
+
+
+def test_a_gpu_has_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.distributed refuses a device without one, also on a machine that has one GPU and trains with others."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr("stages.network.device.available", lambda: {"cpu": 1, "cuda": 2, "mps": 0})
+    monkeypatch.setattr("stages.network.device.check_usable", lambda target, key: None)
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "A GPU")
+    monkeypatch.setattr("torch.use_deterministic_algorithms", lambda mode, warn_only: None)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    with one_thread_an_operation():
+        alone = device.set_up("auto", 1, "fast", "train.device")
+        second = device.set_up("auto", 1, "fast", "train.device", process=1, processes=2)
+    assert [alone, second] == chosen == [torch.device("cuda", 0), torch.device("cuda", 1)]
+
+
+def test_a_gpu_that_only_emulates_bfloat16_does_not_support_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setattr("torch.cuda._check_bf16_tensor_supported", lambda index: True)
+    for major, supported in ((7, False), (8, True)):  # compute capability of Turing and Ampere
+        monkeypatch.setattr("torch.cuda.get_device_properties", lambda index, major=major: SimpleNamespace(major=major))
+        assert device.has_bfloat16(torch.device("cuda", 0)) is supported
+    assert device.has_bfloat16(torch.device("cpu"))
 
 
 def test_unused_gpus_are_mentioned(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,7 @@ def main() -> None:
     print(line)
     tables = (paths.PREDICTIONS, paths.TEST_METRICS, paths.CONFUSION, paths.RELIABILITY, paths.UNSCALED_RELIABILITY)
     files_written = (*tables, paths.MODEL_CARD, paths.OVERVIEW, paths.WORST)
-    record.environment("evaluate", str(target), torch.backends.cpu.get_cpu_capability(), files_written)
+    record.environment("evaluate", target.type, torch.backends.cpu.get_cpu_capability(), files_written)
     seconds = round(time.perf_counter() - start, 3)
     record.write("evaluate", {"seconds": seconds})
 

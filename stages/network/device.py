@@ -172,12 +172,11 @@ def set_up(
     few = quota if quota is not None and quota < machine.assigned_cores() else None
     used = threads_of(threads, processes, machine.cores())
     print(describe(kind, devices, used, few, hidden if wanted == "auto" else "", processes), flush=True)
-    target = torch.device(kind)
-    if kind == "cuda":
-        if processes > 1:
-            target = torch.device(kind, gpu_of(process, processes, devices[kind]))
-            torch.cuda.set_device(target)
-        check_usable(target, key)
+    if kind != "cuda":
+        return torch.device(kind)
+    target = torch.device(kind, gpu_of(process, processes, devices[kind]))  # torch.distributed needs the number
+    torch.cuda.set_device(target)
+    check_usable(target, key)
     return target
 
 
@@ -261,8 +260,8 @@ def keep_freed_memory() -> None:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device supports bfloat16 (a CPU always does, but slowly)."""
-    return device.type != "cuda" or torch.cuda.is_bf16_supported()
+    """Whether a device supports bfloat16. A CPU always does, but slowly; older GPUs only emulate it."""
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def free_bytes(device: torch.device, key: str) -> int | None:

@@ -51,7 +51,7 @@ def predict(
         part = torch.as_tensor(images[start : min(start + size, end)])
         padding = part.new_zeros(size - len(part), *part.shape[1:])
         padded = torch.cat([part, padding]) if len(padding) else part
-        outputs = model(padded.to(device, non_blocking=True))
+        outputs = model(padded.to(device))
         return (outputs.float() if output == "value" else log_probabilities(outputs, output))[: len(part)]
 
     def put_rows(start: int) -> None:

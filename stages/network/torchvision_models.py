@@ -1,7 +1,8 @@
 """Classification networks of torchvision, by name, with new weights (pretrained: stages/network/pretrained.py).
 
-They are as torchvision builds them, with three differences: the last layer has one output per class of the data, a grey
-image is given to all three channels, and random layers are those of stages/network/random_layers.py.
+They are as torchvision builds them, with these differences: the last layer has one output per class of the data, a grey
+image is given to all three channels, random layers are those of stages/network/random_layers.py, pooling is repeatable
+on GPUs, and for regression no ReLU follows the last layer.
 """
 
 from collections import OrderedDict
@@ -10,6 +11,7 @@ from contextlib import nullcontext
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -44,6 +46,32 @@ class Network(nn.Sequential):
 
 class Head(nn.Sequential):
     """An added dropout, and the last layer."""
+
+
+class AdaptiveAveragePool(nn.Module):
+    """nn.AdaptiveAvgPool2d, as matrix products on a GPU.
+
+    torch's gradient of it is not repeatable on CUDA, where torch.use_deterministic_algorithms makes it an error, and on
+    MPS the size of the images must be a multiple of the output's.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.size = height, width  # of the output
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, *size)."""
+        if values.device.type in ("cuda", "mps"):
+            return self.as_products(values)
+        return F.adaptive_avg_pool2d(values, self.size)
+
+    def as_products(self, values: Tensor) -> Tensor:
+        """The same as `forward`, on any device."""
+        rows, columns = (
+            F.adaptive_avg_pool1d(torch.eye(before), after).to(values)  # (before, after)
+            for before, after in zip(values.shape[2:], self.size, strict=True)
+        )
+        return rows.T @ values @ columns
 
 
 class NumbersOnCpu(TorchFunctionMode):
@@ -85,6 +113,9 @@ def build(shape: tuple[int, int, int], classes: int, architecture: str, dropout:
         raise ValueError(f"{architecture} cannot take images of {height} x {width} pixels: {reason}") from None
     before_the_last_layer(network, dropout)
     replace_random_layers(network)
+    replace_pooling(network)
+    if classes == 1:
+        remove_last_relu(network)
     colour = {"colour": Colour()} if channels == 1 else {}
     return Network(OrderedDict({**colour, NETWORK: network}))
 
@@ -173,6 +204,22 @@ def replace_random_layers(network: nn.Module) -> None:
             if module.mode != "row":
                 raise NotImplementedError(f"{name} has stochastic depth by {module.mode}")
             replace(network, name, StochasticDepth(module.p))
+
+
+def replace_pooling(network: nn.Module) -> None:
+    """Replace adaptive pooling (alexnet, vgg), except to one pixel: that is a mean, whose gradient is repeatable."""
+    for name, module in list(network.named_modules()):
+        size: Any = module.output_size if isinstance(module, nn.AdaptiveAvgPool2d) else 1
+        if size not in (1, (1, 1)):
+            replace(network, name, AdaptiveAveragePool(*size))
+
+
+def remove_last_relu(network: nn.Module) -> None:
+    """Remove the ReLU after the last layer, if any (squeezenet): a scaled label may be negative."""
+    layers = leaves(network)
+    for name, module in layers[last_layer(layers) + 1 :]:
+        if isinstance(module, nn.ReLU):
+            replace(network, name, nn.Identity())
 
 
 def replace(network: nn.Module, name: str, layer: nn.Module) -> None:

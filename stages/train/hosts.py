@@ -27,6 +27,7 @@ from stages.common import paths
 from stages.common.errors import UserError
 from stages.common.head import CONNECT_SECONDS, HOST, Place
 from stages.dataset import packed
+from stages.network import device
 from stages.train import checkpoint
 from stages.train.options import Config
 
@@ -83,8 +84,9 @@ def interface(address: str) -> str:
 # --- what must be equal on all machines
 
 
-def facts(config: Config, device: str) -> dict[str, str]:
-    """Everything that decides the bits of the result, by name. device: train.device."""
+def facts(config: Config) -> dict[str, str]:
+    """Everything that decides the bits of the result, by name. Raises UserError if this machine lacks the device."""
+    kind = device.choose(config.train.device, device.available(), "train.device")
     root = checkpoint.PACKAGE.parent
     capability = "" if config.train.numerics == "portable" else f" {torch.backends.cpu.get_cpu_capability()}"
     return {
@@ -94,7 +96,7 @@ def facts(config: Config, device: str) -> dict[str, str]:
         "data": heads.digest(Path(), [paths.TRAIN / packed.INDEX, paths.VALIDATION / packed.INDEX, paths.DATA_CARD]),
         "weights": heads.digest(Path(), [paths.PRETRAINED]) if config.starts_pretrained else "none",
         "packages": " ".join(f"{name} {version(name)}" for name in PACKAGES),
-        "processor": f"{platform.machine()} {device}{capability}",
+        "processor": f"{platform.machine()} {kind}{capability}",
     }
 
 

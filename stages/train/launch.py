@@ -71,7 +71,7 @@ def run(config: Config, settings: Machine) -> int:
         )
         run_id = uuid.uuid4().hex
         if wanted:
-            facts = hosts.facts(config, train.device)
+            facts = hosts.facts(config)
             stack.enter_context(hosts.door(place, facts, run_id, settings.timeout_seconds))
             head.print_invitation(place)
         return _run_agent(settings, place, store, run_id, Path(folder))
@@ -87,7 +87,7 @@ def join(address: str, config: Config, settings: Machine) -> int:
     from stages.train import hosts
 
     store, place = hosts.connect(address, settings.timeout_seconds)
-    published = hosts.admission(store, place, hosts.facts(config, config.train.device))
+    published = hosts.admission(store, place, hosts.facts(config))
     timeout = float(published["timeout_seconds"])
     os.environ[machine_settings.variable("timeout_seconds")] = str(timeout)  # for the workers on this machine
     settings = settings.model_copy(update={"timeout_seconds": timeout})

@@ -55,8 +55,8 @@ def random_boxes(images: Tensor, generator: torch.Generator, scale: Range, ratio
     fits = (heights >= 1) & (heights <= height) & (widths >= 1) & (widths <= width)
     chosen = np.arange(count), fits.argmax(axis=1)  # the first that fits
     any_fits = fits[chosen]
-    box_height = np.where(any_fits, heights[chosen], min(height, round(width / ratio[0])))
-    box_width = np.where(any_fits, widths[chosen], min(width, round(height * ratio[1])))
+    box_height = np.where(any_fits, heights[chosen], min(height, max(round(width / ratio[0]), 1)))
+    box_width = np.where(any_fits, widths[chosen], min(width, max(round(height * ratio[1]), 1)))
     top = np.where(any_fits, np.floor(down[chosen] * (height - box_height + 1)), (height - box_height) // 2)
     left = np.where(any_fits, np.floor(right[chosen] * (width - box_width + 1)), (width - box_width) // 2)
     return Boxes(*(side.astype(np.int64) for side in (top, left, box_height, box_width)))

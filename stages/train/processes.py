@@ -14,6 +14,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from stages.common import paths
+from stages.common.errors import UserError
 from stages.train import tree
 from stages.train.tree import Node
 
@@ -107,11 +109,17 @@ def local() -> tuple[int, int]:
 def process_group(device: torch.device, timeout_seconds: float) -> Iterator[Group]:
     """The group that this process belongs to, once all of its processes are there.
 
-    Within the block, a wait for another process takes at most timeout_seconds. Raises LostProcessError.
+    Within the block, a wait for another process takes at most timeout_seconds. Raises LostProcessError, and UserError
+    for a device that cannot exchange tensors.
     """
     if not is_worker():
         yield SINGLE
         return
+    if device.type == "mps":
+        raise UserError(
+            f"{paths.PARAMS}: the device is mps, which trains in one process on one machine only; set "
+            "machine.processes: 1, or train.device: cpu"
+        )
     import torch.distributed as dist
 
     host, _, port = os.environ[STORE].rpartition(":")

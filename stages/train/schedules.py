@@ -20,11 +20,12 @@ def one_cycle(steps: int, warmup_fraction: float, start_factor: float, end_facto
     Source: Smith and Topin 2017, "Super-convergence"; the decrease is that of torch's OneCycleLR.
     """
     warmup = max(warmup_fraction * steps - 1, 0)  # the step with the highest rate, as OneCycleLR counts it
+    decrease = steps - 1 - warmup  # steps; they may be fewer than one
 
     def factor(step: int) -> float:
         if step < warmup:
             return start_factor + (1 - start_factor) * step / warmup
-        return _half_cosine((step - warmup) / max(steps - 1 - warmup, 1), end_factor)
+        return _half_cosine((step - warmup) / decrease, end_factor) if decrease else 1.0
 
     return factor
 

@@ -58,8 +58,9 @@ class Trainer:
         def forward_backward(shard: Shard) -> None:
             """Compute the gradients of one shard, and its share of the mean loss, in its replica."""
             replica, images, labels, share = shard
+            # Not under autocast: in bfloat16, the coordinates in affine would be off by up to a pixel in 256.
+            augmented, targets = self.recipe.augment(images, labels, replica.generator)
             with torch.autocast(self.device.type, self.low_precision, enabled=self.low_precision is not None):
-                augmented, targets = self.recipe.augment(images, labels, replica.generator)
                 logits = replica.model(augmented)  # (N, K)
             loss = self.recipe.objective(logits.float(), targets) * share
             self.scaler.scale(loss).backward()
@@ -68,7 +69,9 @@ class Trainer:
 
         for group, lr in zip(self.optimizer.param_groups, self.base_lr, strict=True):
             group["lr"] = lr * self.recipe.lr_factor(self.run_steps)
-        images, labels = (tensor.to(self.device, non_blocking=True) for tensor in (images, labels))
+        # From memory that is not pinned, a copy must not be asynchronous: on MPS, it may read memory that was freed
+        # (pytorch issue 189690).
+        images, labels = (tensor.to(self.device, non_blocking=tensor.is_pinned()) for tensor in (images, labels))
         self.optimizer.zero_grad(set_to_none=True)
         batch_size = len(labels) if batch_size is None else batch_size
         with self.replicas.shards(images, labels, batch_size, self.epoch, len(self.losses) + 1, stop or 0) as shards:
