@@ -6,6 +6,7 @@ dvc.yaml and the code. It changes nothing. If dvc.lock itself was forged, only `
 no damage; 1, something is damaged; 2, an error.
 """
 
+import os
 import posixpath
 import re
 import shlex
@@ -133,7 +134,7 @@ def main() -> int:
     errors.no_arguments()
     with revisions.repository() as repo:
         clone = Clone(repo)
-        findings = [*check_texts(clone), *check_links(clone), *check_stage_names(clone)]
+        findings = [*check_texts(clone), *check_tracked(clone), *check_links(clone), *check_stage_names(clone)]
         object_count, damaged = check_cache(clone)
         findings += damaged
         for out in clone.outputs:
@@ -164,6 +165,14 @@ def check_texts(clone: Clone) -> list[Finding]:
     return findings + [Finding(fault, f"git checkout HEAD -- {LOCK}, or dvc repro") for fault in faults]
 
 
+def check_tracked(clone: Clone) -> Iterator[Finding]:
+    """Report missing files of `.dvc` and `data` that Git tracks: without a .gitignore, `git add` adds the outputs."""
+    with suppress(UserError):  # a clone without Git
+        deleted = git.run(clone.root, "ls-files", "-z", "--deleted", "--", ".dvc", "data", ":(exclude)*.dvc")
+        for name in sorted({os.fsdecode(name) for name in deleted.split(b"\0") if name}):
+            yield Finding(f"{name}: missing, and Git tracks it", f"git checkout -- {shlex.quote(name)}")
+
+
 def is_special(path: Path) -> bool:
     """Whether a path is a pipe, a device or a socket."""
     return path.exists() and not (path.is_file() or path.is_dir())
@@ -174,7 +183,7 @@ def fix_of_text(path: Path, name: str, problem: str) -> str:
     if not path.exists():
         return f"git checkout HEAD -- {name}"
     line = re.match(r":(\d+):", problem.removeprefix(name))
-    return f"fix {f'line {line[1]}' if line else 'it'} by hand (`git diff HEAD -- {name}` shows what changed)"
+    return f"edit {f'line {line[1]}' if line else 'it'} (`git diff HEAD -- {name}` shows what changed)"
 
 
 def lock_faults(content: bytes, stages: dict[str, dict[str, Any]]) -> list[str]:

@@ -342,7 +342,9 @@ def dvc_errors() -> Iterator[None]:
     try:
         yield
     except DvcException as error:
-        raise UserError(one_line(error)) from None
+        # DVC's message names the option of `dvc checkout`.
+        message = one_line(error).replace("Use `--force` to force.", "`make pull ARGS=--force` replaces them:")
+        raise UserError(message) from None
 
 
 if __name__ == "__main__":

@@ -56,6 +56,8 @@ def axes(x_range: Range, y_range: Range, percent: bool = False) -> Axes:
     """Axes for whole numbers, such as epochs, and values. percent: label the y axis in percent."""
     (x_low, x_high), (y_low, y_high) = x_range, y_range
     x_ticks, y_ticks = ticks(x_low, x_high, whole=True), ticks(y_low, y_high)
+    if percent:  # no share is below 0 % or above 100 %
+        y_ticks = [tick for tick in y_ticks if -1e-9 <= tick <= 1 + 1e-9]
     margin = 0.5 if x_low == x_high else 0.0
     y_low, y_high = min(y_ticks[0], y_low), max(y_ticks[-1], y_high)
     x, y = scale(x_low - margin, x_high + margin, LEFT, RIGHT), scale(y_low, y_high, BOTTOM, TOP)

@@ -351,6 +351,10 @@ TOY_DAMAGE: dict[str, tuple[Callable[[Project], object], str]] = {
         edited("dvc.lock", "size: 1", "size: 2", commit=True),
         "fix: dvc repro --force --single-item evaluate",
     ),
+    "the configuration of DVC gone": (
+        lambda project: (project.path / ".dvc/config").unlink(),
+        ".dvc/config: missing, and Git tracks it\n    fix: git checkout -- .dvc/config",
+    ),
     "an output is a link": (linked("data/predictions.csv"), "data/predictions.csv: a link to "),
     "a metric is a link": (linked("metrics/evaluate.json"), "metrics/evaluate.json: a link to "),
     "an output is a pipe": (piped("data/predictions.csv"), "data/predictions.csv: not a regular file, but"),
@@ -393,7 +397,7 @@ def test_fixes_keep_files_that_people_write(toy: Project, name: str) -> None:
     line = re.search(rf"{name}:(\d+):\d+: not valid YAML", output)
     assert line
     assert int(line[1]) > lines
-    assert f"fix: fix line {line[1]} by hand (`git diff HEAD -- {name}` shows what changed)" in output
+    assert f"fix: edit line {line[1]} (`git diff HEAD -- {name}` shows what changed)" in output
     assert f"checkout HEAD -- {name}" not in output
 
 

@@ -179,6 +179,7 @@ def test_an_unreadable_picture_is_a_row_with_the_reason_and_all_others_are_predi
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
+        ([], "no pictures are given; name some, as in `make predict FILES="),
         (["empty"], "no pictures found"),
         (["a.png", "--out=nowhere/rows.csv"], "give a file in an existing folder"),
         (["a.png", "--out=/dev/null"], "not a file; without --out"),

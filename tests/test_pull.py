@@ -449,6 +449,17 @@ def test_one_target(directory: Victim) -> None:
     assert output == "error: 'nothing' does not exist as an output or a stage name in 'dvc.yaml'\n"
 
 
+def test_edits_are_replaced_only_with_force(directory: Victim) -> None:
+    directory.forget()
+    assert directory.pull()[0] == 0
+    replace(directory.project.path / "single.txt", b"an edit")
+    status, _, stderr = directory.pull()
+    assert (status, "`make pull ARGS=--force` replaces them: " in stderr) == (2, True), stderr
+    assert (directory.project.path / "single.txt").read_bytes() == b"an edit"
+    assert directory.pull("--force")[0] == 0
+    assert (directory.project.path / "single.txt").read_bytes() != b"an edit"
+
+
 def test_a_full_cache_needs_no_remote(directory: Victim) -> None:
     assert directory.pull()[0] == 0
     shutil.rmtree(directory.project.path / "made")

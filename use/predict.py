@@ -76,6 +76,8 @@ class Tally:
 def main() -> int:
     """Predict; returns the exit status."""
     arguments = parser().parse_args()
+    if not arguments.pictures:
+        raise UserError('no pictures are given; name some, as in `make predict FILES="a.png photos/"`')
     if arguments.out:
         check_out(arguments.out)
     model = load(arguments.runtime, arguments.model)
@@ -155,7 +157,7 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "pictures",
-        nargs="+",
+        nargs="*",
         metavar="PICTURE",
         help="file, folder, pattern, http(s) or s3 URL; -: read names from stdin",
     )
