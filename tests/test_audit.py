@@ -12,6 +12,7 @@ from stages.common import paths
 from stages.dataset.folder import Part
 from stages.preprocess import audit, own, survey
 from stages.preprocess.options import Preprocess
+from stages.preprocess.workers import Workers
 from tests.test_folder import fill, zipped
 from tests.test_pictures import saved
 
@@ -44,7 +45,7 @@ def jpeg(image: Image.Image, quality: int) -> bytes:
 def audited(root: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> dict[str, Any]:
     monkeypatch.chdir(root.parent)
     targets: dict[Part, Path] = {"train": paths.TRAIN, "validation": paths.VALIDATION, "test": paths.TEST}
-    return own.prepare(root, "classification", OPTIONS.model_copy(update=options), targets, 1)[2]
+    return own.prepare(root, "classification", OPTIONS.model_copy(update=options), targets, Workers(1))[2]
 
 
 @pytest.fixture
