@@ -17,7 +17,6 @@ from stages.dataset.folder import Part
 from stages.dataset.packed import Split
 from stages.preprocess import audit, own, pack, survey
 from stages.preprocess.options import Preprocess
-from stages.preprocess.workers import Workers
 from tests.test_folder import fill, zipped
 from tests.test_pictures import saved
 
@@ -56,7 +55,7 @@ def prepared(
 ) -> tuple[DataCard, Mapping[Part, Split], dict[str, Any]]:
     monkeypatch.chdir(root.parent)
     targets: dict[Part, Path] = {"train": paths.TRAIN, "validation": paths.VALIDATION, "test": paths.TEST}
-    return own.prepare(root, "classification", OPTIONS.model_copy(update=options), targets, Workers(1))
+    return own.prepare(root, "classification", OPTIONS.model_copy(update=options), targets, 1)
 
 
 @pytest.fixture

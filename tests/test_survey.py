@@ -19,8 +19,7 @@ from stages.common.errors import UserError
 from stages.dataset import folder, pictures
 from stages.dataset.folder import Reader
 from stages.preprocess import __main__ as preprocess
-from stages.preprocess import survey
-from stages.preprocess.workers import Workers, progress
+from stages.preprocess import survey, workers
 from tests.faults.lab import is_running, wait_for
 from tests.imports import ROOT
 from tests.test_folder import fill
@@ -37,8 +36,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def surveyed(root: Path, processes: int = 1) -> list[survey.Surveyed]:
-    with Workers(processes) as workers:
-        return survey.survey(folder.scan(root), Reader(root), workers)
+    return survey.survey(folder.scan(root), Reader(root), processes)
 
 
 def test_digest_and_header_of_every_file(root: Path) -> None:
@@ -126,23 +124,21 @@ def die(items: list[int]) -> list[int]:
 
 
 def test_results_come_in_order_and_errors_through() -> None:
-    with Workers(1) as alone, Workers(2) as two:
-        for workers in (alone, two):
-            assert list(workers.in_order(half, range(100), batch=7)) == [item / 2 for item in range(100)]
-        assert list(two.in_order(half, [])) == []
-        with pytest.raises(UserError, match="no 0"):
-            list(two.in_order(fail, range(10)))
-        assert list(two.in_order(half, [4])) == [2]
+    for processes in (1, 2):
+        assert list(workers.in_order(half, range(100), processes, batch=7)) == [item / 2 for item in range(100)]
+    assert list(workers.in_order(half, [], 2)) == []
+    with pytest.raises(UserError, match="no 0"):
+        list(workers.in_order(fail, range(10), 2))
 
 
 def test_a_worker_that_is_killed_is_one_line() -> None:
-    with pytest.raises(UserError, match="a worker process was killed"), Workers(2) as workers:
-        list(workers.in_order(die, range(10)))
+    with pytest.raises(UserError, match="a worker process was killed"):
+        list(workers.in_order(die, range(10), 2))
 
 
 PARENT = """
 import os, time
-from stages.preprocess.workers import Workers
+from stages.preprocess import workers
 
 def show(items):
     print(os.getpid(), flush=True)
@@ -150,8 +146,7 @@ def show(items):
     return items
 
 if __name__ == "__main__":
-    with Workers(2) as workers:
-        list(workers.in_order(show, range(100), batch=1))
+    list(workers.in_order(show, range(100), 2, batch=1))
 """
 
 
@@ -169,8 +164,8 @@ def test_no_worker_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
 def test_progress_is_lines_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("stages.preprocess.workers.LINE_SECONDS", -1)
-    assert list(progress(range(3), "decoding", 1005, done=1002)) == [0, 1, 2]
+    monkeypatch.setattr(workers, "LINE_SECONDS", -1)
+    assert list(workers.progress(range(3), "decoding", 1005, done=1002)) == [0, 1, 2]
     lines = capsys.readouterr().out.splitlines()
     assert [re.sub(r"[\d,]+ a second, [\d,]+ s left", "RATE", line) for line in lines] == [
         f"decoding: 1,00{count} of 1,005 pictures, RATE" for count in (3, 4, 5)
@@ -179,7 +174,7 @@ def test_progress_is_lines_where_there_is_no_terminal(
 
 def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    assert list(progress(range(3), "decoding", 8, done=5)) == [0, 1, 2]
+    assert list(workers.progress(range(3), "decoding", 8, done=5)) == [0, 1, 2]
     shown = capsys.readouterr()
     assert not shown.out
     assert "decoding:" in shown.err
@@ -195,8 +190,7 @@ def test_preprocess_uses_as_many_processes_as_the_machine_settings_say(
     process_counts: list[int] = []
 
     def note(*arguments: object) -> None:
-        assert isinstance(arguments[4], Workers)
-        process_counts.append(arguments[4].processes)
+        process_counts.append(int(str(arguments[4])))
         raise UserError("enough")
 
     monkeypatch.setattr("stages.preprocess.own.prepare", note)

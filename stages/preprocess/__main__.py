@@ -25,7 +25,6 @@ from stages.preprocess.machines import listening
 from stages.preprocess.normalization import NORMALIZATIONS, sums
 from stages.preprocess.options import Preprocess
 from stages.preprocess.split import stratified
-from stages.preprocess.workers import Workers
 
 
 def main() -> None:
@@ -43,9 +42,9 @@ def main() -> None:
         listening(os.environ, data, options, settings) as machines,
     ):
         if data.name == "images":
+            processes = settings.threads or machine.cores()
             root = Path(data.images)
-            with Workers(settings.threads or machine.cores()) as workers:
-                card, splits, audit["audit"] = own.prepare(root, data.task, options, targets, workers, work, machines)
+            card, splits, audit["audit"] = own.prepare(root, data.task, options, targets, processes, work, machines)
         else:
             card, splits = published(DATA_SETS[data.name], options, targets)
         data_card.write(paths.DATA_CARD, card)

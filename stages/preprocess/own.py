@@ -24,7 +24,6 @@ from stages.preprocess.machines import Machines
 from stages.preprocess.normalization import NORMALIZATIONS
 from stages.preprocess.options import Preprocess
 from stages.preprocess.selection import Selection
-from stages.preprocess.workers import Workers
 
 SHOWN = 1000  # pictures that a message names
 
@@ -52,7 +51,7 @@ def prepare(
     task: Task,
     options: Preprocess,
     targets: Mapping[Part, Path],
-    workers: Workers,
+    processes: int,
     work: Path = paths.RUNS,
     machines: Machines | None = None,
 ) -> tuple[DataCard, Mapping[Part, Split], dict[str, Any]]:
@@ -65,7 +64,7 @@ def prepare(
     listing = folder.scan(root, task)
     print(f"{len(listing.pictures):,} pictures in {root}: {listing.layout}", flush=True)
     reader = Reader(root)
-    surveyed = survey.survey(listing, reader, workers, work / survey.STATE.name)
+    surveyed = survey.survey(listing, reader, processes, work / survey.STATE.name)
     selected = selection.select(listing, surveyed, options)
 
     channels = options.channels
@@ -85,7 +84,7 @@ def prepare(
     if selected.unusable and options.bad_images == "error":
         print(f"{len(selected.unusable):,} cannot be used; decoding the others to find all that cannot", flush=True)
     try:
-        result = pack.pack(reader, preparation, contents, targets["train"], workers, work / pack.WORK.name, machines)
+        result = pack.pack(reader, preparation, contents, targets["train"], processes, work / pack.WORK.name, machines)
     except survey.ChangedError:
         survey.forget(work / survey.STATE.name)
         raise

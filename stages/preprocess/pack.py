@@ -29,12 +29,11 @@ from stages.common import files, paths
 from stages.common.preparation import Preparation
 from stages.dataset import folder, packed, pictures
 from stages.dataset.packed import Row
-from stages.preprocess import audit, decoding, normalization
+from stages.preprocess import audit, decoding, normalization, workers
 from stages.preprocess.audit import Fingerprints
 from stages.preprocess.decoding import Task
 from stages.preprocess.machines import Machines
 from stages.preprocess.normalization import Sums
-from stages.preprocess.workers import Workers, progress
 
 WORK = paths.RUNS / "pack"
 CHECKPOINT_SECONDS = 5.0  # a killed run loses at most this much work
@@ -97,7 +96,7 @@ def pack(
     preparation: Preparation,
     parts: Mapping[Path, tuple[Sequence[str], Sequence[bytes], packed.Labels]],
     training: Path,
-    workers: Workers,
+    processes: int,
     work: Path = WORK,
     machines: Machines | None = None,
 ) -> Packed:
@@ -115,13 +114,13 @@ def pack(
     tidy({shard.path.stem for shard in all_shards}, work)
     for shard in all_shards:
         shard.begin(preparation.shape)
-    decode(reader, preparation, all_shards, workers, machines)
+    decode(reader, preparation, all_shards, processes, machines)
     tasks = [
         Finish(shard.path, shard.compact, shard.labels, sorted(shard.unusable), preparation.shape, target == training)
         for target in shards
         for shard in shards[target]
     ]
-    finished = workers.in_order(_finish, tasks, batch=1, few=len(tasks) <= FEW_SHARDS)
+    finished = workers.in_order(_finish, tasks, processes if len(tasks) > FEW_SHARDS else 1, batch=1)
     sums = np.zeros((3, preparation.shape[0]), dtype=np.int64)
     fingerprints = {}
     for target, shards_of_part in shards.items():
@@ -188,7 +187,7 @@ def decode(
     reader: folder.Reader,
     preparation: Preparation,
     shards: Sequence[Shard],
-    workers: Workers,
+    processes: int,
     machines: Machines | None = None,
 ) -> None:
     """Decode whatever the shards still lack."""
@@ -206,10 +205,10 @@ def decode(
     results = workers.in_order(
         partial(decoding.decode_into_shards, reader, preparation),
         tasks(),
-        few=total - before <= FEW_PICTURES,
-        share=partial(machines.sharing, preparation, workers.processes) if machines else None,
+        processes if total - before > FEW_PICTURES else 1,
+        share=partial(machines.sharing, preparation, processes) if machines else None,
     )
-    results = progress(results, "decoding", total, before)
+    results = workers.progress(results, "decoding", total, before)
     saved = time.monotonic()
     for shard in shards:
         for reason in itertools.islice(results, len(shard.names) - shard.done):

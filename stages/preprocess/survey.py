@@ -17,7 +17,7 @@ from stages.common.errors import UserError
 from stages.common.text import shown
 from stages.dataset.folder import Listing, Reader
 from stages.dataset.pictures import Facts, UnusablePictureError, facts
-from stages.preprocess.workers import Workers, progress
+from stages.preprocess import workers
 
 STATE = paths.RUNS / "survey.jsonl"  # what a killed survey resumes from
 FLUSH_PICTURES = 1000
@@ -34,7 +34,7 @@ class Surveyed:
     reason: str  # why it is unusable; empty if the header is fine
 
 
-def survey(listing: Listing, reader: Reader, workers: Workers, state_file: Path = STATE) -> list[Surveyed]:
+def survey(listing: Listing, reader: Reader, processes: int, state_file: Path = STATE) -> list[Surveyed]:
     """Read every picture of a listing. The results are in the listing's order, for any number of processes.
 
     Resumes a survey that was killed: files with the recorded size and modification time are not read again.
@@ -49,9 +49,9 @@ def survey(listing: Listing, reader: Reader, workers: Workers, state_file: Path 
     with state_file.open("w", encoding="utf-8") as state:
         state.writelines(map(_line, names, stamps, before))
         rest = names[len(before) :]
-        results = workers.in_order(partial(_read, reader), rest, few=len(rest) <= FEW_PICTURES)
+        results = workers.in_order(partial(_read, reader), rest, processes if len(rest) > FEW_PICTURES else 1)
         surveyed = list(before)
-        for result in progress(results, "reading", len(names), len(before)):
+        for result in workers.progress(results, "reading", len(names), len(before)):
             state.write(_line(names[len(surveyed)], stamps[len(surveyed)], result))
             surveyed.append(result)
             if len(surveyed) % FLUSH_PICTURES == 0:

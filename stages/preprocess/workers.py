@@ -8,9 +8,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from functools import cached_property
-from typing import Self, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -29,63 +28,46 @@ Submit = Callable[[list[A]], Future[list[B]]]
 Share = Callable[[Submit[A, B]], AbstractContextManager[Submit[A, B]]]
 
 
-class Workers:
-    """Processes that work for several calls of `in_order`, and end with the block. They start when they are needed."""
+def in_order(
+    function: Callable[[list[A]], list[B]],
+    items: Iterable[A],
+    processes: int,
+    batch: int = 32,
+    share: Share[A, B] | None = None,
+) -> Iterator[B]:
+    """The results of `function`, which takes up to `batch` items and gives one result for each, in the items' order.
 
-    def __init__(self, processes: int) -> None:
-        self.processes = processes
-        self._open = ExitStack()
+    processes: 1: no other process. The function, its items and its results must be picklable. At most
+    AHEAD * processes batches are in memory. share: receives the function that submits a batch to a process of this
+    machine, and yields one that submits it to any machine; at most SHARED_AHEAD batches are then in memory.
+    Raises what the function raises, and UserError if a process dies.
+    """
+    batches = _batches(iter(items), batch)
+    if processes == 1 and share is None:
+        for items_of_batch in batches:
+            yield from function(items_of_batch)
+        return
+    # Not forked: this process has threads, and a copy could inherit a lock that one of them holds.
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(processes, mp_context=context, initializer=children.end_with_the_parent)
+    ahead = SHARED_AHEAD if share else AHEAD * processes
 
-    def __enter__(self) -> Self:
-        return self
+    def submit_here(items: list[A]) -> "Future[list[B]]":
+        return executor.submit(function, items)
 
-    def __exit__(self, *error: object) -> None:
-        self._open.close()
-
-    @cached_property
-    def _executor(self) -> ProcessPoolExecutor:
-        # Not forked: this process has threads, and a copy could inherit a lock that one of them holds.
-        context = multiprocessing.get_context("spawn")
-        executor = ProcessPoolExecutor(self.processes, context, children.end_with_the_parent)
-        self._open.callback(executor.shutdown, cancel_futures=True)
-        return executor
-
-    def in_order(
-        self,
-        function: Callable[[list[A]], list[B]],
-        items: Iterable[A],
-        batch: int = 32,
-        few: bool = False,
-        share: Share[A, B] | None = None,
-    ) -> Iterator[B]:
-        """The results of `function`, in the order of the items. It takes up to `batch` items at a time.
-
-        The function, its items and its results must be picklable. At most AHEAD * processes batches are in memory.
-        few: this process does the work faster than worker processes start. share: receives the function that submits a
-        batch to a process of this machine, and yields one that submits it to any machine; at most SHARED_AHEAD batches
-        are then in memory. Raises what the function raises, and UserError if a process dies.
-        """
-        batches = _batches(iter(items), batch)
-        if (few or self.processes == 1) and share is None:
-            for items_of_batch in batches:
-                yield from function(items_of_batch)
-            return
-        ahead = SHARED_AHEAD if share else AHEAD * self.processes
-
-        def submit_here(items: list[A]) -> "Future[list[B]]":
-            return self._executor.submit(function, items)
-
-        try:
-            with share(submit_here) if share else nullcontext(submit_here) as submit:
-                waiting = deque(map(submit, itertools.islice(batches, ahead)))
-                while waiting:
-                    results = waiting.popleft().result()
-                    waiting.extend(map(submit, itertools.islice(batches, 1)))
-                    yield from results
-        except BrokenProcessPool:
-            raise UserError(
-                "a worker process was killed, perhaps for lack of memory; `dvc repro` resumes from here"
-            ) from None
+    try:
+        with share(submit_here) if share else nullcontext(submit_here) as submit:
+            waiting = deque(map(submit, itertools.islice(batches, ahead)))
+            while waiting:
+                results = waiting.popleft().result()
+                waiting.extend(map(submit, itertools.islice(batches, 1)))
+                yield from results
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed, perhaps for lack of memory; `dvc repro` resumes from here"
+        ) from None
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 def _batches(items: Iterator[A], size: int) -> Iterator[list[A]]:
