@@ -1,6 +1,8 @@
 """The audit of pictures: each thing that may be wrong with them, put there on purpose, and nothing else."""
 
+import hashlib
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,11 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from stages.common import paths
+from stages.dataset import packed
+from stages.dataset.data_card import DataCard
 from stages.dataset.folder import Part
-from stages.preprocess import audit, own, survey
+from stages.dataset.packed import Split
+from stages.preprocess import audit, own, pack, survey
 from stages.preprocess.options import Preprocess
 from tests.test_folder import fill, zipped
 from tests.test_pictures import saved
@@ -42,9 +47,15 @@ def jpeg(image: Image.Image, quality: int) -> bytes:
 
 
 def audited(root: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> dict[str, Any]:
+    return prepared(root, monkeypatch, **options)[2]
+
+
+def prepared(
+    root: Path, monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> tuple[DataCard, Mapping[Part, Split], dict[str, Any]]:
     monkeypatch.chdir(root.parent)
     targets: dict[Part, Path] = {"train": paths.TRAIN, "validation": paths.VALIDATION, "test": paths.TEST}
-    return own.prepare(root, "classification", OPTIONS.model_copy(update=options), targets, 1)[2]
+    return own.prepare(root, "classification", OPTIONS.model_copy(update=options), targets, 1)
 
 
 @pytest.fixture
@@ -146,6 +157,16 @@ def test_an_archive_is_audited_like_its_folder(root: Path, monkeypatch: pytest.M
     inside = audited(zipped(root.parent / "set.zip", files), monkeypatch)
     assert inside.pop("layout") == f"{plain.pop('layout')}, in an archive"
     assert inside == plain
+
+
+def test_a_shard_may_be_read_in_blocks_of_any_size(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card, _, whole = prepared(root, monkeypatch)
+    index = (paths.TRAIN / packed.INDEX).read_text(encoding="utf-8")
+    monkeypatch.setattr(pack, "BLOCK_BYTES", 1)  # an image at a time
+    again, _, in_blocks = prepared(root, monkeypatch)
+    assert (again, in_blocks) == (card, whole)
+    assert (paths.TRAIN / packed.INDEX).read_text(encoding="utf-8") == index
+    assert hashlib.sha256((paths.TRAIN / packed.shard_name(0)).read_bytes()).hexdigest() in index
 
 
 def test_copies_of_files_are_groups_in_order() -> None:
