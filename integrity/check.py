@@ -4,9 +4,10 @@ Without it, `dvc repro` would find a wrong option of evaluate only after the tra
 """
 
 from integrity import rules
-from stages.common import errors, files, paths
+from stages.common import errors, files, inputs, paths
 
 
+@inputs.unchanged
 def main() -> None:
     """params.yaml -> data/params.valid, whose content is constant: a new value reruns only the stages that read it."""
     rules.read()
