@@ -43,10 +43,12 @@ MOVED = {
 }
 
 
-def read() -> None:
+def read() -> dict[str, Any]:
     """Read params.yaml and the environment variables that override it. Raises UserError with a line per mistake."""
-    if lines := check(params.load(paths.PARAMS)):
+    values = params.load(paths.PARAMS)
+    if lines := check(values):
         raise UserError("\n".join(lines))
+    return values
 
 
 def check(values: dict[str, Any]) -> list[str]:
