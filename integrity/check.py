@@ -3,8 +3,6 @@
 Without it, `dvc repro` would find a wrong option of evaluate only after the training.
 """
 
-from pathlib import Path
-
 from integrity import rules
 from stages.common import errors, files, inputs, paths
 
@@ -12,9 +10,9 @@ from stages.common import errors, files, inputs, paths
 @inputs.unchanged
 def main() -> None:
     """params.yaml -> data/params.valid, whose content is constant: a new value reruns only the stages that read it."""
-    data = rules.read()["data"]
-    if data["name"] == "images" and not Path(data["images"]).exists():  # no error: another stage may write it
-        print(f"warning: {paths.PARAMS}: data.images is {data['images']}: no such folder or archive", flush=True)
+    values = rules.read()
+    if rules.pictures_are_missing(values):  # no error: a stage that somebody added may write them
+        print(f"warning: data.images is {values['data']['images']}: no such folder or archive", flush=True)
     files.write_text(paths.CHECKED, "params.yaml is valid\n")
 
 

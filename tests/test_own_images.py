@@ -94,7 +94,7 @@ def test_a_changed_picture_runs_what_reads_it_and_going_back_is_answered_by_the_
 def test_a_folder_that_does_not_exist_is_named(mine: Clone) -> None:
     mine.set("data.images", "data/mien")
     output = mine.dvc("repro", "preprocess", check=False)
-    assert "warning: params.yaml: data.images is data/mien: no such folder or archive\n" in output
+    assert "warning: data.images is data/mien: no such folder or archive\n" in output
 
 
 @contextmanager
