@@ -9,7 +9,7 @@ import numpy as np
 from export.convert import convert
 from export.paths import MODEL, RECORD
 from export.runtime import Description, Network, Outputs, Record
-from stages.common import errors, files, machine_settings, params, paths
+from stages.common import errors, files, inputs, machine_settings, params, paths
 from stages.common.errors import UserError
 from stages.dataset import packed
 from stages.evaluate.options import Evaluate
@@ -21,6 +21,7 @@ MAX_SCALED_DIFFERENCE = 1e-3  # of a regression's values, in standard deviations
 
 
 @device.enough_memory("fewer machine.threads, and train a smaller network (models)")
+@inputs.unchanged
 def main() -> None:
     """data/model/model.safetensors, data/processed/test -> data/model/model.onnx, metrics/export.json."""
     values = params.load(paths.PARAMS)

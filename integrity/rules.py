@@ -4,6 +4,7 @@ Each stage checks the options it reads. This checks everything that needs neithe
 starts.
 """
 
+from pathlib import Path
 from typing import Any
 
 from stages.common import machine_settings, params, paths
@@ -43,10 +44,17 @@ MOVED = {
 }
 
 
-def read() -> None:
+def read() -> dict[str, Any]:
     """Read params.yaml and the environment variables that override it. Raises UserError with a line per mistake."""
-    if lines := check(params.load(paths.PARAMS)):
+    values = params.load(paths.PARAMS)
+    if lines := check(values):
         raise UserError("\n".join(lines))
+    return values
+
+
+def pictures_are_missing(values: dict[str, Any]) -> bool:
+    """Whether the data set is a folder or an archive that does not exist. values: valid."""
+    return values["data"]["name"] == "images" and not Path(values["data"]["images"]).exists()
 
 
 def check(values: dict[str, Any]) -> list[str]:

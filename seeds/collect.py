@@ -5,11 +5,12 @@ import statistics
 from typing import Any
 
 from seeds.paths import COLLECTED, ROWS
-from stages.common import errors, files
+from stages.common import errors, files, inputs
 
 SUMMARIZED = ("accuracy", "validation_accuracy", "r2", "validation_r2")
 
 
+@inputs.unchanged
 def main() -> None:
     """data/seeds/metrics -> metrics/seeds.json."""
     rows = [json.loads(path.read_bytes()) for path in ROWS.glob("*.json")]

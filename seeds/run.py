@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from seeds.paths import PREDICTIONS, ROWS
-from stages.common import children, errors, files, params, paths
+from stages.common import children, errors, files, inputs, params, paths
 from stages.common.errors import UserError
 
 CODE = Path(__file__).parents[1]
@@ -30,11 +30,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m seeds.run", description="Train and evaluate with another seed.")
     parser.add_argument("seed", type=int)
     seed = parser.parse_args().seed
+    inputs.remember()
     with errors.one_stage_at_a_time():
         folder = paths.RUNS / "seeds" / str(seed)
         prepare(folder, params.load(paths.PARAMS), seed, Path.cwd())
         for stage in STAGES:
             run(stage, seed, folder)
+        inputs.check()
         files.write_bytes(PREDICTIONS / f"{seed}.csv", (folder / paths.PREDICTIONS).read_bytes())
         files.write_text(ROWS / f"{seed}.json", text(row(folder, seed)))
         shutil.rmtree(folder)

@@ -18,7 +18,7 @@ from stages.train.augmentation import compose
 from stages.train.batches import Batches, PackedImages
 from stages.train.checkpoint import Checkpoints
 from stages.train.class_weights import objective_of
-from stages.train.loop import fit
+from stages.train.loop import fit, warn_if_at_chance
 from stages.train.optimizers import OPTIMIZERS
 from stages.train.recipe import Recipe
 from stages.train.stopping import StopSignal
@@ -155,6 +155,11 @@ def test_a_run_that_does_not_learn_prints_a_warning(
     ]
     assert len(told) == warned
     assert all("nothing is learnt; params.yaml: try another lr" in line for line in told)
+
+
+def test_a_run_of_few_steps_is_advised_to_take_more(capsys: pytest.CaptureFixture[str]) -> None:
+    warn_if_at_chance("a reason", 3)
+    assert "try a smaller train.batch_size, or more train.epochs: so far, 3 steps\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

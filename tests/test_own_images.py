@@ -91,6 +91,12 @@ def test_a_changed_picture_runs_what_reads_it_and_going_back_is_answered_by_the_
     assert hashes(mine) == before
 
 
+def test_a_folder_that_does_not_exist_is_named(mine: Clone) -> None:
+    mine.set("data.images", "data/mien")
+    output = mine.dvc("repro", "preprocess", check=False)
+    assert "warning: data.images is data/mien: no such folder or archive\n" in output
+
+
 @contextmanager
 def another_repository(mine: Clone, folder: Path) -> Iterator[tuple[Path, list[str], Callable[[], object]]]:
     """A Git repository beside the clone, whose DVC remote is a folder."""

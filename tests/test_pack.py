@@ -27,6 +27,7 @@ from stages.download import __main__ as download
 from stages.evaluate import __main__ as evaluate
 from stages.network import device
 from stages.preprocess import __main__ as preprocess
+from stages.preprocess import audit as audit_module
 from stages.preprocess import pack
 from stages.preprocess.split import drawn, stratified
 from stages.train import __main__ as train_stage
@@ -323,9 +324,35 @@ def test_a_picture_that_changes_between_the_two_passes(own: Own) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pack, "decode", after_a_change)
-        own.fails(r"b/0001\.png: changed while it was read")
+        own.fails(r"b/0001\.png: changed while the pictures were read")
     own.run(preprocess)
     assert sum(map(len, parts().values())) == 60
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda: picture(99, 0).save("pictures/a/new.png"), r"a/new\.png: added, removed, or given another label"),
+        (lambda: Path("pictures/b/0001.png").unlink(), r"b/0001\.png: added, removed, or given another label"),
+        (lambda: picture(99, 1).save("pictures/b/0001.png"), r"b/0001\.png: changed while the pictures were read"),
+    ],
+    ids=["added", "removed", "changed"],
+)
+def test_pictures_that_change_after_they_were_read_are_not_recorded(
+    change: Callable[[], None], line: str, own: Own
+) -> None:
+    audit = audit_module.audit
+
+    def before_a_change(*arguments: Any) -> dict[str, Any]:
+        result = audit(*arguments)
+        change()
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audit_module, "audit", before_a_change)
+        own.fails(line)  # DVC would hash the folder as it is now
+    own.run(preprocess)
+    assert sum(map(len, parts().values())) == len(list(Path("pictures").rglob("*.png")))
 
 
 def test_a_full_disk_ends_in_a_line_and_nothing_is_lost(own: Own) -> None:

@@ -21,14 +21,16 @@ import yaml
 from torch import Tensor
 
 from stages.common import params, paths, resume
-from stages.common.errors import Interrupted
+from stages.common.errors import Interrupted, UserError
 from stages.dataset import data_card, packed
 from stages.dataset.data_card import DataCard
 from stages.train import __main__ as train_stage
 from stages.train import checkpoint
 from stages.train.checkpoint import LATEST, PREVIOUS, Checkpoints
+from stages.train.live import Live
 from stages.train.optimizers import OPTIMIZERS
 from stages.train.stopping import StopSignal
+from stages.train.trainer import Row
 from tests.imports import ROOT
 from tests.test_fit import same, train
 
@@ -484,3 +486,33 @@ def test_two_equal_runs_at_once_have_separate_checkpoints(stage: Stage) -> None:
     outputs = [process.communicate(timeout=600)[0] for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0]
     assert not any("resuming" in output for output in outputs)
+
+
+# --- inputs that are edited while a stage runs
+
+
+def test_an_edit_during_training_is_not_recorded_and_costs_no_training(
+    in_process: InProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(ROOT / "dvc.yaml", "dvc.yaml")
+    in_process.run()
+    undisturbed = in_process.stage.digests()
+    monkeypatch.setenv("DVC_STAGE", "train")
+    original = Path("params.yaml").read_bytes()
+
+    def edit(live: Live, history: list[Row]) -> None:
+        if len(history) == 3:  # the last epoch
+            values = yaml.safe_load(original)
+            values["optimizers"]["adam"]["lr"] = 0.5
+            Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Live, "__call__", edit)
+        paths.MODEL.unlink()
+        with pytest.raises(UserError, match=r"^optimizers\.adam\.lr in params\.yaml changed while .* DVC would record"):
+            in_process.run()
+    assert not paths.MODEL.exists()
+    capsys.readouterr()
+    in_process.run()  # with the original params.yaml
+    assert "resuming after step" in capsys.readouterr().out
+    assert in_process.stage.digests() == undisturbed

@@ -107,7 +107,7 @@ def _explain(error: BaseException, memory: str) -> int:
     elif _is_lack_of_memory(error):
         keys = f"; it depends on {memory} in {paths.PARAMS}" if memory else ""
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        print_line(f"error: not enough memory in {_program()} ({reason[:200]}){keys}")
+        print_line(f"error: not enough memory in {program()} ({reason[:200]}){keys}")
     elif isinstance(error, OSError):  # disk full, no permission, not a directory
         place = f"{error.filename}: " if error.filename else ""
         print_line(f"error: {place}{error.strerror or error}")
@@ -123,7 +123,7 @@ def _explain(error: BaseException, memory: str) -> int:
     else:
         with suppress(OSError):
             traceback.print_exception(error)
-        print_line(f"error: this is a bug in {_program()}: please report it with the lines above")
+        print_line(f"error: this is a bug in {program()}: please report it with the lines above")
     return 2
 
 
@@ -160,7 +160,7 @@ def _streams() -> list[TextIO]:
     return [stream for stream in streams if stream is not None]
 
 
-def _program() -> str:
+def program() -> str:
     """The name of the running program: "train" for `python -m stages.train`."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return (spec.name if spec else Path(sys.argv[0]).stem).removesuffix(".__main__").rpartition(".")[2]

@@ -2,7 +2,7 @@
 
 import time
 
-from stages.common import errors, files, params, paths, record
+from stages.common import errors, files, inputs, params, paths, record
 from stages.common.errors import UserError
 from stages.dataset.mirrors import Limits, MirrorError, public
 from stages.dataset.registry import DATA_SETS, DataSet
@@ -13,6 +13,7 @@ from stages.download.published import fetch, verified
 NOTHING = b"data.name is images: preprocess reads data.images\n"  # DVC warns about empty files
 
 
+@inputs.unchanged
 def main() -> None:
     """Mirrors -> data/raw: the IDX files, uncompressed; the same bytes from every mirror."""
     start = time.perf_counter()

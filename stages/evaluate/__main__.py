@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stages.common import errors, files, machine_settings, params, paths, record
+from stages.common import errors, files, inputs, machine_settings, params, paths, record
 from stages.common.errors import UserError
 from stages.dataset import data_card, packed
 from stages.dataset.options import DataName
@@ -26,6 +26,7 @@ Results = tuple[dict[str, Any], str]  # the metrics, and a line that summarizes 
 
 
 @device.enough_memory("fewer machine.threads, and train a smaller network (models)")
+@inputs.unchanged
 def main() -> None:
     """data/processed (test), data/model -> data/predictions.csv, data/model/README.md, metrics."""
     start = time.perf_counter()

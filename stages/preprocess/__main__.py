@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stages.common import errors, files, machine, machine_settings, params, paths, record
+from stages.common import errors, files, inputs, machine, machine_settings, params, paths, record
 from stages.common.errors import UserError
 from stages.dataset import data_card, idx, packed
 from stages.dataset.data_card import DataCard
@@ -29,6 +29,7 @@ from stages.preprocess.split import stratified
 
 def main() -> None:
     """data/raw or data.images -> data/processed, metrics/data.json."""
+    inputs.remember()
     start = time.perf_counter()
     parameters = params.load(paths.PARAMS)
     data = params.section(parameters, "data", DataName)
@@ -60,6 +61,7 @@ def main() -> None:
             },
             significant=card.values is not None,
         )
+        inputs.check()
     sizes = ", ".join(f"{len(part_labels):,} {part}" for part, part_labels in labels.items())
     print(f"{sizes} images of {' x '.join(map(str, card.shape))}; mean {card.mean}, std {card.std}")
     record.write("preprocess", {"seconds": round(time.perf_counter() - start, 3)})

@@ -111,7 +111,10 @@ def prepare(
         preparation=preparation,
     )
     seen = {part: result.fingerprints[target] for part, target in targets.items()}
-    return card, splits, audit.audit(listing, surveyed, selected, unusable, splits, seen)
+    audited = audit.audit(listing, surveyed, selected, unusable, splits, seen)
+    del surveyed, selected  # as much memory as a second listing
+    survey.check_unchanged(listing, folder.scan(root, task), reader, work / survey.STATE.name)
+    return card, splits, audited
 
 
 def forget(work: Path) -> None:

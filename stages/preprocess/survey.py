@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 from stages.common import paths
@@ -68,9 +69,24 @@ class ChangedError(UserError):
     """A picture differs from what the first pass read, so the results of that pass cannot be used."""
 
 
-def changed(name: str) -> ChangedError:
-    """The error of the second pass for a picture that differs from what the first pass read."""
-    return ChangedError(f"{shown(name)}: changed while it was read; let nothing write to the pictures, and run again")
+def changed(name: str, how: str = "changed") -> ChangedError:
+    """The error for a picture that differs from what the first pass read."""
+    return ChangedError(f"{shown(name)}: {how} while the pictures were read; let nothing write to them, and run again")
+
+
+def check_unchanged(listing: Listing, listing_now: Listing, reader: Reader, state_file: Path = STATE) -> None:
+    """Raise ChangedError if a picture was added, removed or changed since it was surveyed.
+
+    DVC hashes the folder after the stage, and would record the results with what it contains then.
+    """
+    for before, now in zip_longest(listing.pictures, listing_now.pictures):
+        if before != now:
+            name = min(picture.name for picture in (before, now) if picture)
+            raise changed(name, "added, removed, or given another label")
+    names = [picture.name for picture in listing.pictures]
+    same = sum(1 for _ in _recorded(names, map(reader.stamp, names), state_file))
+    if same < len(names):
+        raise changed(names[same])
 
 
 def copies(surveyed: Sequence[Surveyed]) -> Iterator[list[int]]:
@@ -109,7 +125,7 @@ def _line(name: str, stamp: Stamp, picture: Surveyed) -> str:
     return json.dumps([name, *stamp, picture.digest.hex(), header, picture.reason]) + "\n"
 
 
-def _recorded(names: list[str], stamps: list[Stamp], state_file: Path) -> Iterator[Surveyed]:
+def _recorded(names: Iterable[str], stamps: Iterable[Stamp], state_file: Path) -> Iterator[Surveyed]:
     """What an earlier survey recorded, up to the first file that is missing there or has changed since."""
     with suppress(FileNotFoundError, ValueError, TypeError), state_file.open(encoding="utf-8") as state:
         for name, stamp, line in zip(names, stamps, state, strict=False):

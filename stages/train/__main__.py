@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.common import errors, files, machine_settings, params, paths, record, resume
+from stages.common import errors, files, inputs, machine_settings, params, paths, record, resume
 from stages.common.head import NODES
 from stages.common.machine import cores
 from stages.common.machine_settings import Machine
@@ -46,6 +46,7 @@ class Data(NamedTuple):
 
 def main() -> int | None:
     """data/processed, data/pretrained -> data/model, metrics/train.json, metrics/plots/training.csv."""
+    inputs.remember()
     values = params.load(paths.PARAMS)
     config, machine = options.read(values), machine_settings.read(values)
     if processes.is_worker():
@@ -119,6 +120,7 @@ def run(config: Config, machine: Machine, evaluate: object, claim: ExitStack) ->
         fitted = temperature.fit(model, *validation, recipe.output, target, parallel) if data.card.classes else None
         loop_seconds = round(time.perf_counter() - loop_start, 3)
 
+    inputs.check("; with the old content, training resumes from its last checkpoint")
     write(model, fitted, trainer.history, config, data.card)
     live.end()
     checkpoints.delete()
@@ -169,8 +171,8 @@ def run_key(config: Config, target: torch.device, weights: Weights | None) -> st
     """The digest of everything that decides the result: a run resumes only from checkpoints with the same key."""
     values = config._asdict() | {"train": config.train.model_dump(exclude=NOT_IN_RUN_KEY)}
     indexes = (paths.TRAIN / packed.INDEX, paths.VALIDATION / packed.INDEX)  # they contain a digest of each shard
-    inputs = [*indexes, paths.DATA_CARD, *([paths.PRETRAINED] if weights else [])]
-    return checkpoint.key("train", values, inputs, device.place(target))
+    data = [*indexes, paths.DATA_CARD, *([paths.PRETRAINED] if weights else [])]
+    return checkpoint.key("train", values, data, device.place(target))
 
 
 def write(model: nn.Sequential, fitted: float | None, history: list[Row], config: Config, card: DataCard) -> None:

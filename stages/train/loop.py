@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from stages.common import paths
 from stages.common.errors import Interrupted
+from stages.common.text import counted
 from stages.network.inference import Images
 from stages.train import tasks
 from stages.train.batches import Batches
@@ -16,6 +17,7 @@ from stages.train.checkpoint import Checkpoints
 from stages.train.trainer import Row, Trainer
 
 WARN_AFTER_EPOCHS = 3  # if the network is no better than chance by then
+FEW_STEPS = 15  # too few to learn anything, whatever the learning rate
 
 
 def fit(
@@ -71,14 +73,17 @@ def fit(
         on_epoch(trainer.history)
         print(f"{line} {speed:,.0f} images/s", flush=True)
         if "validation_loss" in row and row["epoch"] == min(WARN_AFTER_EPOCHS, epochs):
-            warn_if_at_chance(task.explain_chance(trainer.history, validation[1]))
+            warn_if_at_chance(task.explain_chance(trainer.history, validation[1]), steps * len(trainer.history))
     if trainer.out_of_patience:
         patience = trainer.recipe.patience_epochs
         selected = trainer.recipe.select_by.replace("_", " ")
         print(f"no better validation {selected} for {patience} epochs: stopped early", flush=True)
 
 
-def warn_if_at_chance(reason: str) -> None:
-    """Print a warning if there is a reason, which `Task.explain_chance` gives."""
+def warn_if_at_chance(reason: str, steps: int) -> None:
+    """Print a warning if there is a reason, which `Task.explain_chance` gives. steps: of the run so far."""
     if reason:
-        print(f"warning: {reason}: nothing is learnt; {paths.PARAMS}: try another lr of the optimizer", flush=True)
+        advice = "another lr of the optimizer"
+        if steps < FEW_STEPS:
+            advice = f"a smaller train.batch_size, or more train.epochs: so far, {counted(steps, 'step')}"
+        print(f"warning: {reason}: nothing is learnt; {paths.PARAMS}: try {advice}", flush=True)

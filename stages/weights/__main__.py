@@ -2,13 +2,14 @@
 
 import time
 
-from stages.common import errors, params, paths, record
+from stages.common import errors, inputs, params, paths, record
 from stages.dataset.mirrors import Limits
 from stages.network import weights_file
 from stages.network.options import NO_WEIGHTS, PUBLISHED
 from stages.weights import options, own, published
 
 
+@inputs.unchanged
 def main() -> None:
     """A mirror or data/weights -> data/pretrained/weights.safetensors."""
     start = time.perf_counter()
