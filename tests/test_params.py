@@ -88,6 +88,7 @@ def test_the_committed_file_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyP
             "params.yaml: train.augmentation.1 is 'flop'; allowed: a list (none | ",
         ),
         ("train.augmentation", ["flip", "flop"], "1 or more (did you mean flip?)"),
+        ("preprocess.background", [0, 0], "allowed: a list (a whole number, at least 0, at most 255), 3 of them"),
         ("train.augmentation", [], "params.yaml: train.augmentation is []; allowed: a list (none | shift"),
         ("train.augmentation", None, "params.yaml: train.augmentation is None; allowed: a list (none | shift"),
         ("train.augmentation", ["flip", "affine", "mixup"], ""),

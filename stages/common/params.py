@@ -175,6 +175,8 @@ def _allowed(field: dict[str, Any]) -> str:
     if field.get("type") == "array":
         least = f", {field['minItems']} or more" if "minItems" in field else ""
         most = f", {field['maxItems']} at most" if "maxItems" in field else ""
+        if least and field["minItems"] == field.get("maxItems"):
+            least, most = f", {field['minItems']} of them", ""
         return f"a list ({_allowed(field['items'])}){least}{most}"
     words = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true | false"}
     text = words[field["type"]]

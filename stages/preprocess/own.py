@@ -112,7 +112,7 @@ def prepare(
     )
     seen = {part: result.fingerprints[target] for part, target in targets.items()}
     audited = audit.audit(listing, surveyed, selected, unusable, splits, seen)
-    del surveyed, selected  # as much memory as a second listing
+    del surveyed, selected, contents  # as much memory as a second listing
     survey.check_unchanged(listing, folder.scan(root, task), reader, work / survey.STATE.name)
     return card, splits, audited
 

@@ -151,7 +151,7 @@ def split(images: Tensor, labels: Tensor, sizes: Sequence[int]) -> list[tuple[Te
 def sizes(images: int, shards: int, batch_size: int) -> list[int]:
     """The number of images of each shard of a batch: they differ by at most one. There are at most `shards` of them.
 
-    No shard is smaller than batch_size / shards, so that batch norm sees as many images in the last, smaller batch of
+    No shard is smaller than batch_size // shards, so that batch norm sees as many images in the last, smaller batch of
     an epoch as in the others; nor smaller than two images, the fewest that batch norm can train on.
     """
     count = min(shards, max(images // max(batch_size // shards, 2), 1))
