@@ -119,7 +119,7 @@ ALLOCATOR = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you trie
 def test_every_error_ends_in_one_line_and_no_error_looks_like_a_verdict(
     error: BaseException, status: int, last: str, monkeypatch: Patch, capsys: Out
 ) -> None:
-    monkeypatch.setattr(errors, "_program", lambda: "PROGRAM")
+    monkeypatch.setattr(errors, "program", lambda: "PROGRAM")
     with pytest.raises(SystemExit) as end:
         errors.run(raising(error), alone=False, memory="a.b")
     stderr = capsys.readouterr().err
