@@ -8,7 +8,6 @@ start to end, and processor time hardly depends on what else runs on the machine
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.summary import spread
+from benchmarks.summary import processor_seconds, spread
 from stages.common import paths
 
 REPEATS = 15
@@ -35,16 +34,11 @@ def run(folder: Path, *command: str) -> float:
     return time.perf_counter() - start
 
 
-def processor_seconds(folder: Path, *command: str) -> float:
+def processor_time(folder: Path, *command: str) -> float:
     """Run a command as `run` does; returns the processor time of it and its children."""
-
-    def used() -> float:
-        children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return children.ru_utime + children.ru_stime
-
-    before = used()
+    before = processor_seconds()
     run(folder, *command)
-    return used() - before
+    return processor_seconds() - before
 
 
 def clone_of_head(folder: Path) -> None:
@@ -78,9 +72,9 @@ def main() -> None:
         seconds: dict[str, list[float]] = {"empty": [], "dvc": [], "make": []}
         for repeat in range(REPEATS + 1):
             measured = {
-                "empty": processor_seconds(empty_repository, "dvc", "repro"),
-                "dvc": processor_seconds(clone, "dvc", "repro"),
-                "make": processor_seconds(clone, "make", "repro"),
+                "empty": processor_time(empty_repository, "dvc", "repro"),
+                "dvc": processor_time(clone, "dvc", "repro"),
+                "make": processor_time(clone, "make", "repro"),
             }
             for name in seconds if repeat else ():  # the first round is a warm-up
                 seconds[name].append(measured[name])

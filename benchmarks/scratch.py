@@ -6,7 +6,6 @@ The stages run as they are, with the parameters of params.yaml and the overrides
 import copy
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import yaml
 
 import seeds.run
+from benchmarks.summary import processor_seconds
 from integrity.rules import check
 from stages.common import files, params, paths
 
@@ -62,9 +62,9 @@ class Scratch:
     def train(self, seed: int) -> dict[str, float]:
         """Train with a seed in its own process; returns loop_seconds, process_seconds and processor_seconds."""
         folder = self.prepare(seed)
-        start, used = time.perf_counter(), _processor_seconds()
+        start, used = time.perf_counter(), processor_seconds()
         _run("train", folder)
-        seconds, processor = round(time.perf_counter() - start, 3), round(_processor_seconds() - used, 3)
+        seconds, processor = round(time.perf_counter() - start, 3), round(processor_seconds() - used, 3)
         loop: float = json.loads((folder / paths.RUNS / "train.json").read_bytes())["loop_seconds"]
         return {"loop_seconds": loop, "process_seconds": seconds, "processor_seconds": processor}
 
@@ -74,12 +74,6 @@ class Scratch:
         folder = self.folder / f"seed-{seed}"
         _run("evaluate", folder)
         return {**seeds.run.row(folder, seed), **seconds}
-
-
-def _processor_seconds() -> float:
-    """Processor time of all child processes that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def _run(stage: str, folder: Path) -> None:

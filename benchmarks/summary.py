@@ -1,5 +1,6 @@
 """Several measurements as one row, and where they were made."""
 
+import resource
 import statistics
 import subprocess
 from collections.abc import Sequence
@@ -20,6 +21,12 @@ def spread(values: Sequence[float]) -> dict[str, float]:
         "max": round(max(values), 4),
         "n": len(values),
     }
+
+
+def processor_seconds() -> float:
+    """The processor time of all child processes that have ended, and of theirs."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return children.ru_utime + children.ru_stime
 
 
 def origin() -> dict[str, Any]:
