@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from integrity import git, revisions
+from integrity import git
 from integrity.dvc_lock import Lock, LockedFile, parse_lock
 from integrity.lock_files import EXPORT_LOCK, LOCK, SEEDS_LOCK
-from stages.common import children, paths
+from stages.common import children, params, paths
 from stages.common.digests import md5, path_md5
 from stages.common.errors import UserError, one_line
 
@@ -212,7 +212,7 @@ def inputs(committed: Lock, made: Lock) -> list[Input]:
             elif before[path] != now[path]:
                 rows.append(Input(name, path, f"differs from {LOCK}"))
         for file in dict.fromkeys([*recorded.params, *stage.params]):
-            old, new = (revisions.flatten(side.params.get(file, {}), LOCK) for side in (recorded, stage))
+            old, new = (params.flatten(side.params.get(file, {}), LOCK) for side in (recorded, stage))
             changed = [key for key in old if key in new and old[key] != new[key]]
             keys = [*changed, *(key for key in [*old, *new] if (key in old) != (key in new))]
             rows += [Input(name, f"{file}: {key}", f"differs from {LOCK}") for key in keys]

@@ -157,7 +157,7 @@ def read(repo: Any, name: str | None, label: str | None = None, metrics_pattern:
     ]
     values = None
     if params_path in contents:
-        values = flatten(_yaml(contents[params_path], f"{label}: {params_path}"), f"{label}: {params_path}")
+        values = params.flatten(_yaml(contents[params_path], f"{label}: {params_path}"), f"{label}: {params_path}")
         values = {key: value for key, value in values.items() if key.partition(".")[0] != machine_settings.SECTION}
     else:
         notes.append(f"{label}: no {params_path}: parameters are not compared")
@@ -172,7 +172,7 @@ def read(repo: Any, name: str | None, label: str | None = None, metrics_pattern:
     for stage, locked in lock.stages.items():
         if stage == CHECK:
             continue
-        for key, value in flatten(locked.params.get(params_path, {}), f"{label}: {LOCK}").items():
+        for key, value in params.flatten(locked.params.get(params_path, {}), f"{label}: {LOCK}").items():
             read_by.setdefault(key, []).append(stage)
             ran_with[key] = value
             if values is not None and (key not in values or values[key] != value):
@@ -339,23 +339,6 @@ def _remote_copy(repo: Any, out: LockedFile) -> bytes:
     if md5(content) != str(out.md5).removesuffix(".dir"):
         raise UserError(f"remote {remote.name!r}: damaged: not the MD5 that {LOCK} records")
     return content
-
-
-def flatten(values: dict[str, Any], name: str) -> dict[str, Any]:
-    """Flatten nested mappings to dotted keys; lists and empty mappings are values. name: the file, for messages."""
-    flat: dict[str, Any] = {}
-
-    def walk(prefix: str, here: dict[Any, Any], depth: int) -> None:
-        if depth > 20 or len(flat) > 10_000:  # a YAML alias can contain itself, or grow without bound
-            raise UserError(f"{name}: nested too deeply, or too large, to compare")
-        for key, value in here.items():
-            if isinstance(value, dict) and value:
-                walk(f"{prefix}{key}.", value, depth + 1)
-            else:
-                flat[f"{prefix}{key}"] = value
-
-    walk("", values, 0)
-    return flat
 
 
 def snapshot(repo: Any, commit: str | None) -> Commit | WorkTree:

@@ -145,7 +145,7 @@ def difference(root: Path, clone: Path, commit: str, out: rebuild.Output) -> str
         here = (clone / out.path).read_bytes() if (clone / out.path).is_file() else b""
         if out.committed and out.path.endswith(".json"):
             sides = [git.file(root, commit, out.path) or b"", here]
-            before, after = (revisions.flatten(revisions.parse_json(side, out.path), out.path) for side in sides)
+            before, after = (params.flatten(revisions.parse_json(side, out.path), out.path) for side in sides)
             return metrics(before, after)
         if out.path in (MODEL, PREDICTIONS):
             with revisions.repository() as repo:

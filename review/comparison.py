@@ -28,14 +28,14 @@ import numpy as np
 import pandas as pd
 
 from integrity import revisions
-from integrity.revisions import Revision, flatten
+from integrity.revisions import Revision
 from review import regression, results, significance
 from review.formatting import ACCURACY, MEASURES, R2, Interval, accuracy_of, p_value
 from review.results import PredictionsLookup
 from review.significance import Difference
 from seeds import record
 from seeds.record import Record
-from stages.common import paths
+from stages.common import params, paths
 from stages.evaluate.predictions import has_values
 
 NOT_COMPARABLE = "not comparable"
@@ -126,7 +126,7 @@ def metric_rows(a: dict[str, dict[str, Any]], b: dict[str, dict[str, Any]]) -> l
     rows = []
     for file in dict.fromkeys([*a, *b]):
         old_metrics, new_metrics = (
-            {key: value for key, value in flatten(metrics.get(file, {}), file).items() if _is_number(value)}
+            {key: value for key, value in params.flatten(metrics.get(file, {}), file).items() if _is_number(value)}
             for metrics in (a, b)
         )
         for metric in dict.fromkeys([*old_metrics, *new_metrics]):

@@ -151,7 +151,7 @@ def _changed(repo: Any, side: Revision, stages: list[LockedStage]) -> list[str]:
     """The code, parameters and data that changed since these seeds were trained."""
     names = []
     for stage in stages:
-        read = revisions.flatten(stage.params.get(paths.PARAMS.as_posix(), {}), str(LOCK))
+        read = params.flatten(stage.params.get(paths.PARAMS.as_posix(), {}), str(LOCK))
         values = side.params or {}
         names += [key for key, value in read.items() if key not in values or values[key] != value]
         names += [dep.path for dep in stage.deps if dep.path in side.outs and side.outs[dep.path].md5 != dep.md5]

@@ -18,14 +18,13 @@ import pytest
 import yaml
 from selenium import webdriver
 
-from integrity import revisions
 from integrity.only_one import only_one
 from review.search import LOCK, outcome, page, space, study
 from review.search import __main__ as program
 from review.search.__main__ import Search
 from review.search.experiments import Place, Result, Rows
 from review.search.study import Study
-from stages.common import children
+from stages.common import children, params
 from stages.common.errors import UserError
 from tests import search_toy, test_report
 from tests.browser import browser
@@ -487,6 +486,6 @@ def test_a_search_killed_twice_ends_where_an_undisturbed_one_ends(tmp_path: Path
     assert [path.name for path in (killed.path / "runs/search").glob("search-*/*-0*")] == []
     name, best = results[0]["name"], results[0]["trials"][results[0]["best"]]
     killed.dvc("exp", "apply", "-q", f"{name}-{best['number']:04d}")
-    applied = revisions.flatten(yaml.safe_load((killed.path / "params.yaml").read_text(encoding="utf-8")), "")
+    applied = params.flatten(yaml.safe_load((killed.path / "params.yaml").read_text(encoding="utf-8")), "")
     assert {key: applied[key] for key in best["parameters"]} == best["parameters"]
     assert json.loads((killed.path / "metrics/train.json").read_bytes())["validation_accuracy"] == best["value"]

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Self
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import Field, model_validator
 
-from integrity import revisions, rules
+from integrity import rules
 from review.sweep import HIGHER_IS_BETTER, SEED
 from stages.common import params, paths
 from stages.common.errors import UserError
@@ -121,7 +121,7 @@ def read() -> Plan:
     if options.metric not in METRICS_OF_TASK[task]:
         allowed = " | ".join(METRICS_OF_TASK[task])
         raise UserError(f"{FILE}: search.metric is {options.metric}, and data.task is {task}; allowed: {allowed}")
-    recipe = revisions.flatten(values, paths.PARAMS.as_posix())
+    recipe = params.flatten(values, paths.PARAMS.as_posix())
     blocks = read_by_train()
     space, lines = {}, []
     for key in definition:

@@ -88,7 +88,7 @@ def _changed_keys(before: bytes) -> list[str]:
     old = params.parse_mapping(before, str(paths.PARAMS))
     new = params.parse_mapping(after, str(paths.PARAMS))
     recorded = tuple(_recorded_keys(old))
-    values, others = _flat(old), _flat(new)
+    values, others = (params.flatten(side, str(paths.PARAMS)) for side in (old, new))
     changed = (key for key in {**values, **others} if values.get(key, MISSING) != others.get(key, MISSING))
     return [key for key in changed if any(f"{key}.".startswith(f"{prefix}.") for prefix in recorded)]
 
@@ -97,14 +97,6 @@ def _recorded_keys(values: dict[str, Any]) -> Iterator[str]:
     """The keys that dvc.yaml lists for this stage, as DVC resolved them at the start, with the chosen names in them."""
     file, _, name = os.environ[STAGE].rpartition(":")
     pipeline = params.load(Path(file or "dvc.yaml"))
-    flat = _flat(values)
+    flat = params.flatten(values, str(paths.PARAMS))
     for key in pipeline["stages"][name.partition("@")[0]].get("params", []):
         yield PLACEHOLDER.sub(lambda placeholder: str(flat.get(placeholder[1])), key)
-
-
-def _flat(value: object, key: str = "") -> dict[str, Any]:
-    """The values in nested mappings, by their dotted keys."""
-    if not isinstance(value, dict):
-        return {key: value}
-    inner = (_flat(item, f"{key}.{name}" if key else str(name)) for name, item in value.items())
-    return {path: item for items in inner for path, item in items.items()}

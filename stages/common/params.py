@@ -113,6 +113,23 @@ def _parse(text: str) -> Any:
         raise _NotYaml(one_line(error)) from None
 
 
+def flatten(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """Flatten nested mappings to dotted keys; lists and empty mappings are values. name: the file, for messages."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, here: dict[Any, Any], depth: int) -> None:
+        if depth > 20 or len(flat) > 10_000:  # a YAML alias can contain itself, or grow without bound
+            raise UserError(f"{name}: nested too deeply, or too large, to compare")
+        for key, value in here.items():
+            if isinstance(value, dict) and value:
+                walk(f"{prefix}{key}.", value, depth + 1)
+            else:
+                flat[f"{prefix}{key}"] = value
+
+    walk("", values, 0)
+    return flat
+
+
 def section(values: dict[str, Any], key: str, schema: type[S], file: Path = paths.PARAMS) -> S:
     """Check the options at `key` ("train", "optimizers.sgd") of `values` against `schema`.
 
