@@ -29,6 +29,7 @@ from stages.common.text import listed
 
 PIPELINE = "dvc.yaml"
 OUTPUT_KEYS = ("outs", "metrics", "plots")  # of a stage in dvc.yaml
+TRACKED = (".dvc", ".gitignore", "data")  # files that a run needs and Git has
 
 
 @dataclass(frozen=True)
@@ -166,9 +167,9 @@ def check_texts(clone: Clone) -> list[Finding]:
 
 
 def check_tracked(clone: Clone) -> Iterator[Finding]:
-    """Report missing files of `.dvc` and `data` that Git tracks: without a .gitignore, `git add` adds the outputs."""
+    """Report missing files that Git tracks: without .gitignore, `git add` adds the outputs, and stages read `data`."""
     with suppress(UserError):  # a clone without Git
-        deleted = git.run(clone.root, "ls-files", "-z", "--deleted", "--", ".dvc", "data", ":(exclude)*.dvc")
+        deleted = git.run(clone.root, "ls-files", "-z", "--deleted", "--", *TRACKED, ":(exclude)*.dvc")
         for name in sorted({os.fsdecode(name) for name in deleted.split(b"\0") if name}):
             yield Finding(f"{name}: missing, and Git tracks it", f"git checkout -- {shlex.quote(name)}")
 

@@ -5,6 +5,7 @@ import copy
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dvc.ignore import DvcIgnoreFilter
 from dvc_data.hashfile.build import build
 from dvc_data.hashfile.db import HashFileDB
 
+from export.paths import MODEL as EXPORTED
 from stages.common import params, paths
 from stages.common.errors import UserError
 from stages.common.machine_settings import Machine
@@ -80,6 +82,21 @@ def folder_md5(root: Path, path: str) -> str:
     ignore = DvcIgnoreFilter(localfs, str(root))
     _, _, tree = build(HashFileDB(localfs, str(root)), str(root / path), localfs, "md5", dry_run=True, ignore=ignore)
     return str(tree.hash_info.value)
+
+
+def test_git_ignores_every_cached_output_and_no_other() -> None:
+    """By the .gitignore at the top: DVC keeps one beside each output otherwise, and loses it with the folder."""
+    cached, kept = ["data/seeds/metrics/0.json", EXPORTED.as_posix()], []
+    for stage in STAGES.values():
+        for output in [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]:
+            path, options = next(iter(output.items())) if isinstance(output, dict) else (output, {})
+            (cached if options.get("cache", True) else kept).append(path)
+    asked = subprocess.run(
+        ["git", "check-ignore", "-v", *cached, *kept], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    by = dict(reversed(line.split("\t")) for line in asked.stdout.splitlines())
+    assert {path: rule.split(":")[0] for path, rule in by.items()} == dict.fromkeys(cached, ".gitignore")
+    assert "metrics/evaluate.json" in kept
 
 
 def test_each_stage_runs_its_own_module() -> None:

@@ -312,8 +312,6 @@ def clones_with_data(folder: Path, change: Callable[[dict[str, Any]], None]) -> 
         stage = Stage()
         change(stage.values)
         stage.write_params()
-    for ignored in ("data/.gitignore", "data/processed/.gitignore"):
-        (first.path / ignored).unlink()
     first.commit("a small data set")
     for name in HOST_FOLDERS[1:]:
         first.run("git", "clone", "-q", str(first.path), str(folder / name))

@@ -282,5 +282,5 @@ def test_a_colleague_pulls_and_runs_nothing(clone: Clone) -> None:
 
 def test_a_first_commit_of_the_results_holds_no_data(clone: Clone) -> None:
     files = clone.run("git", "ls-files", "data").split()
-    kept = (".gitignore", "no-images/.gitkeep", "weights/none", "weights/default")
+    kept = ("no-images/.gitkeep", "weights/none", "weights/default")
     assert all(name.endswith(kept) for name in files)
