@@ -88,9 +88,10 @@ class Clone:
         from dvc.exceptions import DvcException
 
         try:
-            outs = [out for out in self.repo.index.outs if out.protocol == "local" and out.hash_info.name == "md5"]
+            outs = [out for out in self.repo.index.outs if out.protocol == "local"]
         except DvcException:  # which `check_texts` reports
             return []
+        outs = [out for out in outs if out.hash_info.name == "md5" and out.hash_info.value]  # none: not in dvc.lock
         return [
             Output(
                 Path(self.repo.fs.relpath(out.fs_path, self.repo.root_dir)).as_posix(),

@@ -53,15 +53,20 @@ def command_line() -> argparse.Namespace:
     basis = parser.add_mutually_exclusive_group()
     basis.add_argument("--single", action="store_true", help="judge the two trained models, not their seeds")
     basis.add_argument("--seeds", choices=["auto"], help="train seeds on both sides until the question is decided")
-    parser.add_argument("--budget", type=options.count, default=10, metavar="N", help="seeds per side at most (10)")
+    parser.add_argument("--budget", type=options.count, metavar="N", help="--seeds auto: seeds per side at most (10)")
     parser.add_argument(
         "--margin",
         type=options.points,
-        default=0.001,
         metavar="POINTS",
-        help="with --seeds auto: percentage points of accuracy below which a difference does not matter (0.1)",
+        help="--seeds auto: percentage points of accuracy below which a difference does not matter (0.1)",
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    for name, default in (("budget", 10), ("margin", 0.001)):
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, default)
+        elif arguments.seeds is None:
+            parser.error(f"argument --{name}: only with --seeds auto")
+    return arguments
 
 
 if __name__ == "__main__":

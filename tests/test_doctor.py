@@ -21,27 +21,17 @@ from tests.imports import ROOT
 from tests.toy import Project, begun
 
 
-def doctor(clone: Clone) -> tuple[int, str]:
+def doctor(clone: Clone | Project) -> tuple[int, str]:
     """Exit status and output of `python -m integrity.doctor`."""
     status, stdout, stderr = inside.module(clone.path, clone.environment, "integrity.doctor")
     return status, stdout + stderr
 
 
-def cure(clone: Clone, output: str) -> None:
+def cure(clone: Clone | Project, output: str) -> None:
     """Run the printed fixes in a shell."""
     for line in output.splitlines():
         if line.startswith("    fix: "):
             clone.run("sh", "-c", line.removeprefix("    fix: ").partition(", or ")[0])
-
-
-def in_both(clone: Clone) -> None:
-    flip(cached(clone, "data/predictions.csv"))
-    flip(clone.path / "data/predictions.csv")
-
-
-def torn_lock(clone: Clone) -> None:
-    content = (clone.path / "dvc.lock").read_bytes()
-    (clone.path / "dvc.lock").write_bytes(content[: content.rindex(b"md5: ") + 2])
 
 
 def torn_lock_that_can_be_read(clone: Clone) -> None:
@@ -58,33 +48,9 @@ def leftovers(clone: Clone) -> None:
     (clone.path / ".dvc/cache/runs/ab/abcd/.x.tmp").write_bytes(b"")
 
 
-def an_unsafe_list(clone: Clone) -> None:
-    content = json.dumps([{"md5": "0" * 32, "relpath": "../yaml.py"}]).encode()
-    name = md5(content)
-    place = clone.path / f".dvc/cache/files/md5/{name[:2]}/{name[2:]}.dir"
-    place.parent.mkdir(exist_ok=True)
-    place.write_bytes(content)
-
-
-def a_forged_run(clone: Clone) -> None:
-    place = next((clone.path / ".dvc/cache/runs").glob("*/*/*"))
-    place.write_text(place.read_text(encoding="utf-8").replace("data/", "stages/"), encoding="utf-8")
-
-
 def commit_elsewhere(clone: Clone) -> None:
     clone.run("git", "checkout", "-q", "--detach")
     clone.commit("forged")
-
-
-def forged_metrics(clone: Clone) -> None:
-    path = clone.path / "metrics/evaluate.json"
-    path.write_text(path.read_text(encoding="utf-8").replace('"accuracy": 0.', '"accuracy": 0.9'), encoding="utf-8")
-    commit_elsewhere(clone)
-
-
-def forged_predictions(clone: Clone) -> None:
-    path = clone.path / "data/predictions.csv"
-    replace(path, path.read_bytes().replace(b"1,", b"2,", 1))
 
 
 def forged_model(clone: Clone) -> None:
@@ -108,35 +74,11 @@ def forged_code(clone: Clone) -> None:
     commit_elsewhere(clone)
 
 
-def a_cut_in_the_last_number(clone: Clone) -> None:
-    content = (clone.path / "dvc.lock").read_bytes().rstrip()
-    (clone.path / "dvc.lock").write_bytes(content[:-1] + b"\n")
-
-
-def data_is_a_link(clone: Clone) -> None:
-    (clone.path / "data").rename(clone.path.parent / "moved")
-    (clone.path / "data").symlink_to(clone.path.parent / "moved")
-
-
 DAMAGE: dict[str, tuple[Callable[[Clone], object], list[str]]] = {
     "a bit in the cache": (
         lambda clone: flip(cached(clone, "data/model/model.safetensors")),
         [": damaged: its content does not match its name\n    fix: rm -f .dvc/cache/files/md5/"],
     ),
-    "a bit in the cache and in the work tree": (
-        in_both,
-        [": damaged: its content does not match its name\n", "data/predictions.csv: does not match dvc.lock"],
-    ),
-    "a list that leads out of its folder": (an_unsafe_list, ["unsafe to check out: lists '../yaml.py'"]),
-    "a run of other outputs": (
-        a_forged_run,
-        ["unusable entry of the run cache: its content does not", "fix: rm -rf .dvc/cache/"],
-    ),
-    "forged metrics": (
-        forged_metrics,
-        ["metrics/evaluate.json: does not match", "also in HEAD\n    fix: rm -f metrics/evaluate.json && dvc repro"],
-    ),
-    "forged predictions": (forged_predictions, ["data/predictions.csv: does not match dvc.lock"]),
     "a forged model": (forged_model, ["data/model/model.safetensors: does not match dvc.lock"]),
     "a forged dvc.lock": (forged_lock, ["dvc.lock: evaluate read another data/model/model.safetensors than train"]),
     "forged code": (forged_code, ["stages/train: changed since train ran"]),
@@ -144,22 +86,11 @@ DAMAGE: dict[str, tuple[Callable[[Clone], object], list[str]]] = {
         lambda clone: clone.set("evaluate.calibration_bins", "14"),
         ["params.yaml: evaluate: changed since evaluate ran"],
     ),
-    "data is a link": (data_is_a_link, ["data: a link to "]),
-    "a dvc.lock cut off in its last number": (a_cut_in_the_last_number, ["dvc.lock: ", "truncated, or edited"]),
-    "a metric changed by hand": (
-        lambda clone: (clone.path / "metrics/evaluate.json").write_text("{}", encoding="utf-8"),
-        ["metrics/evaluate.json: does not match", "fix: git checkout HEAD -- metrics/evaluate.json"],
-    ),
-    "an output gone": (
-        lambda clone: (clone.path / "data/model/model.safetensors").unlink(),
-        ["data/model/model.safetensors: missing"],
-    ),
-    "a torn dvc.lock": (torn_lock, ["dvc.lock: ", "fix: git checkout HEAD -- dvc.lock"]),
     "a torn dvc.lock that can be read": (
         torn_lock_that_can_be_read,
         [
             "dvc.lock: lacks the stage of evaluate: truncated, or dvc.yaml has changed",
-            "fix: git checkout HEAD -- dvc.lock, or dvc repro",
+            "fix: git checkout HEAD -- dvc.lock, or dvc repro\nhashed ",  # and nothing about its outputs
         ],
     ),
     "leftovers": (
@@ -295,11 +226,6 @@ def toy(ran: Project, tmp_path: Path) -> Project:
     return Project(tmp_path / "clone")
 
 
-def toy_doctor(project: Project) -> tuple[int, str]:
-    status, stdout, stderr = inside.module(project.path, project.environment, "integrity.doctor")
-    return status, stdout + stderr
-
-
 def edited(name: str, before: str, after: str, commit: bool = False) -> Callable[[Project], None]:
     def inflict(project: Project) -> None:
         content = (project.path / name).read_text(encoding="utf-8")
@@ -333,8 +259,66 @@ def a_device(project: Project) -> None:
     (project.path / "data/predictions.csv").symlink_to("/dev/zero")  # which is endless
 
 
+def in_both(project: Project) -> None:
+    flip(cached(project, "data/predictions.csv"))
+    flip(project.path / "data/predictions.csv")
+
+
+def torn_lock(project: Project) -> None:
+    content = (project.path / "dvc.lock").read_bytes()
+    (project.path / "dvc.lock").write_bytes(content[: content.rindex(b"md5: ") + 2])
+
+
+def a_cut_in_the_last_number(project: Project) -> None:
+    content = (project.path / "dvc.lock").read_bytes().rstrip()
+    (project.path / "dvc.lock").write_bytes(content[:-1] + b"\n")
+
+
+def an_unsafe_list(project: Project) -> None:
+    content = json.dumps([{"md5": "0" * 32, "relpath": "../yaml.py"}]).encode()
+    name = md5(content)
+    place = project.path / f".dvc/cache/files/md5/{name[:2]}/{name[2:]}.dir"
+    place.parent.mkdir(exist_ok=True)
+    place.write_bytes(content)
+
+
+def a_forged_run(project: Project) -> None:
+    place = next((project.path / ".dvc/cache/runs").glob("*/*/*"))
+    place.write_text(place.read_text(encoding="utf-8").replace("data/", "stages/"), encoding="utf-8")
+
+
+def forged_predictions(project: Project) -> None:
+    path = project.path / "data/predictions.csv"
+    replace(path, path.read_bytes().replace(b"0.9,", b"0.8,", 1))
+
+
+def data_is_a_link(project: Project) -> None:
+    (project.path / "data").rename(project.path.parent / "moved")
+    (project.path / "data").symlink_to(project.path.parent / "moved")
+
+
 FORGED = "  x:\n    cmd: y\n    outs:\n    - path: data/predictions.csv\n      md5: " + "f" * 32 + "\n      size: 1\n"
 TOY_DAMAGE: dict[str, tuple[Callable[[Project], object], str]] = {
+    "a bit in the cache and in the work tree": (in_both, ": damaged: its content does not match its name\n"),
+    "a list that leads out of its folder": (an_unsafe_list, "unsafe to check out: lists '../yaml.py'"),
+    "a run of other outputs": (a_forged_run, "unusable entry of the run cache: its content does not"),
+    "forged predictions": (forged_predictions, "data/predictions.csv: does not match dvc.lock"),
+    "forged metrics, committed": (
+        edited("metrics/evaluate.json", '"accuracy": 0.', '"accuracy": 0.9', commit=True),
+        "does not match dvc.lock: damaged, or changed by hand, also in HEAD\n"
+        "    fix: rm -f metrics/evaluate.json && dvc repro",
+    ),
+    "a metric changed by hand": (
+        lambda project: project.write("metrics/evaluate.json", "{}"),
+        "does not match dvc.lock: damaged, or changed by hand\n    fix: git checkout HEAD -- metrics/evaluate.json",
+    ),
+    "an output gone": (
+        lambda project: (project.path / "data/predictions.csv").unlink(),
+        "data/predictions.csv: missing",
+    ),
+    "data is a link": (data_is_a_link, "data: a link to "),
+    "a torn dvc.lock": (torn_lock, "fix: git checkout HEAD -- dvc.lock"),
+    "a dvc.lock cut off in its last number": (a_cut_in_the_last_number, "truncated, or edited"),
     "the command in dvc.lock": (edited("dvc.lock", "cmd: python", "cmd: python -B"), "evaluate: ran with another comm"),
     "the command in dvc.yaml": (edited("dvc.yaml", "cmd: python", "cmd: python -B"), "evaluate: ran with another comm"),
     "an object gone": (lambda project: project.cached("HEAD").unlink(), "data/predictions.csv: not in the cache"),
@@ -372,27 +356,26 @@ TOY_DAMAGE: dict[str, tuple[Callable[[Project], object], str]] = {
 def test_damage_of_a_toy_pipeline_is_found_and_fixed(toy: Project, damage: str) -> None:
     inflict, expected = TOY_DAMAGE[damage]
     inflict(toy)
-    status, output = toy_doctor(toy)
+    status, output = doctor(toy)
     assert (status, expected in output) == (1, True), output
-    for line in output.splitlines():
-        if line.startswith("    fix: "):
-            toy.run("sh", "-c", line.removeprefix("    fix: ").partition(", or ")[0])
-    status, output = toy_doctor(toy)
+    cure(toy, output)
+    status, output = doctor(toy)
     assert status == 0, output
+    toy.dvc("status", "-q")
     if "dvc.yaml" not in damage and "committed" not in damage:
         assert toy.run("git", "status", "--porcelain") == ""
     assert (toy.path / "data/predictions.csv").is_file()
 
 
 def test_an_undamaged_toy_pipeline(toy: Project) -> None:
-    assert toy_doctor(toy)[0] == 0
+    assert doctor(toy)[0] == 0
 
 
 @pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml"])
 def test_fixes_keep_files_that_people_write(toy: Project, name: str) -> None:
     lines = (toy.path / name).read_text(encoding="utf-8").count("\n")
     toy.write(name, (toy.path / name).read_text(encoding="utf-8") + "an edit: [\n")
-    status, output = toy_doctor(toy)
+    status, output = doctor(toy)
     assert status == 1, output
     line = re.search(rf"{name}:(\d+):\d+: not valid YAML", output)
     assert line
@@ -404,7 +387,7 @@ def test_fixes_keep_files_that_people_write(toy: Project, name: str) -> None:
 @pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml", "dvc.lock"])
 def test_a_pipe_in_place_of_a_text_file_does_not_block(toy: Project, name: str) -> None:
     piped(name)(toy)
-    status, output = toy_doctor(toy)
+    status, output = doctor(toy)
     assert (status, output) == (
         2,
         f"error: {name}: not a regular file; `rm -r {name} && git checkout HEAD -- {name}`\n",

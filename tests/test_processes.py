@@ -174,6 +174,7 @@ def small_steps(stage: Stage) -> Stage:
     return stage
 
 
+@pytest.mark.soak
 def test_a_killed_worker_changes_no_bit(small_steps: Stage) -> None:
     small_steps.run()
     alone = small_steps.digests()
@@ -219,7 +220,8 @@ def test_all_processes_end_after_a_signal_and_another_number_of_processes_resume
     assert small_steps.digests() == alone
 
 
-@pytest.mark.parametrize("number", [pytest.param(1, marks=pytest.mark.soak), pytest.param(0, marks=pytest.mark.night)])
+@pytest.mark.night
+@pytest.mark.parametrize("number", [0, 1])
 def test_a_worker_that_hangs_is_noticed(number: int, small_steps: Stage) -> None:
     # Longer than the start of one process takes more than that of another on a busy machine.
     small_steps.values["machine"]["timeout_seconds"] = 20

@@ -276,7 +276,7 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(kills: int, stage
 )
 def test_a_signal_makes_training_write_a_checkpoint(signum: int, status: int, stage: Stage) -> None:
     stage.values["machine"].update(checkpoint_every_seconds=1000, log_every_steps=5)
-    stage.values["train"]["epochs"] = 2
+    stage.values["train"]["epochs"] = 1
     stage.run()
     undisturbed = stage.digests()
     process = stage.start()
@@ -353,10 +353,11 @@ def test_a_run_resumes_after_a_change_that_changes_no_bit(
     capsys.readouterr()
     in_process.run()
     assert ("resuming after step " in capsys.readouterr().out) is resumed
-    digests = in_process.stage.digests()
-    shutil.rmtree(paths.RUNS)
-    in_process.run()
-    assert in_process.stage.digests() == digests
+    if resumed:
+        digests = in_process.stage.digests()
+        shutil.rmtree(paths.RUNS)
+        in_process.run()
+        assert in_process.stage.digests() == digests
 
 
 def pipeline_at(root: Path) -> None:

@@ -436,6 +436,8 @@ def test_a_revision_without_seeds_is_trained_in_a_clone(project: Project) -> Non
         (["--seeds", "auto", "--budget", "1"], "argument --budget: '1'; allowed: 2 to 1,000 seeds"),
         (["--seeds", "auto", "--margin", "-1"], "argument --margin: '-1'; allowed: a number from 0 to 100"),
         (["--seeds", "auto", "--single"], "argument --single: not allowed with argument --seeds"),
+        (["--budget", "3"], "argument --budget: only with --seeds auto"),
+        (["--margin", "1"], "argument --margin: only with --seeds auto"),
     ],
 )
 def test_a_wrong_command_line(arguments: list[str], line: str, project: Project) -> None:
