@@ -31,7 +31,7 @@ NAMES = {
     "best": "`recipes/best.txt`: a wider network, 24 epochs",
     "tutorial": "`recipes/tutorial.txt`: 784-512-10, SGD",
     "fashion": "`recipes/fashion.txt`: the default network on Fashion-MNIST, 10 epochs",
-    "fashion-best": "`recipes/fashion-best.txt`: a deeper and wider one, 11 epochs",
+    "fashion-best": "`recipes/fashion-best.txt`: a deeper and wider one, 10 epochs",
     "fashion-shufflenet": "`recipes/fashion-shufflenet.txt`: weights for `openclipart-finetuned`",
     "openclipart": "`recipes/openclipart.txt`: a small CNN on clip art",
     "openclipart-shufflenet": "`recipes/openclipart-shufflenet.txt`: shufflenet_v2_x0_5 on clip art, new weights",
