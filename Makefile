@@ -98,7 +98,7 @@ audit: ## look up every pinned package in PyPI's list of known vulnerabilities
 		--ignore-vuln CVE-2025-69872 -r requirements.txt -r requirements-serve.txt -r requirements-export.txt \
 		-r requirements-search.txt
 
-bench: ## compare the speed with a plain loop; half an hour on an otherwise idle machine (ARGS: parts)
+bench: ## compare the speed with a plain loop; three quarters of an hour on an idle machine (ARGS: parts)
 	@$(RUNTIME) integrity.params -- dvc repro
 	@$(DEVELOPMENT) -- benchmarks $(ARGS)
 

@@ -371,6 +371,26 @@ def test_an_undamaged_toy_pipeline(toy: Project) -> None:
     assert doctor(toy)[0] == 0
 
 
+def test_garbage_collection_leaves_what_was_committed(toy: Project) -> None:
+    """The command of docs/sharing.md."""
+    (line,) = re.findall(r"^dvc (gc .*)$", (ROOT / "docs/sharing.md").read_text(encoding="utf-8"), re.MULTILINE)
+    toy.branch("other", train={"seed": 1})
+    committed = toy.cached("other")
+    toy.set(train={"seed": 2})
+    toy.dvc("repro", "-q")
+    forgotten = cached(toy, "data/predictions.csv")
+    toy.run("git", "checkout", "-qf", "main")
+    toy.dvc("checkout", "-q")
+    assert forgotten.is_file()
+    toy.dvc(*line.split(), "-q", "--force")
+    assert not forgotten.exists()
+    assert committed.is_file()
+    assert doctor(toy)[0] == 0
+    toy.set(train={"seed": 2})
+    toy.dvc("repro", "-q")
+    assert forgotten.is_file()
+
+
 @pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml"])
 def test_fixes_keep_files_that_people_write(toy: Project, name: str) -> None:
     lines = (toy.path / name).read_text(encoding="utf-8").count("\n")
