@@ -1,10 +1,10 @@
-"""Code and parameters that are edited while a stage runs: DVC records them only after it has ended."""
+"""Code, parameters and data that change while a stage runs: DVC records them only after it has ended."""
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,20 @@ from stages.common.errors import UserError
 from tests.clones import Clone
 from tests.imports import ROOT
 
-CODE = Path("stages/of_the_test.py")
+CODE, LIST, SHARD = Path("stages/train/loop.py"), Path("data/processed/data.json"), Path("data/processed/train/0.bin")
+OTHERS = ("stages/evaluate/scores.py", "stages/train/__pycache__/loop.pyc", "stages/train/.#loop.py")
 
 
 @pytest.fixture(autouse=True)
 def _stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder in which the stage train runs, and has imported CODE."""
+    """A folder in which the stage train runs."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(inputs, "ROOT", tmp_path)
     Path("dvc.yaml").write_bytes((ROOT / "dvc.yaml").read_bytes())
     Path("params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
-    CODE.parent.mkdir()
-    CODE.write_text("lr = 1\n", encoding="utf-8")
-    module = types.ModuleType("stages.of_the_test")
-    module.__spec__ = importlib.util.spec_from_file_location(module.__name__, CODE.absolute())
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for path in (CODE, CODE.with_name("__init__.py"), LIST, SHARD, *map(Path, OTHERS)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("lr = 1\n", encoding="utf-8")
     monkeypatch.setenv("DVC_STAGE", "train")
     monkeypatch.setattr(inputs, "_start", None)
 
@@ -67,15 +67,18 @@ def test_a_parameter_that_the_stage_does_not_read(key: str, value: Any) -> None:
     inputs.check()
 
 
-def test_parameters_of_a_stage_in_another_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DVC_STAGE", "seeds/dvc.yaml:seed@3")
+@pytest.mark.parametrize("prefix", ["seeds/dvc.yaml:", "", "../seeds/dvc.yaml:"], ids=["top", "seeds", "docs"])
+def test_parameters_of_a_stage_in_another_file(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC names the file as seen from the folder in which it was started."""
+    monkeypatch.setenv("DVC_STAGE", f"{prefix}seed@3")
     Path("seeds").mkdir()
     Path("seeds/dvc.yaml").write_bytes((ROOT / "seeds/dvc.yaml").read_bytes())
     inputs.remember()
     edit("train.seed", 5)  # a seed has its own
     inputs.check()
     edit("train.epochs", 99)
-    with pytest.raises(UserError, match=r"^train\.epochs in params\.yaml changed while "):
+    CODE.write_text("lr = 2\n", encoding="utf-8")  # which `seeds.run` does not import, but starts
+    with pytest.raises(UserError, match=rf"^{CODE}, train\.epochs in params\.yaml changed while seed@3 ran"):
         inputs.check()
 
 
@@ -103,13 +106,55 @@ def test_parameters_that_can_no_longer_be_read(spoil: Callable[[Path], None], li
         inputs.check()
 
 
-@pytest.mark.parametrize("change", [lambda: CODE.write_text("lr = 2\n", encoding="utf-8"), CODE.unlink])
-def test_code(change: Callable[[], object]) -> None:
+@pytest.mark.parametrize("change", [lambda path: path.write_text("lr = 2\n", encoding="utf-8"), Path.unlink])
+@pytest.mark.parametrize("path", [CODE, LIST, SHARD], ids=["code", "small", "shard"])
+def test_files_that_the_stage_reads(path: Path, change: Callable[[Path], object]) -> None:
     inputs.remember()
     inputs.check()
-    change()
-    with pytest.raises(UserError, match=r"^stages/of_the_test\.py changed while .*; run it again; the rest$"):
+    change(path)
+    with pytest.raises(
+        UserError, match=rf"^{re.escape(str(path))} changed while train ran, .*; run it again; the rest$"
+    ):
         inputs.check("; the rest")
+
+
+@pytest.mark.parametrize("path", OTHERS)
+def test_files_that_dvc_does_not_record(path: str) -> None:
+    inputs.remember()
+    Path(path).write_text("another", encoding="utf-8")
+    inputs.check()
+
+
+def test_a_large_file_is_compared_by_size_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "SMALL_BYTES", 1)
+    inputs.remember()
+    before = SHARD.stat()
+    SHARD.write_text("lr = 2\n", encoding="utf-8")
+    os.utime(SHARD, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    with pytest.raises(UserError, match=f"^{SHARD} changed while train ran"):
+        inputs.check()
+
+
+def test_a_pipeline_that_changes_meanwhile() -> None:
+    """Its stages and their keys are those of the start."""
+    inputs.remember()
+    Path("dvc.yaml").write_text("stages: {}", encoding="utf-8")
+    edit("evaluate.worst_images", 9)
+    inputs.check()
+    edit("train.epochs", 99)
+    with pytest.raises(UserError, match=r"^train\.epochs in params\.yaml changed while train ran"):
+        inputs.check()
+
+
+def test_a_program_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A seed trains in runs/seeds/0, with its own params.yaml and the code of the project."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/params.yaml").write_bytes(Path("params.yaml").read_bytes())
+    monkeypatch.chdir(tmp_path / "own")
+    inputs.remember()
+    (tmp_path / CODE).write_text("lr = 2\n", encoding="utf-8")
+    with pytest.raises(UserError, match=f"^{CODE} changed while train ran"):
+        inputs.check()
 
 
 def test_code_that_was_written_again_with_the_same_content() -> None:

@@ -334,6 +334,25 @@ def test_where_all_fail_it_ends(here: Here) -> None:
         searched(here.study(), Fake(diverges=lambda lr: True))
 
 
+def test_failures_beside_a_first_trial_that_still_trains_do_not_end_it(here: Here) -> None:
+    here.write(trials=8, jobs=4)
+    run = Fake(diverges=lambda lr: True)
+    failed, trials = threading.Event(), here.study()
+
+    def mostly_failing(name: str, *rest: Any) -> Result:
+        if name != "s-0000":
+            result = run(name, *rest)
+            if name > "s-0003":
+                failed.set()
+            return result
+        assert failed.wait(600)  # three others have failed by then, since a fifth one has begun
+        return Fake()(name, *rest)
+
+    Search(trials, mostly_failing, lambda name: None, "s").run_trials()
+    assert len(trials.trials) == 8
+    assert trials.best() is not None
+
+
 def test_it_continues_after_the_cause_of_the_first_failures_is_fixed(here: Here) -> None:
     here.write(trials=9)
     with pytest.raises(UserError, match="^the first 3 trials failed"):

@@ -200,3 +200,17 @@ def test_preprocess_uses_as_many_processes_as_the_machine_settings_say(
         with pytest.raises(UserError, match="enough"):
             preprocess.main()
     assert process_counts == [5, 3]
+
+
+def test_classes_that_are_renamed_after_the_survey(root: Path) -> None:
+    """In labels.csv, which is no picture: each picture keeps its number of a class."""
+    names = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+    labels = root / "labels.csv"
+    labels.write_text("file,label\n" + "".join(f"{name},{name[0]}\n" for name in names), encoding="utf-8")
+    before = folder.scan(root)
+    reader = Reader(root)
+    survey.survey(before, reader, 1)
+    survey.check_unchanged(before, folder.scan(root), reader)
+    labels.write_text(labels.read_text(encoding="utf-8").replace(",b\n", ",bee\n"), encoding="utf-8")
+    with pytest.raises(UserError, match="^b: a class that was added, removed or renamed while the pictures were read"):
+        survey.check_unchanged(before, folder.scan(root), reader)

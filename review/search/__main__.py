@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,7 @@ class Search:
                 state = f"{metric} {result.metrics[metric]:g}"
         self.forget(name)
         self.say(f"trial {number}: {state}")
-        ended = [trial for trial in self.study.trials if trial.state.is_finished()]
+        ended = list(takewhile(lambda trial: trial.state.is_finished(), self.study.trials))  # none before them may yet
         if len(ended) >= FAILURES and all(trial.state == TrialState.FAIL for trial in ended):
             reason = ended[-1].user_attrs[studies.REASON]
             raise UserError(f"the first {len(ended)} trials failed, the last one with: {reason}")

@@ -168,7 +168,9 @@ class Split:
     def read_ahead(self, positions: npt.ArrayLike) -> None:
         """Read the images at these positions from the disk into the page cache, for a later `gather`."""
         for image in self._mapped(positions):
-            image.reshape(-1)[:: mmap.PAGESIZE].max()  # touching a byte reads its page
+            flat = image.reshape(-1)
+            flat[:: mmap.PAGESIZE].max()  # touching a byte reads its page
+            flat[-1].max()  # which the steps may miss, since images begin anywhere in a page
 
     def _mapped(self, positions: npt.ArrayLike) -> list[Images]:
         """The images at these positions, each (C, H, W), still on disk."""

@@ -279,7 +279,7 @@ def free_bytes(device: torch.device, key: str) -> int | None:
 def keep_on_device(size: int, free: int | None, num_workers: int) -> bool:
     """Whether a data set of `size` bytes is kept on the device. If not, batches are sent to it.
 
-    Loader workers always send batches. free: as `free_bytes` gives it.
+    With loader workers it never is: they read ahead from the disk. free: as `free_bytes` gives it.
     """
     return num_workers == 0 and size <= (RESIDENT_BYTES if free is None else RESIDENT_SHARE * free)
 

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 
-from stages.common import files, paths
+from stages.common import files, inputs, paths
 from stages.common.preparation import Preparation
 from stages.dataset import folder, packed, pictures
 from stages.dataset.packed import Row
@@ -107,6 +107,7 @@ def pack(
     Raises UserError if a picture has changed since it was surveyed, OSError (no permission, a full disk).
     """
     identity, used = code_digest(preparation), Counter[str]()
+    inputs.check()  # before the digest of edited code names shards of this code
     shards = {
         target: list(plan(*content, preparation.shape, identity, used, work)) for target, content in parts.items()
     }

@@ -75,10 +75,13 @@ def changed(name: str, how: str = "changed") -> ChangedError:
 
 
 def check_unchanged(listing: Listing, listing_now: Listing, reader: Reader, state_file: Path = STATE) -> None:
-    """Raise ChangedError if a picture was added, removed or changed since it was surveyed.
+    """Raise ChangedError if a picture was added, removed or changed since it was surveyed, or a class renamed.
 
     DVC hashes the folder after the stage, and would record the results with what it contains then.
     """
+    if listing.classes != listing_now.classes:
+        name = min(set(listing.classes) ^ set(listing_now.classes))
+        raise changed(name, "a class that was added, removed or renamed")
     for before, now in zip_longest(listing.pictures, listing_now.pictures):
         if before != now:
             name = min(picture.name for picture in (before, now) if picture)

@@ -95,6 +95,7 @@ def run(config: Config, machine: Machine, evaluate: object, claim: ExitStack) ->
     ):
         loop_start = time.perf_counter()
         key = run_key(config, target, weights)
+        inputs.check()  # before the key of edited code names checkpoints of this code
         folder = claim.enter_context(resume.claimed(key)) if group.is_head else None
         checkpoints = Checkpoints(key, machine.checkpoint_every_seconds, group, folder)
         stop = stop if group.is_head else StopSignal()  # the head tells the other processes to stop
