@@ -27,6 +27,7 @@ from stages.common import children
 from stages.train.options import Train
 from tests import in_process
 from tests.imports import ROOT, closure
+from tests.test_pull_request import judge
 from tests.toy import Project, begun
 
 PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / paths.PIPELINE).read_text(encoding="utf-8"))["stages"]
@@ -427,6 +428,7 @@ def test_seeds_that_exist_already_do_not_change_when_it_looks(
     """Nor does a branch that moves meanwhile change what is compared."""
     for branch in ("noise", "main"):
         project.run("git", "checkout", "-q", branch)
+        project.dvc("pull", "-q")
         assert train(project, 4) == [3]
         commit(project, "one more")
     head = project.run("git", "rev-parse", "noise").strip()
@@ -481,7 +483,7 @@ def test_the_gate_has_no_verdict_if_the_branch_removed_its_seeds(project: Projec
     project.run("git", "checkout", "-q", "stale")
     project.run("git", "rm", "-q", "seeds/dvc.yaml", "seeds/dvc.lock", "metrics/seeds.json")
     commit(project, "no seeds")
-    status, told = judged(project, "main", "--seeds", "3")
+    status, told = judge(project, "main", "--seeds", "3")
     assert status == 2, told
     assert "work tree against main, one model against another; seeds not compared: worse: " in " ".join(told.split())
     assert told.splitlines()[-1] == (

@@ -13,8 +13,10 @@ from integrity.dvc_lock import LockedFile
 from integrity.revisions import Revision
 from review import sweep, sweep_figure
 from stages.common import paths
+from stages.common.digests import path_md5
 from stages.common.errors import UserError
 from tests import search_toy
+from tests.forging import OTHER_MD5, relock
 
 TRAIN = paths.TRAIN_METRICS.as_posix()
 
@@ -91,14 +93,18 @@ def test_other_code_or_data_is_another_setting(seed: int) -> None:
 
 def test_the_code_of_an_experiment_is_the_one_that_it_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = search_toy.started(tmp_path / "project")
-    project.dvc("exp", "run", "-q", "-n", "old", "-S", "train.seed=1", "train")
-    project.write("train.py", search_toy.TRAIN.replace("0.99 -", "0.98 -"))
-    project.dvc("exp", "run", "-q", "-n", "new", "-S", "train.seed=2", "train")
+    head = project.run("git", "rev-parse", "HEAD").strip()
+    for name in ("old", "new"):
+        if name == "new":
+            relock(project, lambda stages: stages["train"]["deps"][1].update(md5=OTHER_MD5))
+        project.run("git", "commit", "-qam", name, "--allow-empty")
+        project.run("git", "update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", "HEAD")
+    project.run("git", "reset", "-q", "--hard", head)
     monkeypatch.chdir(project.path)
     with revisions.repository() as repo:
         runs = sweep.read(repo, revisions.resolve(repo, "HEAD"), "*")
-    assert summary(runs)["varied"] == ["train.py"]
-    assert [len(row["seeds"]) for row in summary(runs)["settings"]] == [1, 1]
+    new, old = (row["parameters"]["train.py"] for row in summary(runs)["settings"])  # equally good: by name
+    assert (new, old) == (OTHER_MD5[:7], str(path_md5(project.path, "train.py"))[:7])
 
 
 def test_one_seed_has_no_verdict_and_missing_ones_are_told() -> None:
