@@ -25,7 +25,7 @@ def fixed(difference: float, seeds: int) -> float:
 
 def automatic(difference: float, budget: int) -> tuple[float, float, float]:
     """With `--seeds auto`: shares that find a difference, and equivalence; mean number of seeds per side."""
-    schedule = sequential.schedule(budget, 0)
+    schedule = sequential.schedule(budget)
     levels = sequential.nominal_levels(schedule, LEVEL)
     undecided, used = np.ones(TRIALS, bool), np.zeros(TRIALS)
     different, equivalent = 0, 0

@@ -47,19 +47,32 @@ REMEDY = (
     "run `make seeds` on both sides and commit, or let --seeds auto train them, or judge the two models by --single"
 )
 TEST_METRICS, TEST_SET = paths.TEST_METRICS.as_posix(), paths.TEST.as_posix()
+# Parameters that change the pixels of a test picture, and those that change which pictures are in the test set.
+PIXELS = {f"preprocess.{key}" for key in ("channels", "image_size", "resize", "background")}
+SELECTION = {
+    "data.name",
+    "data.images",
+    *(f"preprocess.{key}" for key in ("seed", "test_fraction", "group_by", "bad_images", "on_conflict")),
+    "preprocess.small_classes",
+}
 
 Records = tuple[Record, Record]
 
 
 def read(
-    a: str, b: str | None, level: float, records: Records | Literal["recorded"] | None = "recorded"
+    a: str,
+    b: str | None,
+    level: float,
+    records: Records | Literal["recorded"] | None = "recorded",
+    names: tuple[str | None, str | None] = (None, None),
 ) -> dict[str, Any]:
     """The document of two revisions, or of a revision and the work tree (b: None). Raises UserError.
 
-    records: the seeds of both sides, if not the recorded ones; None: the two trained models decide.
+    records: the seeds of both sides, if not the recorded ones; None: the two trained models decide. names: to print
+    instead of `a` and `b`.
     """
     with revisions.repository() as repo:
-        sides = revisions.read(repo, a), revisions.read(repo, b)
+        sides = revisions.read(repo, a, names[0]), revisions.read(repo, b, names[1])
         lookups = results.look_up_predictions(repo, sides[0]), results.look_up_predictions(repo, sides[1])
         if records == "recorded":
             records = record.read(repo, sides[0]), record.read(repo, sides[1])
@@ -151,6 +164,7 @@ def compare_models(
     old, new = lookups[0].table, lookups[1].table
     tables = (old, new) if old is not None and new is not None else None
     reason = different_images(a.name, b.name, *tables) if tables else different_test_sets(a, b)
+    reason = reason or different_pictures(a, b)
     if reason:
         note = f"{reason}: metrics are shown side by side, but their differences do not judge the models"
         return None, verdict_without_difference(reason), [note]
@@ -206,6 +220,19 @@ def different_test_sets(a: Revision, b: Revision) -> str | None:
     return None
 
 
+def different_pictures(a: Revision, b: Revision) -> str | None:
+    """Why the test pictures of two revisions differ, although their labels may be equal; None if they seem the same.
+
+    The bytes of the test set may differ without that: the same pictures can be prepared with other parameters.
+    """
+    if len({_md5(a, TEST_SET), _md5(b, TEST_SET)} - {None}) < 2:
+        return None
+    changed = {key for key in PIXELS | SELECTION if a.ran_with.get(key) != b.ran_with.get(key)}
+    if changed and changed <= PIXELS:
+        return None
+    return f"the test sets differ: {TEST_SET} of {a.name} and {b.name} has other pictures, or other code prepared them"
+
+
 def _different_tasks(regression_name: str, classification_name: str) -> str:
     return f"{regression_name} predicts numbers (data.task: regression), {classification_name} classes"
 
@@ -248,7 +275,7 @@ def paired(a: pd.DataFrame, b: pd.DataFrame, level: float) -> tuple[dict[str, An
         ]
         for name in ("fixed", "broken")
     }
-    low, high = significance.bootstrap(fixed, broken, total, level)
+    low, high = significance.paired_interval(fixed, broken, total, level)
     difference = Difference((fixed - broken) / total, low, high, significance.mcnemar(fixed, broken))
     accuracy = accuracy_of(total)
     text = (
@@ -256,7 +283,7 @@ def paired(a: pd.DataFrame, b: pd.DataFrame, level: float) -> tuple[dict[str, An
         f"{accuracy.interval(difference, level)}; {fixed:,} images fixed, {broken:,} broken; McNemar's exact test "
         f"{p_value(difference.p)}, level {level:g}"
     )
-    method = "McNemar's exact test (1947); interval: percentile bootstrap over images"
+    method = "McNemar's exact test (1947); interval: Clopper and Pearson's (1934), combined as Newcombe (2011) does"
     images = {"images": total, "both_right": both_right, **counts, **examples}
     return images, verdict_on(difference, level, text, method)
 

@@ -3,8 +3,8 @@
 Pulls what the remote has, reproduces what the branch changed, always reruns `evaluate`, and compares the results with
 those of the commit at which the branch left BASE, as the diff of a pull request does. Whatever the remote lacks is
 rerun, on both sides. Several seeds decide; missing or stale ones are trained here. Not a stage: it runs them.
-Exit status: 0; 1 if the branch is worse by its seeds, or by one model with `--seeds 0`; 2 if there is no verdict, or if
-the committed results differ from what the stages produce.
+Exit status: 0; 1 if the branch is worse by its seeds, or by one model with `--seeds 0`; 2 if there is no verdict, such
+as if the seeds of the two sides cannot be compared, or if the committed results differ from what the stages produce.
 """
 
 import argparse
@@ -53,6 +53,11 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError(f"the committed results differ from what the stages produce: {listed(false)}; {REMEDY}")
     if verdict["word"] == comparison.NOT_COMPARABLE:
         raise UserError(f"cannot tell whether the branch is worse: {verdict['text']}")
+    if document["without_seeds"]:
+        reasons = "; ".join(document["without_seeds"])
+        raise UserError(
+            f"no verdict: the seeds cannot be compared: {reasons}; `--seeds 0` compares one trained model with another"
+        )
     return 0
 
 
@@ -102,7 +107,7 @@ def results(base: str, level: float, first: str, seeds: int) -> tuple[dict[str, 
         )
     hidden_code.refuse(root)
     with revisions.repository() as repo:
-        start = fork(repo, root, base)
+        start, name = fork(repo, root, base)
         stages = stages_to_run(repo, first)
         cache = repo.cache.local_cache_dir
     notes = uncommitted(root)
@@ -114,19 +119,22 @@ def results(base: str, level: float, first: str, seeds: int) -> tuple[dict[str, 
         ran += run_again(root, stages, ran, environment)
     with revisions.repository() as repo:  # opened again, because DVC has written to it
         record_notes, false = compare_with_record(repo, root, head, ran)
-        notes += [*record_notes, *rebuild_if_missing(repo, root, cache, start)]
+        notes += [*record_notes, *rebuild_if_missing(repo, root, cache, start, name)]
     records: tuple[Record, Record] | None = None
     if seeds:
-        records, seed_notes = trained(start, seeds, force=first != "evaluate")
+        records, seed_notes = trained(start, name, seeds, force=first != "evaluate")
         notes += seed_notes
-    document = comparison.read(start, None, level, records)
+    document = comparison.read(start, None, level, records, (name, None))
     document["notes"] = [*notes, *document["notes"]]
     document["evidence"] = f"for B, {listed(ran)} ran here and the rest is recorded; for A, see the notes"
     return document, false
 
 
-def fork(repo: Any, root: Path, base: str) -> str:
-    """The commit at which HEAD left `base`: `base` itself, or a short hash if `base` has moved on. Raises UserError."""
+def fork(repo: Any, root: Path, base: str) -> tuple[str, str]:
+    """The commit at which HEAD left `base`, and its name: `base`, or a short hash if `base` has moved on.
+
+    Raises UserError.
+    """
     commit = revisions.resolve(repo, base)
     try:
         start = git.run(root, "merge-base", commit, "HEAD").decode().strip()
@@ -134,7 +142,7 @@ def fork(repo: Any, root: Path, base: str) -> str:
         raise UserError(
             f"{base!r} and HEAD have no common commit here; in a shallow clone, run `git fetch --unshallow` first"
         ) from None
-    return base if start == commit else start[:12]
+    return start, base if start == commit else start[:12]
 
 
 def uncommitted(root: Path) -> list[str]:
@@ -160,13 +168,17 @@ def pull(root: Path, environment: dict[str, str]) -> list[str]:
 
 def set_checkpoints_aside(root: Path) -> None:
     """Move checkpoints away: those left here, or committed by the branch, may come from other code."""
-    checkpoints = root / paths.RESUME
-    if not checkpoints.exists() and not checkpoints.is_symlink():
-        return
-    aside = checkpoints.with_name("resume-before-check")
-    rebuild.delete(aside)
-    checkpoints.rename(aside)
-    print(f"{paths.RESUME} moved to {aside.relative_to(root)}: what runs here starts from scratch", flush=True)
+    # Each seed has its own; the folder of the seeds itself stays, because a running `make seeds` locks a file in it.
+    for checkpoints in (root / paths.RESUME, *(root / paths.RUNS / "seeds").glob(f"*/{paths.RESUME}")):
+        if not checkpoints.exists() and not checkpoints.is_symlink():
+            continue
+        aside = checkpoints.with_name("resume-before-check")
+        rebuild.delete(aside)
+        checkpoints.rename(aside)
+        print(
+            f"{checkpoints.relative_to(root)} moved to {aside.relative_to(root)}: what runs here starts from scratch",
+            flush=True,
+        )
 
 
 def stages_to_run(repo: Any, first: str) -> list[str]:
@@ -259,45 +271,51 @@ def trust(stages: Sequence[str], ran: Sequence[str]) -> list[str]:
     return notes
 
 
-def rebuild_if_missing(repo: Any, root: Path, cache: str, start: str) -> list[str]:
-    """Fetch the predictions of a revision or, if no remote has them, run its stages in a temporary clone.
+def rebuild_if_missing(repo: Any, root: Path, cache: str, start: str, name: str) -> list[str]:
+    """Fetch the predictions of the commit `start` or, if no remote has them, run its stages in a temporary clone.
 
-    Returns a note on which of the two. If its stages fail, the counts in Git are compared. Raises UserError for a
-    revision without metrics, or whose metrics are not those that its dvc.lock names.
+    name: of the commit, to print. Returns a note on which of the two. If its stages fail, the counts in Git are
+    compared. Raises UserError for a commit without metrics, or whose metrics are not those that its dvc.lock names.
     """
-    side = revisions.read(repo, start)
+    side = revisions.read(repo, start, name)
     out = side.outs.get(paths.PREDICTIONS.as_posix())
-    if out is None or side.commit is None:
+    if out is None:
         return []
     try:
         revisions.fetch(repo, out)
-        return [f"{start}: its predictions are those that its {LOCK} names, taken on trust; none of its stages ran"]
+        return [f"{name}: its predictions are those that its {LOCK} names, taken on trust; none of its stages ran"]
     except UserError as error:
-        print(f"\nrerunning {start}: {error}", flush=True)
+        print(f"\nrerunning {name}: {error}", flush=True)
     with tempfile.TemporaryDirectory(prefix="base-") as scratch:
-        clone = git.clone(root, side.commit, Path(scratch) / "clone")
+        clone = git.clone(root, start, Path(scratch) / "clone")
         try:
             ran = rebuild.repro(clone, [], rebuild.isolated(clone, Path(scratch), cache))
-            return [f"{start}: ran here: {listed(ran) or 'no stage'}"]
+            return [f"{name}: ran here: {listed(ran) or 'no stage'}"]
         except UserError:
             metrics = paths.TEST_METRICS.as_posix()
-            content = git.file(root, side.commit, metrics)
+            content = git.file(root, start, metrics)
             if content is not None and metrics in side.outs and md5(content) != side.outs[metrics].md5:
                 raise UserError(
-                    f"{start}: no results: {metrics} is not what its {LOCK} names, and its stages fail"
+                    f"{name}: no results: {metrics} is not what its {LOCK} names, and its stages fail"
                 ) from None
-            return [f"{start}: its stages fail as well; its metrics are taken on trust"]
+            return [f"{name}: its stages fail as well; its metrics are taken on trust"]
 
 
-def trained(start: str, seeds: int, force: bool) -> tuple[tuple[Record, Record], list[str]]:
+def trained(start: str, name: str, seeds: int, force: bool) -> tuple[tuple[Record, Record] | None, list[str]]:
     """The seeds of the commit `start` and of the work tree, trained here if they are missing or stale; and notes.
 
-    force: train those of the work tree even if they are recorded. Raises UserError if a seed fails.
+    None if the commit has no pipeline of seeds. name: of the commit, to print. force: train the seeds of the work tree
+    even if they are recorded. Raises UserError if a seed fails.
     """
-    with revisions.repository() as repo, training.checkout(repo, start) as old, training.checkout(repo, None) as new:
-        if not all((side.folder / PIPELINE).is_file() for side in (old, new)):
-            nothing = Record([], f"no {PIPELINE} on both sides")
-            return (nothing, nothing), []
+    with (
+        revisions.repository() as repo,
+        training.checkout(repo, start, name) as old,
+        training.checkout(repo, None, revisions.WORK_TREE) as new,
+    ):
+        if not (old.folder / PIPELINE).is_file():
+            return None, [f"{name}: no {PIPELINE}, so one trained model is compared with another"]
+        if not (new.folder / PIPELINE).is_file():
+            return (old.recorded(), Record([], f"no {PIPELINE}, which {name} has")), []
         records, notes = [], []
         for side, retrain in ((old, False), (new, force)):
             on_trust = len(side.recorded().rows) >= seeds and not retrain

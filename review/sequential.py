@@ -33,11 +33,12 @@ class Look(NamedTuple):
     nominal: float  # the level of this look alone
 
 
-def schedule(budget: int, trained: int) -> list[int]:
-    """Seeds per side at each look. The first look is at the `trained` ones, the last one at the budget."""
-    later = [n for n in LOOKS if trained < n < budget]
-    first = [trained] if LOOKS[0] <= trained < budget else []
-    return [*first, *later, budget]
+def schedule(budget: int) -> list[int]:
+    """Seeds per side at each look, the last one at the budget.
+
+    It does not depend on the seeds that are trained already: else a second run on the same data could say otherwise.
+    """
+    return [*(n for n in LOOKS if n < budget), budget]
 
 
 def spent(fraction: float, level: float) -> float:

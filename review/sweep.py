@@ -3,8 +3,9 @@
     dvc exp run --queue -n lr -S 'optimizers.adam.lr=0.005,0.01' -S 'train.seed=range(3)' && dvc queue start --jobs 2
     python -m review.sweep 'lr-*' --plot lr.png
 
-Experiments that differ only in `train.seed` are one setting. Only validation metrics are compared: after a choice on
-the test set, there is no unbiased test set left. Not a stage: it reads what is in Git, and writes only the plot.
+Experiments that differ only in `train.seed` are one setting; with other code or data, they are different settings. Only
+validation metrics are compared: after a choice on the test set, there is no unbiased test set left. Not a stage: it
+reads what is in Git, and writes only the plot.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import fnmatch
 import json
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ import pandas as pd
 from scipy import stats
 
 from integrity import revisions
+from integrity.dvc_lock import parse_lock
+from integrity.lock_files import LOCK
 from integrity.revisions import Revision
 from review import formatting, options
 from review.formatting import MISSING, measure_of, parameter
@@ -83,22 +87,62 @@ def read(repo: Any, baseline: str, names: str) -> list[Revision]:
         known = listed([name for name, _ in experiments], MOST_NAMES)
         raise UserError(f"no experiment of {baseline[:7]} is named {names!r}; there are: {known}")
     metrics = paths.TRAIN_METRICS.as_posix()
-    return [revisions.read(repo, commit, name, metrics) for name, commit in matching]
+    runs = [revisions.read(repo, commit, name, metrics) for name, commit in matching]
+    return with_inputs(runs, [inputs_of_train(repo, run) for run in runs])
+
+
+def inputs_of_train(repo: Any, run: Revision) -> dict[str, str]:
+    """The code and data that train read: path -> MD5, from dvc.lock. Empty if it cannot be read, which a note says."""
+    try:
+        lock = parse_lock(revisions.file(repo, run, LOCK) or b"", f"{run.name}: {LOCK}")
+    except UserError:
+        return {}
+    return {dep.path: dep.md5 or "" for dep in lock.stages["train"].deps} if "train" in lock.stages else {}
+
+
+def with_inputs(runs: list[Revision], inputs: list[dict[str, str]]) -> list[Revision]:
+    """Add each input of train that differs between runs of equal parameters, as another parameter: one setting is not
+    a mixture of code or data. Its key is the path, its value the first digits of the MD5.
+
+    inputs: for each run, path -> MD5.
+    """
+    keys = varied_keys(runs)
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for run, read_files in zip(runs, inputs, strict=True):
+        groups.setdefault(tuple(_plain(run, key) for key in keys), []).append(read_files)
+    differing = [
+        path
+        for path in dict.fromkeys(path for read_files in inputs for path in read_files)
+        if any(len({read_files.get(path) for read_files in group}) > 1 for group in groups.values())
+    ]
+    return [
+        replace(
+            run,
+            params={**(run.params or {}), **{path: read_files[path][:7] for path in differing if path in read_files}},
+            read_by={**run.read_by, **{path: ["train"] for path in differing}},
+        )
+        for run, read_files in zip(runs, inputs, strict=True)
+    ]
+
+
+def varied_keys(runs: list[Revision]) -> list[str]:
+    """The parameters, except the seed, that a stage reads and that differ between runs, in the order of params.yaml."""
+    read_keys = {key for run in runs for key in run.read_by}
+    keys = dict.fromkeys(key for run in runs for key in run.params or {} if key in read_keys and key != SEED)
+    return [key for key in keys if len({_plain(run, key) for run in runs}) > 1]
 
 
 def summary(runs: list[Revision], metric: str, level: float) -> dict[str, Any]:
     """Group runs into settings, and summarize each over its seeds. Raises UserError for a run without the metric.
 
     metric      the validation metric
-    varied      the parameters that differ between settings, in the order of params.yaml
+    varied      the parameters that differ between settings, in the order of params.yaml, and inputs of `with_inputs`
     deviation   the standard deviation over seeds, pooled over settings; None if no setting has two seeds
     settings    the best first: parameters (without the keys that it lacks), seeds, values (one per seed), mean,
                 deviation (None: one seed), and verdict: best | within noise | worse (than the best); None if unknown
     notes       what the reader must know to trust the rest, one line each
     """
-    read_keys = {key for run in runs for key in run.read_by}
-    keys = dict.fromkeys(key for run in runs for key in run.params or {} if key in read_keys and key != SEED)
-    varied = [key for key in keys if len({_plain(run, key) for run in runs}) > 1]
+    varied = varied_keys(runs)
     notes = [note for run in runs for note in run.notes] + different_validation_sets(runs)
 
     runs_by_setting: dict[tuple[str, ...], dict[str, Revision]] = {}  # setting -> seed -> run

@@ -56,16 +56,16 @@ class Side(NamedTuple):
 
 
 @contextlib.contextmanager
-def checkout(repo: Any, name: str | None) -> Iterator[Side]:
-    """A checkout to train seeds in: the work tree (None), or a temporary clone of a revision that shares DVC's cache.
+def checkout(repo: Any, commit: str | None, name: str) -> Iterator[Side]:
+    """A checkout to train seeds in: the work tree (None), or a temporary clone of a commit that shares DVC's cache.
 
     In the work tree, training changes the same files as `make seeds`. Raises UserError.
     """
     root = Path(repo.root_dir)
-    if name is None:
-        yield Side(revisions.WORK_TREE, root, rebuild.dvc_environment())
+    if commit is None:
+        yield Side(name, root, rebuild.dvc_environment())
         return
-    commit, cache = revisions.resolve(repo, name), repo.cache.local_cache_dir
+    cache = repo.cache.local_cache_dir
     with tempfile.TemporaryDirectory(prefix="seeds-") as scratch:
         clone = git.clone(root, commit, Path(scratch) / "clone")
         yield Side(name, clone, rebuild.isolated(clone, Path(scratch), cache))
@@ -76,17 +76,20 @@ def until_decided(a: str, b: str | None, level: float, margin: float, budget: in
 
     margin: a share, as in review/sequential.py. budget: the most seeds per side. Raises UserError.
     """
-    with revisions.repository() as repo, checkout(repo, a) as old, checkout(repo, b) as new:
-        sides = (old, new)
-        looks = sequential.schedule(budget, trained=min(len(side.recorded().rows) for side in sides))
-        for n, nominal in zip(looks, sequential.nominal_levels(looks, level), strict=True):
-            records = (old.trained(n).first(n), new.trained(n).first(n))
-            if obstacles := comparison.obstacles_to_seeds((old.name, new.name), records):
-                raise UserError(f"seeds cannot decide: {'; '.join(obstacles)}")
-            look = sequential.look(records[0].scores, records[1].scores, nominal, margin)
-            if look.word != sequential.UNDECIDED:
-                break
-        document = comparison.read(a, b, level, records)
+    names = a, revisions.WORK_TREE if b is None else b
+    with revisions.repository() as repo:
+        # Once: after hours of training, a branch may have moved.
+        commit_a, commit_b = revisions.resolve(repo, a), None if b is None else revisions.resolve(repo, b)
+        with checkout(repo, commit_a, names[0]) as old, checkout(repo, commit_b, names[1]) as new:
+            looks = sequential.schedule(budget)
+            for n, nominal in zip(looks, sequential.nominal_levels(looks, level), strict=True):
+                records = (old.trained(n).first(n), new.trained(n).first(n))
+                if obstacles := comparison.obstacles_to_seeds(names, records):
+                    raise UserError(f"seeds cannot decide: {'; '.join(obstacles)}")
+                look = sequential.look(records[0].scores, records[1].scores, nominal, margin)
+                if look.word != sequential.UNDECIDED:
+                    break
+            document = comparison.read(commit_a, commit_b, level, records, names)
     document["verdict"] = verdict(document, look, looks, looks.index(n) + 1, margin)
     return document
 

@@ -340,10 +340,10 @@ def test_without_predictions_the_counts_in_git_are_compared(project: Project, mo
     assert (found["metrics"], found["parameters"]) == (expected["metrics"], expected["parameters"])
 
 
-def counted(name: str, md5: str | None, **metrics: Any) -> Revision:
-    """A revision whose predictions are lost."""
+def counted(name: str, md5: str | None, ran_with: dict[str, Any] | None = None, **metrics: Any) -> Revision:
+    """A revision with a test set of this MD5, a digit, and these counts."""
     outs = {path: LockedFile(path=path, md5=md5 * 32) for path in ["data/processed/test"] if md5}
-    return Revision(name, None, {}, {}, {"metrics/evaluate.json": metrics}, outs)
+    return Revision(name, None, {}, {}, {"metrics/evaluate.json": metrics}, outs, ran_with or {})
 
 
 @pytest.mark.parametrize(
@@ -374,6 +374,13 @@ def counted(name: str, md5: str | None, **metrics: Any) -> Revision:
         (
             counted("x", "1", errors=9, images=99),
             counted("y", "2", errors=9, images=99),
+            "not comparable",
+            "the test sets differ: data/processed/test of x and y has other pictures, or other code prepared them",
+            None,
+        ),
+        (
+            counted("x", "1", {"preprocess.image_size": [64, 64]}, errors=9, images=99),
+            counted("y", "2", {"preprocess.image_size": [32, 32]}, errors=9, images=99),
             "within noise",
             "accuracy",
             "data/processed/test differs between the two sides: other images, or the same ones prepared in another way",
@@ -491,6 +498,25 @@ def test_predictions_changed_by_hand_are_not_those_of_the_run(
 )
 def test_predictions_of_other_test_sets_are_not_paired(other: pd.DataFrame, why: str | None) -> None:
     assert comparison.different_images("x", "y", table("aab", "aab"), other) == why
+
+
+@pytest.mark.parametrize(
+    ("md5", "ran_with", "word"),
+    [
+        ("1", {}, "within noise"),
+        ("2", {}, "not comparable"),
+        ("2", {"preprocess.image_size": [32, 32]}, "within noise"),
+        ("2", {"preprocess.image_size": [32, 32], "preprocess.seed": 1}, "not comparable"),
+    ],
+    ids=["the same", "other pictures", "other pixels", "another draw"],
+)
+def test_other_pictures_with_the_same_labels_are_not_paired(md5: str, ran_with: dict[str, Any], word: str) -> None:
+    """As of two test sets that are sorted by class and have equally many pictures of each."""
+    sides = counted("x", "1", errors=1, images=3), counted("y", md5, ran_with, errors=1, images=3)
+    lookups = PredictionsLookup(table("aab", "aaa"), "", []), PredictionsLookup(table("aab", "bab"), "", [])
+    found = comparison.compare(*sides, lookups, 0.05, None)
+    assert found["verdict"]["word"] == word
+    assert (found["images"] is None) == (word == "not comparable")
 
 
 def test_another_test_set_has_no_verdict(project: Project, monkeypatch: Patch, capsys: Out) -> None:

@@ -131,7 +131,7 @@ def document(
 def by_looks(records: tuple[Record, Record], budget: int) -> dict[str, Any]:
     """The comparison after a group-sequential test of these seeds."""
     found = document(classified(range(40)), classified(range(42)), records)
-    looks = sequential.schedule(budget, 3)
+    looks = sequential.schedule(budget)
     taken = looks.index(len(records[0].rows))
     nominal = sequential.nominal_levels(looks, 0.05)[taken]
     look = sequential.look(records[0].scores, records[1].scores, nominal, 0.001)
@@ -212,7 +212,8 @@ def gate(name: str) -> Case:
 
     def case(patch: pytest.MonkeyPatch) -> str:
         notes = pull_request.trust(["train", "evaluate"], ["evaluate"])
-        found = COMPARED["another-data-set" if name == "not-comparable" else "seeds-" + name.partition("-")[2]]()
+        others = {"not-comparable": "another-data-set", "no-seeds": "stale-seeds"}
+        found = COMPARED[others.get(name, "seeds-" + name.partition("-")[2])]()
         found = rounded({**found, "notes": notes, "evidence": "of B, evaluate ran here and the rest is on record"})
         false = ["metrics/evaluate.json"] if name == "false-better" else []
 
@@ -441,7 +442,7 @@ def mistakes(patch: pytest.MonkeyPatch) -> str:
 CASES: dict[str, Case] = {
     **{f"compare-{name}": compared(name) for name in COMPARED},
     **{f"pull-request-{name}": gate(name) for name in ("passes-better", "fails-worse", "false-better")},
-    **{f"pull-request-{name}": gate(name) for name in ("failed-better", "not-comparable")},
+    **{f"pull-request-{name}": gate(name) for name in ("failed-better", "not-comparable", "no-seeds")},
     "sweep": lambda patch: swept(patch, "validation_accuracy", 3, 3),
     "sweep-of-losses": lambda patch: swept(patch, "validation_loss", 2, 3),
     "sweep-of-one-seed": lambda patch: swept(patch, "validation_accuracy", 1, 1),

@@ -659,8 +659,10 @@ def test_metrics_that_no_stage_writes(branch: Project, gate: Gate) -> None:
 def test_no_stage_resumes(branch: Project, gate: Gate) -> None:
     """From a checkpoint that lies there, or that Git keeps."""
     planted = branch.path / "runs/resume/state"
-    planted.parent.mkdir(parents=True)
-    planted.write_text('{"skill": 0.99}', encoding="utf-8")
+    of_a_seed = branch.path / "runs/seeds/0/runs/resume/state"
+    for state in (planted, of_a_seed):
+        state.parent.mkdir(parents=True)
+        state.write_text('{"skill": 0.99}', encoding="utf-8")
     (branch.path / MODEL).unlink()
     resume = (
         'state = Path("runs/resume/state")\nif state.exists():\n    Path("data/model/model.safetensors").write_text('
@@ -672,7 +674,9 @@ def test_no_stage_resumes(branch: Project, gate: Gate) -> None:
     status, _, told = gate(branch, "--rebuild", "train")
     assert status == refused(MODEL, PREDICTIONS, METRICS)
     assert "runs/resume moved to runs/resume-before-check: what runs here starts from scratch\n" in told
-    assert (branch.path / "runs/resume-before-check/state").is_file()
+    for state in (planted, of_a_seed):
+        assert not state.exists()
+        assert (state.parents[1] / "resume-before-check/state").is_file()
 
 
 def test_compiled_code_beside_the_sources(branch: Project, gate: Gate) -> None:

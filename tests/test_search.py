@@ -437,6 +437,33 @@ def test_numbers_lie_to_scale_on_an_axis(column: list[float], places: list[float
 # Real experiments of DVC
 
 
+def test_what_is_shown_is_that_of_the_commit_and_json_is_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also after `dvc exp apply`, and if the stages before train run first."""
+    project = search_toy.started(tmp_path / "project")
+    project.write("dvc.yaml", search_toy.PIPELINE.replace("echo images", "echo printed; echo images"))
+    project.run("git", "commit", "-qam", "another preprocess")
+    monkeypatch.chdir(project.path)
+    for name, value in project.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(Place, "run", Fake())
+    capfd.readouterr()
+    monkeypatch.setattr(sys, "argv", ["search", "--format", "json"])
+    program.main()
+    out, err = capfd.readouterr()
+    found = json.loads(out)
+    assert "printed" in err
+    assert found["best"] != found["recipe"]
+
+    best = found["trials"][found["best"]]["parameters"]
+    applied = space.replaced(params.load(project.path / "params.yaml"), best)
+    project.write("params.yaml", yaml.safe_dump(applied, sort_keys=False))
+    monkeypatch.setattr(sys, "argv", ["search", "--format", "json", "--show"])
+    program.main()
+    assert json.loads(capfd.readouterr().out)["params"] == found["params"]
+
+
 class Program:
     """`python -m review.search` as a process, whose output goes to a file: what it starts may outlive it."""
 

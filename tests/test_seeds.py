@@ -20,13 +20,14 @@ import yaml
 from integrity import repair, revisions
 from integrity.dvc_lock import parse_lock
 from integrity.only_one import only_one
-from review import compare, comparison
+from review import compare, comparison, sequential
 from seeds import __main__ as seeds_program
 from seeds import collect, paths, record
 from stages.common import children
 from stages.train.options import Train
 from tests import in_process
 from tests.imports import ROOT, closure
+from tests.test_pull_request import judge
 from tests.toy import Project, begun
 
 PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / paths.PIPELINE).read_text(encoding="utf-8"))["stages"]
@@ -421,6 +422,28 @@ def test_seeds_are_trained_on_both_sides_until_the_question_is_decided(project: 
     assert "group-sequential test, look 1 of 4 (at 3, 5, 7, 10 seeds per side), level 0.05, margin 0.1 points" in told
 
 
+def test_seeds_that_exist_already_do_not_change_when_it_looks(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a branch that moves meanwhile change what is compared."""
+    for branch in ("noise", "main"):
+        project.run("git", "checkout", "-q", branch)
+        project.dvc("pull", "-q")
+        assert train(project, 4) == [3]
+        commit(project, "one more")
+    head = project.run("git", "rev-parse", "noise").strip()
+    schedule = sequential.schedule
+
+    def moved(budget: int) -> list[int]:
+        project.run("git", "branch", "-qf", "noise", "worse")
+        return schedule(budget)
+
+    monkeypatch.setattr(sequential, "schedule", moved)
+    found = document(project, "main", "noise", "--seeds", "auto", "--budget", "4")
+    assert "look 2 of 2 (at 3, 4 seeds per side)" in found["verdict"]["text"]
+    assert found["b"] == {"name": "noise", "commit": head}
+
+
 @pytest.mark.soak
 def test_a_revision_without_seeds_is_trained_in_a_clone(project: Project) -> None:
     found = document(project, "main", "stale", "--seeds", "auto", "--budget", "3")
@@ -453,6 +476,20 @@ def judged(project: Project, *arguments: str) -> tuple[int, str]:
     """Exit status and output of `python -m review.pull_request`."""
     done = python(project, "review.pull_request", *arguments)
     return done.returncode, done.stdout + done.stderr
+
+
+def test_the_gate_has_no_verdict_if_the_branch_removed_its_seeds(project: Project) -> None:
+    """Although one model is worse than the other, and `--seeds 0` would say so."""
+    project.run("git", "checkout", "-q", "stale")
+    project.run("git", "rm", "-q", "seeds/dvc.yaml", "seeds/dvc.lock", "metrics/seeds.json")
+    commit(project, "no seeds")
+    status, told = judge(project, "main", "--seeds", "3")
+    assert status == 2, told
+    assert "work tree against main, one model against another; seeds not compared: worse: " in " ".join(told.split())
+    assert told.splitlines()[-1] == (
+        "error: no verdict: the seeds cannot be compared: work tree: no seeds/dvc.yaml, which main has; `--seeds 0` "
+        "compares one trained model with another"
+    )
 
 
 @pytest.mark.soak

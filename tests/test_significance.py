@@ -45,19 +45,26 @@ def test_the_verdict(difference: float, p: float, word: str) -> None:
     assert significance.verdict(difference, p, 0.05) == word
 
 
-@pytest.mark.parametrize(("fixed", "broken", "images"), [(30, 20, 1000), (3, 40, 500), (100, 0, 150)])
-def test_the_bootstrap_of_counts_is_that_of_images(fixed: int, broken: int, images: int) -> None:
+@pytest.mark.parametrize(("fixed", "broken", "images"), [(300, 200, 10_000), (30, 400, 5000)])
+def test_of_many_images_the_paired_interval_is_the_bootstraps(fixed: int, broken: int, images: int) -> None:
     each = np.repeat([1.0, -1.0, 0.0], [fixed, broken, images - fixed - broken])
-    expected = stats.bootstrap((each,), np.mean, n_resamples=4_000, method="percentile", rng=1).confidence_interval
-    found = significance.bootstrap(fixed, broken, images, 0.05)
-    assert found == pytest.approx((expected.low, expected.high), abs=0.1 * (expected.high - expected.low))
-    assert found == significance.bootstrap(fixed, broken, images, 0.05)  # the same every time
-    wider = significance.bootstrap(fixed, broken, images, 0.001)
+    expected = stats.bootstrap((each,), np.mean, n_resamples=2_000, method="percentile", rng=1).confidence_interval
+    found = significance.paired_interval(fixed, broken, images, 0.05)
+    assert found == pytest.approx((expected.low, expected.high), abs=0.05 * (expected.high - expected.low))
+    assert significance.paired_interval(broken, fixed, images, 0.05) == pytest.approx((-found[1], -found[0]))
+    wider = significance.paired_interval(fixed, broken, images, 0.001)
     assert wider[0] < found[0] < found[1] < wider[1]
 
 
-def test_without_a_difference_the_interval_is_a_point() -> None:
-    assert significance.bootstrap(0, 0, 10_000, 0.05) == (0.0, 0.0)
+def test_the_paired_interval_excludes_0_where_mcnemars_test_finds_a_difference() -> None:
+    for fixed, broken in itertools.product(range(14), repeat=2):
+        low, high = significance.paired_interval(fixed, broken, 10_000, 0.05)
+        assert low <= (fixed - broken) / 10_000 <= high
+        assert (low > 0 or high < 0) == (significance.mcnemar(fixed, broken) < 0.05), (fixed, broken)
+    low, high = significance.paired_interval(0, 0, 10_000, 0.05)
+    assert (
+        high == -low == pytest.approx(3.7 / 10_000, abs=1e-5)
+    )  # Clopper and Pearson: up to 3.7 events if none is seen
 
 
 def test_fishers_test_against_the_lady_tasting_tea() -> None:
@@ -201,10 +208,15 @@ def test_a_real_difference_is_found() -> None:
     assert BETTER not in found
 
 
-def test_the_bootstraps_interval_covers_the_truth_as_often_as_it_says() -> None:
-    draws = np.random.default_rng(1).multinomial(5_000, [0.01, 0.02, 0.97], size=300)
-    intervals = [significance.bootstrap(int(fixed), int(broken), 5_000, 0.1) for fixed, broken, _ in draws]
-    assert within(sum(low <= -0.01 <= high for low, high in intervals), len(intervals), 0.88, 0.91)
+def test_the_paired_interval_covers_the_truth_as_often_as_it_says() -> None:
+    """The exact share over all outcomes, whatever the shares of fixed and broken images are."""
+    images = 40
+    counts = np.array([(f, b) for f in range(images + 1) for b in range(images + 1 - f)])
+    low, high = np.array([significance.paired_interval(int(f), int(b), images, 0.1) for f, b in counts]).T
+    outcomes = np.column_stack([counts, images - counts.sum(1)])
+    for fix, spoil in itertools.product((0.001, 0.01, 0.05, 0.1, 0.2, 0.4), repeat=2):
+        chance = stats.multinomial.pmf(outcomes, images, [fix, spoil, 1 - fix - spoil])
+        assert chance[(low <= fix - spoil) & (fix - spoil <= high)].sum() >= 0.9, (fix, spoil)
 
 
 def test_two_unpaired_samples_of_one_classifier_are_told_apart_no_oftener_than_the_level_says() -> None:

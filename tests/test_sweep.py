@@ -2,16 +2,21 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from integrity import revisions
 from integrity.dvc_lock import LockedFile
 from integrity.revisions import Revision
 from review import sweep, sweep_figure
 from stages.common import paths
+from stages.common.digests import path_md5
 from stages.common.errors import UserError
+from tests import search_toy
+from tests.forging import OTHER_MD5, relock
 
 TRAIN = paths.TRAIN_METRICS.as_posix()
 
@@ -68,6 +73,38 @@ def test_a_run_is_counted_once() -> None:
     found = summary([run("a", 0.9), run("again", 0.9), run("b", 0.8, train__seed=1)])
     assert found["settings"][0]["values"] == [0.9, 0.8]
     assert found["notes"] == ["again: left out: the same parameters and seed as another experiment"]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_other_code_or_data_is_another_setting(seed: int) -> None:
+    """Neither another seed of the same setting, nor left out; an input that the parameters explain is no column."""
+    runs = [run("a", 0.9, lr=1), run("b", 0.8, lr=1, train__seed=seed), run("c", 0.7, lr=2)]
+    old, new = {"train.py": "0" * 32, "data": "1" * 32}, {"train.py": "2" * 32, "data": "1" * 32}
+    found = summary(sweep.with_inputs(runs, [old, new, {**old, "data": "3" * 32}]))
+    assert found["varied"] == ["lr", "train.py"]
+    assert [row["parameters"] for row in found["settings"]] == [
+        {"lr": 1, "train.py": "0000000"},
+        {"lr": 1, "train.py": "2222222"},
+        {"lr": 2, "train.py": "0000000"},
+    ]
+    assert [row["values"] for row in found["settings"]] == [[0.9], [0.8], [0.7]]
+    assert found["notes"] == []
+
+
+def test_the_code_of_an_experiment_is_the_one_that_it_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = search_toy.started(tmp_path / "project")
+    head = project.run("git", "rev-parse", "HEAD").strip()
+    for name in ("old", "new"):
+        if name == "new":
+            relock(project, lambda stages: stages["train"]["deps"][1].update(md5=OTHER_MD5))
+        project.run("git", "commit", "-qam", name, "--allow-empty")
+        project.run("git", "update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", "HEAD")
+    project.run("git", "reset", "-q", "--hard", head)
+    monkeypatch.chdir(project.path)
+    with revisions.repository() as repo:
+        runs = sweep.read(repo, revisions.resolve(repo, "HEAD"), "*")
+    new, old = (row["parameters"]["train.py"] for row in summary(runs)["settings"])  # equally good: by name
+    assert (new, old) == (OTHER_MD5[:7], str(path_md5(project.path, "train.py"))[:7])
 
 
 def test_one_seed_has_no_verdict_and_missing_ones_are_told() -> None:

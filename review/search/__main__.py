@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,10 @@ def main() -> None:
     """Read search.yaml, run what is missing, print and draw the result."""
     arguments = command_line()
     root = rebuild.project()
-    plan = space.read()
     if arguments.show:
-        document = shown(root, plan)
+        document = shown(root, space.read(committed_parameters(root)))
     else:
+        plan = space.read()
         with only_one(LOCK, BUSY):
             document = searched(root, plan)
     files.write_text(PAGE, page.page(document))
@@ -82,7 +82,8 @@ def searched(root: Path, plan: Plan) -> dict[str, Any]:
     if changed := git.changed(root, *code_of_train()):
         raise UserError(f"changed since the last commit: {', '.join(changed[:3])}; `git commit` it: trials start there")
     writers = [name for name in stages if inputs.intersection(map(str, stages[name].get("outs", [])))]
-    rebuild.repro(root, ["--quiet", *writers], rebuild.dvc_environment())
+    with redirect_stdout(sys.stderr):  # the result may be JSON
+        rebuild.repro(root, ["--quiet", *writers], rebuild.dvc_environment())
     name, place = identified(root, plan)
     files.write_text(place.folder / COMMIT, place.commit)
     search = Search(Study(place.folder / JOURNAL, plan), place.run, place.forget, name)
@@ -103,6 +104,12 @@ def shown(root: Path, plan: Plan) -> dict[str, Any]:
         with suppress(UserError):  # not all of them have run
             finals = Search(study, place.recorded, lambda name: None, name, quiet=True).run_finals()
         return outcome.document(study, name, place.commit, finals)
+
+
+def committed_parameters(root: Path) -> dict[str, Any]:
+    """params.yaml of HEAD, where trials start: the work tree may have those of a trial, by `dvc exp apply`."""
+    content = git.file(root, git.head(root), paths.PARAMS.as_posix())
+    return params.parse_mapping(content or b"", f"HEAD: {paths.PARAMS}")
 
 
 def code_of_train() -> list[str]:

@@ -98,10 +98,14 @@ class Plan(NamedTuple):
         return HIGHER_IS_BETTER[self.options.metric]
 
 
-def read() -> Plan:
-    """Read search.yaml and params.yaml. Raises UserError with a line for each mistake."""
-    rules.read()
-    values = params.load(paths.PARAMS)
+def read(values: dict[str, Any] | None = None) -> Plan:
+    """Read search.yaml and params.yaml. Raises UserError with a line for each mistake.
+
+    values: the content of params.yaml; None: that of the work tree.
+    """
+    values = params.load(paths.PARAMS) if values is None else values
+    if mistakes := rules.check(values):
+        raise UserError("\n".join(mistakes))
     if not FILE.is_file():
         raise UserError(f"{FILE}: no such file; it says what to try: docs/search.md has an example")
     content = params.load(FILE)
