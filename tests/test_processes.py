@@ -126,6 +126,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "fewer shards than processes": lambda values: values["train"].update(shards=2),
     "one shard": lambda values: values["train"].update(shards=1),
     "one shard in the last batch": lambda values: values["train"].update(batch_size=2300),
+    "more shards in the last batch": lambda values: values["train"].update(shards=8, batch_size=344),  # 2 of 7, 1 of 8
     "loader workers": lambda values: values["machine"].update(num_workers=1),
     "early stopping": lambda values: values["train"].update(early_stopping_patience_epochs=1, epochs=20),
     "clipped gradients": lambda values: values["train"].update(clip_norm=0.05),
@@ -142,7 +143,10 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
 }
 
 
-BY_DAY = ("clipped gradients",)  # the default is in `make test`, the others wait for the night
+BY_DAY = (
+    "clipped gradients",
+    "more shards in the last batch",
+)  # the default is in `make test`, the others wait for the night
 
 
 @pytest.mark.parametrize(
