@@ -26,7 +26,8 @@ def main() -> None:
     """data/model/model.safetensors, data/processed/test -> data/model/model.onnx, metrics/export.json."""
     values = params.load(paths.PARAMS)
     options, threads = params.section(values, "evaluate", Evaluate), machine_settings.read(values).threads
-    target = device.set_up(options.device, threads, options.numerics, "evaluate.device")
+    # onnxruntime computes on the CPU; a GPU would add differences of its own, such as TF32 convolutions.
+    target = device.set_up("cpu", threads, options.numerics, "evaluate.device")
 
     model, spec = model_file.read(paths.MODEL)
     description = Description(
@@ -43,7 +44,7 @@ def main() -> None:
     images = packed.open_split(paths.TEST, (channels, height, width), len(spec.classes))
     output: Output = "softmax" if spec.classes else "value"
     with device.in_parallel(target, threads) as parallel:
-        in_torch = predict(model.to(target), images, output, target, parallel).numpy()
+        in_torch = predict(model, images, output, target, parallel).numpy()
         in_onnx = Network(content).outputs(images, parallel)
     if spec.classes:
         differences = compare_classes(in_torch, in_onnx)

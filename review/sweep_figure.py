@@ -36,7 +36,7 @@ def draw(document: dict[str, Any]) -> bytes:
 
     share = document["metric"].endswith("accuracy")
     name = document["metric"].replace("_", " ")
-    with figures.own_style(parse_math=False):  # a name with $ in it is a name
+    with figures.own_style():
         figure = figures.page(7.0, 4.2)
         axes = figure.subplots()
         for index, label in enumerate(sorted(lines, key=_natural)):

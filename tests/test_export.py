@@ -192,6 +192,17 @@ def test_log_probabilities_are_compared() -> None:
     assert [run.power_of_ten_above(value) for value in (0.0, 1e-9, 5.7e-6, 2e-4, 1.5)] == [1e-6, 1e-6, 1e-5, 1e-3, 10]
 
 
+def test_the_comparison_runs_on_the_cpu_whatever_the_device(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content, record = exported.MODEL.read_bytes(), exported.RECORD.read_bytes()
+    text = Path(paths.PARAMS).read_text(encoding="utf-8")
+    before, section, after = text.rpartition("\nevaluate:\n  device: auto ")
+    Path(paths.PARAMS).write_text(f"{before}{section.replace('auto', 'mps')}{after}", encoding="utf-8")
+    monkeypatch.setattr(run, "convert", lambda *_: content)
+    exported.RECORD.unlink()
+    run.main()
+    assert exported.RECORD.read_bytes() == record
+
+
 class Bessel(nn.Module):
     """A layer that ONNX has no operator for."""
 

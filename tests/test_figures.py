@@ -86,6 +86,16 @@ def test_any_number_of_classes(classes: int) -> None:
     assert len(content) < 300_000
 
 
+def test_a_name_with_dollars_is_no_formula() -> None:
+    names = ["$5-$10", "$#$"]  # the second is no valid formula
+    table = scores.reliability(np.array([0.5, 0.9]), np.array([True, True]), 15)
+    drawn = figures.overview(np.eye(2, dtype=np.int64), names, table, None, "a title")
+    escaped = figures.overview(np.eye(2, dtype=np.int64), [r"\$5-\$10", r"\$#\$"], table, None, "a title")
+    assert picture(drawn).size == picture(escaped).size
+    assert drawn != escaped  # the backslashes are drawn
+    assert picture(figures.worst(np.zeros((1, 1, 9, 9), dtype=np.uint8), ["$#$\n→ $5-$10"], "mistakes")).width >= 400
+
+
 @pytest.mark.parametrize("count", [0, 1, 5, 26, 101, 400])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_any_number_of_mistakes(count: int, channels: int) -> None:
@@ -93,6 +103,12 @@ def test_any_number_of_mistakes(count: int, channels: int) -> None:
     assert image.width >= 400
     assert image.getpixel((0, 0)) == (255, 255, 255)  # opaque, so readable on a dark page
     assert len(image.getcolors(maxcolors=10**6) or []) > 2  # not blank
+
+
+def test_very_tall_images_are_drawn_shorter() -> None:
+    image = picture(figures.worst(np.zeros((1, 1, 4096, 2), dtype=np.uint8), ["a\n→ b"], "mistakes"))
+    assert image.height == 20_050
+    assert (0, 0, 0) in [colour for _, colour in image.convert("RGB").getcolors(maxcolors=10**6) or []]
 
 
 def test_colours_are_kept() -> None:

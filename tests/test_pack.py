@@ -298,6 +298,19 @@ def test_what_is_left_out_or_refused(
     assert sum(map(len, parts().values())) == 60 - ("a/0010.png" in files)
 
 
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_a_part_whose_pictures_cannot_be_decoded_is_named(part: str, own: Own) -> None:
+    for name in ("train", "validation", "test"):
+        shutil.copytree("pictures", f"parts/{name}")
+    for path in Path("parts", part).rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:-300])  # behind its header
+    own.values["data"]["images"] = "parts"
+    own.values["preprocess"]["bad_images"] = "skip"
+    own.fails(
+        rf"^no picture in the {part} part can be decoded, such as {part}/a/0000\.png: damaged \(.*\); add picture"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [

@@ -126,6 +126,8 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "fewer shards than processes": lambda values: values["train"].update(shards=2),
     "one shard": lambda values: values["train"].update(shards=1),
     "one shard in the last batch": lambda values: values["train"].update(batch_size=2300),
+    # Process 2 of 5 computes 1 shard of 8, and 2 of the 7 of the last batch.
+    "more shards in the last batch": lambda values: values["train"].update(epochs=1, shards=8, batch_size=344),
     "loader workers": lambda values: values["machine"].update(num_workers=1),
     "early stopping": lambda values: values["train"].update(early_stopping_patience_epochs=1, epochs=20),
     "clipped gradients": lambda values: values["train"].update(clip_norm=0.05),

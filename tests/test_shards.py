@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stages.network.random_layers import Dropout, RandomLayer, StochasticDepth
 from stages.train import shards, tree
 from stages.train.optimizers import RmsProp
-from stages.train.processes import SINGLE
+from stages.train.processes import SINGLE, Group
 from stages.train.shards import Replicas
 from tests.imports import ROOT
 
@@ -72,6 +72,14 @@ def test_gradients_are_those_of_the_whole_batch() -> None:
         assert weight.grad is not None
         assert torch.allclose(weight.grad, before, atol=1e-6)
     assert all(weight.grad is None for replica in replicas.replicas[1:] for weight in replica.weights)
+
+
+@pytest.mark.parametrize("count", range(1, 33))
+def test_each_process_has_a_replica_for_each_of_its_shards_of_any_batch(count: int) -> None:
+    for group in (Group(rank, size) for size in range(1, 17) for rank in range(size)):
+        replicas = len(Replicas(nn.Linear(1, 1), count, batch_size=2 * count, seed=0, group=group).replicas)
+        for images in range(2, 2 * count + 1, 2):  # process 2 of 5 computes 1 shard of 8, but 2 of 7
+            assert len(group.own_shards(len(shards.sizes(images, count, 2 * count)))) <= replicas
 
 
 def test_replicas_share_weights_and_the_mean_of_their_statistics() -> None:

@@ -61,7 +61,7 @@ def test_a_survey_goes_on_where_it_was_killed(
 ) -> None:
     expected = surveyed(root)
     lines = survey.STATE.read_text(encoding="utf-8").splitlines(keepends=True)
-    survey.STATE.write_text("".join(lines[:5]) + lines[5][:20], encoding="utf-8")  # killed within a line
+    survey.STATE.write_text("".join(lines[:6]) + lines[6][:20], encoding="utf-8")  # killed within a line
     (root / "a/2").write_bytes(JPEG)  # and changed since
     read: list[str] = []
     original = Reader.read
@@ -82,9 +82,30 @@ def test_a_survey_goes_on_where_it_was_killed(
 
 def test_a_state_that_is_nonsense_is_read_over(root: Path) -> None:
     expected = surveyed(root)
+    first_line = survey.STATE.read_text(encoding="utf-8").splitlines(keepends=True)[0]
     for content in ("[]\n", "null\n", json.dumps(["a/0", 0, 0, "", None, ""]) + "\n", "\x00"):
-        survey.STATE.write_text(content, encoding="utf-8")
-        assert surveyed(root) == expected
+        for start in ("", first_line):
+            survey.STATE.write_text(start + content, encoding="utf-8")
+            assert surveyed(root) == expected
+
+
+def test_a_state_of_other_code_or_another_pillow_is_read_over(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def resumes() -> bool:
+        surveyed(root)
+        return "resuming after 8 of 8 pictures" in capsys.readouterr().out
+
+    assert [resumes(), resumes()] == [False, True]
+    monkeypatch.setattr("PIL.__version__", "1.0")
+    assert [resumes(), resumes()] == [False, True]
+    edited = tmp_path / "pictures.py"
+    edited.write_bytes(Path(pictures.__file__).read_bytes() + b"#")
+    monkeypatch.setattr(survey, "CODE", [edited if path.name == "pictures.py" else path for path in survey.CODE])
+    assert [resumes(), resumes()] == [False, True]
+    _, *lines = survey.STATE.read_text(encoding="utf-8").splitlines(keepends=True)
+    survey.STATE.write_text("".join(lines), encoding="utf-8")  # as earlier versions wrote it
+    assert not resumes()
 
 
 @contextmanager

@@ -12,18 +12,22 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import get_model, list_models
 
+from stages.common import params
+from stages.common.errors import UserError
+from stages.dataset.data_card import DataCard
 from stages.network import device, model_file, models, pretrained, torchvision_models
 from stages.network.losses import LOSSES, OUTPUTS
 from stages.network.model_file import Spec
 from stages.network.options import Architecture
 from stages.network.random_layers import Dropout, StochasticDepth
 from stages.network.weights_file import Origin, Weights
-from stages.train import optimizers
+from stages.train import checks, optimizers, options
 from stages.train.augmentation import compose
 from stages.train.checkpoint import Checkpoints
 from stages.train.optimizers import OPTIMIZERS
 from stages.train.recipe import Recipe
 from stages.train.trainer import Trainer
+from tests.imports import ROOT
 from tests.test_fit import one_thread_an_operation, same
 
 CLASSES, SIDE = 7, 32
@@ -200,6 +204,41 @@ def pretrained_network(architecture: str) -> nn.Sequential:
     pretrained.load(network, Weights(tensors, Origin(source="a test", sha256="")), architecture, list("abcdefg"))
     pretrained.freeze(network, FROZEN)
     return network
+
+
+def check(freeze: int | str, batch_size: int) -> None:
+    """The checks before training shufflenet, of 348,967 weights, of which the last layer has 7,175."""
+    values = params.load(ROOT / "params.yaml")
+    values["model"]["name"] = "torchvision"
+    network = {"architecture": "shufflenet_v2_x0_5", "weights": "mine.safetensors", "freeze": freeze}
+    values["models"]["torchvision"] |= network
+    values["train"] |= {"batch_size": batch_size, "shards": 1}
+    card = DataCard(classes=list("abcdefg"), image_shape=[3, SIDE, SIDE], mean=[0.4] * 3, std=[0.4] * 3)
+    checks.check_network(partial(build, "shufflenet_v2_x0_5"), options.read(values), card, images=12, free=None)
+
+
+def test_frozen_weights_have_no_gradients_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Four numbers per trained weight: the weight, its gradient, and two of Adam.
+    frozen = 4 * (348_967 + 3 * 7_175)
+    monkeypatch.setattr("stages.common.machine.memory_bytes", lambda: frozen)
+    check("backbone", batch_size=12)
+    with pytest.raises(
+        UserError, match=r"has 348,967 weights, and training [\d,]+ of them takes .* \(4 numbers per tr"
+    ):
+        check(1, batch_size=12)
+    monkeypatch.setattr("stages.common.machine.memory_bytes", lambda: frozen - 1)
+    with pytest.raises(UserError, match="has 348,967 weights, and training 7,175 of them takes at least"):
+        check("backbone", batch_size=12)
+
+
+def test_frozen_batch_norm_takes_shards_of_one_image() -> None:
+    check("backbone", batch_size=1)
+    with pytest.raises(UserError, match=r"train\.batch_size is 1, and in a step of 1 image batch norm gets one value"):
+        check(1, batch_size=1)
+    with pytest.raises(
+        UserError, match=r"models\.torchvision\.freeze is 9, and the network has 6 parts before the one"
+    ):
+        check(9, batch_size=12)
 
 
 def after(

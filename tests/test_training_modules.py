@@ -849,7 +849,7 @@ def test_a_gpu_has_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.distributed refuses a device without one, also on a machine that has one GPU and trains with others."""
     chosen: list[torch.device] = []
     monkeypatch.setattr("stages.network.device.available", lambda: {"cpu": 1, "cuda": 2, "mps": 0})
-    monkeypatch.setattr("stages.network.device.check_usable", lambda target, key: None)
+    monkeypatch.setattr("torch.zeros", lambda size, device: torch.ones(size))
     monkeypatch.setattr("torch.cuda.set_device", chosen.append)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "A GPU")
     monkeypatch.setattr("torch.use_deterministic_algorithms", lambda mode, warn_only: None)
@@ -929,6 +929,60 @@ def test_a_hidden_gpu_is_mentioned(capsys: pytest.CaptureFixture[str], monkeypat
         device.set_up("cuda", 1, "fast", "train.device")
 
 
+@pytest.fixture
+def old_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two GPUs whose driver is too old for this torch. Asked for their number, the driver itself answers."""
+
+    def fails(*arguments: object) -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\nPlease update it")
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.get_device_name", fails)
+    monkeypatch.setattr("torch.cuda.set_device", fails)
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr("stages.common.machine.gpus", lambda: 2)
+    monkeypatch.setattr("torch.use_deterministic_algorithms", lambda mode, warn_only: None)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+
+
+@pytest.mark.usefixtures("old_driver")
+@pytest.mark.parametrize("visible", [None, "0,1"])
+def test_gpus_with_an_old_driver_are_not_used(
+    visible: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with one_thread_an_operation():
+        assert device.set_up("auto", 1, "fast", "train.device") == torch.device("cpu")
+        with pytest.raises(UserError, match=r"it has: cpu\. .* auto \(torch cannot use .* driver is too old .*\)$"):
+            device.set_up("cuda", 1, "fast", "train.device")
+    line = capsys.readouterr().out
+    assert line.startswith("device: cpu, 1 thread; torch cannot use the 2 NVIDIA GPUs of this machine: its driver is ")
+
+
+@pytest.mark.usefixtures("old_driver")
+def test_a_gpu_that_only_the_driver_reports_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # as with PYTORCH_NVML_BASED_CUDA_CHECK=1
+    expected = r"^train\.device: the GPU cannot be used \(The NVIDIA driver .* 11040\)\.\): choose another one with .*$"
+    with one_thread_an_operation(), pytest.raises(UserError, match=expected) as error:
+        device.set_up("auto", 1, "fast", "train.device")
+    assert "\n" not in str(error.value)
+
+
+def test_more_processes_than_gpus_are_refused_before_a_device_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.network.device.available", lambda: {"cpu": 1, "cuda": 2, "mps": 0})
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "A GPU")
+    monkeypatch.setattr("torch.use_deterministic_algorithms", lambda mode, warn_only: None)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    with one_thread_an_operation(), pytest.raises(UserError, match="machine.processes is 4, and this machine has 2 G"):
+        device.set_up("auto", 1, "fast", "train.device", process=0, processes=4)
+    assert not capsys.readouterr().out
+
+
 def test_a_quota_is_mentioned() -> None:
     there = {"cpu": 1, "cuda": 0, "mps": 0}
     assert device.describe("cpu", there, 1, 0.5) == "device: cpu, 1 thread (a control group allows 0.5 cores)"
@@ -954,9 +1008,10 @@ def test_a_gpu_that_cannot_be_used(error: RuntimeError, expected: str, monkeypat
     def fails(*arguments: object, **options: object) -> None:
         raise error
 
+    monkeypatch.setattr("torch.cuda.set_device", lambda target: None)
     monkeypatch.setattr("torch.zeros", fails)
     monkeypatch.setattr("torch.cuda.mem_get_info", fails)
-    for ask in (device.check_usable, device.free_bytes):
+    for ask in (device.use_gpu, device.free_bytes):
         with pytest.raises(UserError) as raised:
             ask(torch.device("cuda"), "train.device")
         assert str(raised.value).startswith(expected)

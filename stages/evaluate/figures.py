@@ -21,16 +21,16 @@ from stages.evaluate.scores import calibration_error
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#777777"  # distinguishable for the colour-blind (Okabe and Ito 2008)
 DPI = 100
+MAX_INCHES = 200  # of the height of a sheet of images; a sheet of very tall ones could take gigabytes of memory
 
 
 @contextmanager
-def own_style(parse_math: bool = True) -> Iterator[None]:
-    """Use matplotlib's defaults and its own font, not the machine's. parse_math: whether $…$ is a formula."""
+def own_style() -> Iterator[None]:
+    """Use matplotlib's defaults and its own font, not the machine's."""
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(
-            {"font.family": "DejaVu Sans", "font.size": 9, "svg.hashsalt": "0", "text.parse_math": parse_math}
-        )
+        mpl.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9, "svg.hashsalt": "0"})
+        mpl.rcParams["text.parse_math"] = False  # a name with $ in it is a name
         yield
 
 
@@ -151,9 +151,9 @@ def worst(images: npt.NDArray[np.uint8], titles: Sequence[str], heading: str) ->
         sheet[top : top + height, left : left + width] = colour.transpose(1, 2, 0)
     with own_style():
         inches = 1.45 * columns  # wide enough for titles of about 20 letters
-        scale = inches / sheet.shape[1]
-        figure = Figure(figsize=(inches, scale * sheet.shape[0] + 0.5))
-        axes = figure.add_axes((0, 0, 1, scale * sheet.shape[0] / (scale * sheet.shape[0] + 0.5)))
+        tall = min(inches / sheet.shape[1] * sheet.shape[0], MAX_INCHES)  # very tall images are drawn shorter
+        figure = Figure(figsize=(inches, tall + 0.5))
+        axes = figure.add_axes((0, 0, 1, tall / (tall + 0.5)))
         axes.axis("off")
         axes.imshow(sheet, interpolation="nearest", aspect="auto")
         figure.suptitle(heading, fontsize=11, y=1 - 0.1 / figure.get_figheight(), va="top")

@@ -30,7 +30,7 @@ NO_MEMORY = ("can't allocate memory", "std::bad_alloc", "out of memory", "ALLOC_
 
 def available() -> dict[str, int]:
     """The number of devices of each kind, for example {"cpu": 1, "cuda": 2, "mps": 0}."""
-    return {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    return {"cpu": 1, "cuda": _usable_gpus(), "mps": int(torch.backends.mps.is_available())}
 
 
 def choose(wanted: str, devices: Mapping[str, int], key: str, hidden: str = "") -> str:
@@ -171,18 +171,18 @@ def set_up(
     quota = machine.cpu_quota() if not threads else None
     few = quota if quota is not None and quota < machine.assigned_cores() else None
     used = threads_of(threads, processes, machine.cores())
+    target = torch.device(kind)
+    if kind == "cuda":
+        target = torch.device(kind, gpu_of(process, processes, devices[kind]))  # torch.distributed needs the number
+        use_gpu(target, key)
     print(describe(kind, devices, used, few, hidden if wanted == "auto" else "", processes), flush=True)
-    if kind != "cuda":
-        return torch.device(kind)
-    target = torch.device(kind, gpu_of(process, processes, devices[kind]))  # torch.distributed needs the number
-    torch.cuda.set_device(target)
-    check_usable(target, key)
     return target
 
 
-def check_usable(device: torch.device, key: str) -> None:
-    """Raise UserError for a GPU that cannot compute: full, too old for this torch, or used by another process."""
+def use_gpu(device: torch.device, key: str) -> None:
+    """Make a GPU the current one. Raises UserError if it cannot compute: full, too old, or used by another process."""
     try:
+        torch.cuda.set_device(device)
         (torch.zeros(1, device=device) + 1).item()
     except RuntimeError as error:  # or its subclasses AcceleratorError and OutOfMemoryError
         raise unusable(error, key) from None
@@ -202,8 +202,14 @@ def unusable(error: RuntimeError, key: str) -> UserError:
 
 
 def _why_hidden() -> str:
-    visible, built = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.version.cuda is not None
-    return why_hidden(visible, built, torch.cuda.device_count(), machine.gpus())
+    # A CUDA_VISIBLE_DEVICES that leaves some GPUs is not the reason.
+    visible = None if torch.cuda.device_count() else os.environ.get("CUDA_VISIBLE_DEVICES")
+    return why_hidden(visible, torch.version.cuda is not None, _usable_gpus(), machine.gpus())
+
+
+def _usable_gpus() -> int:
+    # device_count alone asks the driver, and also counts GPUs whose driver is too old for this torch.
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def _is_x86(architecture: str) -> bool:

@@ -95,6 +95,12 @@ def prepare(
         part: packed.open_split(place, preparation.shape, len(selected.classes)) for part, place in targets.items()
     }
     for part, split in splits.items():
+        names, *_ = contents[targets[part]]
+        if names and not len(split):
+            raise UserError(
+                f"no picture in the {part} part can be decoded, such as {shown(names[0])}: {unusable[names[0]]}; add "
+                "pictures, or set another preprocess.seed"
+            )
         if task == "classification":
             check_classes(part, split, selected)
         else:

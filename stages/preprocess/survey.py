@@ -13,14 +13,18 @@ from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
-from stages.common import paths
+import PIL
+
+from stages.common import inputs, paths
 from stages.common.errors import UserError
 from stages.common.text import shown
+from stages.dataset import archives, folder, pictures
 from stages.dataset.folder import Listing, Reader
 from stages.dataset.pictures import Facts, UnusablePictureError, facts
 from stages.preprocess import workers
 
 STATE = paths.RUNS / "survey.jsonl"  # what a killed survey resumes from
+CODE = (Path(__file__), Path(archives.__file__), Path(folder.__file__), Path(pictures.__file__))
 FLUSH_PICTURES = 1000
 FEW_PICTURES = 4000  # this process reads so many faster than worker processes start
 GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")  # modes without colour
@@ -38,16 +42,20 @@ class Surveyed:
 def survey(listing: Listing, reader: Reader, processes: int, state_file: Path = STATE) -> list[Surveyed]:
     """Read every picture of a listing. The results are in the listing's order, for any number of processes.
 
-    Resumes a survey that was killed: files with the recorded size and modification time are not read again.
+    Resumes a survey of the same code that was killed: files with the recorded size and modification time are not read
+    again.
     Raises OSError (no permission, a failing disk).
     """
     names = [picture.name for picture in listing.pictures]
     stamps = [reader.stamp(name) for name in names]
-    before = list(_recorded(names, stamps, state_file))
+    first_line = f"{code_digest()}\n"
+    inputs.check()  # before the digest of edited code marks results of this code
+    before = list(_recorded(names, stamps, state_file, first_line))
     if before:
         print(f"resuming after {len(before):,} of {len(names):,} pictures that were read before", flush=True)
     state_file.parent.mkdir(exist_ok=True)
     with state_file.open("w", encoding="utf-8") as state:
+        state.write(first_line)
         state.writelines(map(_line, names, stamps, before))
         rest = names[len(before) :]
         results = workers.in_order(partial(_read, reader), rest, processes if len(rest) > FEW_PICTURES else 1)
@@ -58,6 +66,14 @@ def survey(listing: Listing, reader: Reader, processes: int, state_file: Path = 
             if len(surveyed) % FLUSH_PICTURES == 0:
                 state.flush()
     return surveyed
+
+
+def code_digest() -> str:
+    """A digest of everything that determines what is found in a file, except the file itself."""
+    digest = hashlib.sha256(PIL.__version__.encode())
+    for path in CODE:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def forget(state_file: Path = STATE) -> None:
@@ -128,9 +144,16 @@ def _line(name: str, stamp: Stamp, picture: Surveyed) -> str:
     return json.dumps([name, *stamp, picture.digest.hex(), header, picture.reason]) + "\n"
 
 
-def _recorded(names: Iterable[str], stamps: Iterable[Stamp], state_file: Path) -> Iterator[Surveyed]:
-    """What an earlier survey recorded, up to the first file that is missing there or has changed since."""
+def _recorded(
+    names: Iterable[str], stamps: Iterable[Stamp], state_file: Path, first_line: str | None = None
+) -> Iterator[Surveyed]:
+    """What an earlier survey recorded, up to the first file that is missing there or has changed since.
+
+    first_line: nothing is read from a state that begins with another one. None: the state is that of this process.
+    """
     with suppress(FileNotFoundError, ValueError, TypeError), state_file.open(encoding="utf-8") as state:
+        if state.readline() != first_line and first_line is not None:
+            return
         for name, stamp, line in zip(names, stamps, state, strict=False):
             # A killed survey may leave half a line: ValueError.
             recorded_name, size, changed_ns, digest, header, reason = json.loads(line)

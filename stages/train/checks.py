@@ -10,7 +10,7 @@ from stages.common import machine, paths
 from stages.common.errors import UserError, one_line
 from stages.common.text import counted, listed
 from stages.dataset.data_card import DataCard
-from stages.network import device, models
+from stages.network import device, models, pretrained
 from stages.train import shards
 from stages.train.batches import EpochBatches
 from stages.train.optimizers import state_per_weight
@@ -68,9 +68,14 @@ def check_augmentation(options: Mapping[str, Mapping[str, Any]], channels: int) 
 
 
 def check_network(
-    build: Callable[[], nn.Module], config: Config, card: DataCard, images: int, free: int | None, processes: int = 1
+    build: Callable[[], nn.Sequential],
+    config: Config,
+    card: DataCard,
+    images: int,
+    free: int | None,
+    processes: int = 1,
 ) -> None:
-    """Raise UserError if the network does not fit the images, the batches or the memory.
+    """Raise UserError if the network does not fit the images, the batches or the memory, or if it cannot be frozen.
 
     images: of the training part. free: bytes on the GPU; None on a CPU. processes: that train on this machine.
     """
@@ -82,15 +87,16 @@ def check_network(
         raise UserError(f"{paths.PARAMS}: models.{config.model}: {error}") from None
     if config.model == "torchvision":  # building the others has checked it
         check_image_size(outline, card.shape, config.model_options["architecture"])
+    if config.fine_tuning:  # frozen layers need neither gradients nor the statistics of a batch
+        pretrained.freeze(outline, config.fine_tuning.freeze)
     batch_sizes = EpochBatches(images, train.batch_size, train.shuffle, train.seed).batch_sizes()
     sizes = [shards.sizes(size, train.shards, train.batch_size) for size in batch_sizes]
     check_smallest_shard(outline, card.shape, min(map(min, sizes)), train.batch_size, config.model)
     own_shards = max(map(len, sizes)) if processes == 1 else 1  # at least
     gradients = (own_shards - 1).bit_length() + 1  # at least, during the last shard: see tree.Sums
     copies = 1 + gradients + state_per_weight(train.optimizer, config.optimizer_options)
-    copies *= processes if free is None else 1
     where, available = ("the GPU", free) if free is not None else ("this machine", machine.memory_bytes())
-    check_memory(models.parameter_count(outline), copies, available, where, config.model)
+    check_memory(outline, copies, processes if free is None else 1, available, where, config.model)
 
 
 def check_image_size(outline: nn.Module, shape: models.Shape, architecture: str) -> None:
@@ -121,16 +127,20 @@ def check_smallest_shard(outline: nn.Module, shape: models.Shape, images: int, b
         ) from None
 
 
-def check_memory(weights: int, copies: int, free: int | None, where: str, name: str) -> None:
+def check_memory(outline: nn.Module, copies: int, processes: int, free: int | None, where: str, name: str) -> None:
     """Raise UserError if training the network takes more than `free` bytes, even without any activations.
 
-    copies: float32 numbers per weight: the weight, its gradients in some shards, the optimizer's state. free: None if
+    outline: the network on the meta device. copies: float32 numbers per trained weight: the weight, its gradients in
+    some shards, the optimizer's state; a frozen weight has one. processes: that need these bytes each. free: None if
     unknown.
     """
-    needed = 4 * weights * copies
+    weights, trained = sum(weight.numel() for weight in outline.parameters()), models.parameter_count(outline)
+    needed = 4 * processes * (weights + trained * (copies - 1))
     if free is not None and needed > free:
+        them = "them" if trained == weights else f"{trained:,} of them"
         raise UserError(
-            f"{paths.PARAMS}: models.{name} has {weights:,} weights, and training them takes at least "
-            f"{machine.gigabytes(needed)} ({copies} numbers per weight, by train.shards and train.optimizer); {where} "
-            f"has {machine.gigabytes(free)} free: set a smaller models.{name}, or fewer train.shards"
+            f"{paths.PARAMS}: models.{name} has {weights:,} weights, and training {them} takes at least "
+            f"{machine.gigabytes(needed)} ({copies * processes} numbers per trained weight, by train.shards and "
+            f"train.optimizer); {where} has {machine.gigabytes(free)} free: set a smaller models.{name}, or fewer "
+            "train.shards"
         )

@@ -70,7 +70,7 @@ Shard = tuple[Replica, Tensor, Tensor, float]  # images, labels, and the shard's
 
 
 class Replicas:
-    """`model` and copies that share its weights: one replica for each shard that this process computes.
+    """`model` and copies that share its weights: one replica for each shard that this process may have to compute.
 
     loss: of the last step, a scalar on the device. stop: the number of the signal that asked the head to stop, or 0.
     """
@@ -80,7 +80,8 @@ class Replicas:
 
         seed: of the run.
         """
-        copies = (copy_sharing_weights(model) for _ in group.own_shards(count)[1:])
+        most = max(len(group.own_shards(shards)) for shards in range(1, count + 1))  # a smaller batch may give it more
+        copies = (copy_sharing_weights(model) for _ in range(most - 1))
         self.replicas = [Replica(network) for network in (model, *copies)]
         self.count, self.batch_size, self.seed, self.group = count, batch_size, seed, group
         main = self.replicas[0]
