@@ -5,9 +5,11 @@ import os
 import pickle
 import random
 import stat
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -287,6 +289,23 @@ def test_a_gzipped_archive_is_read_in_any_order(tmp_path: Path, monkeypatch: pyt
     names = [picture.name for picture in scan(path).pictures]
     source.shuffle(names)
     assert all(Reader(path).read(name) == contents[name.partition("/")[2]] for name in names)
+
+
+def test_a_gzipped_archive_is_read_by_several_threads(tmp_path: Path) -> None:
+    """As by the processes that decode for another machine."""
+    source = random.Random(0)
+    contents = {f"{label}/{number}": source.randbytes(30_000) for label in "ab" for number in range(20)}
+    path = tarred(tmp_path / "set.tar.gz", contents)
+    names = [picture.name for picture in scan(path).pictures] * 5
+    source.shuffle(names)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            read = list(pool.map(Reader(path).read, names))
+    finally:
+        sys.setswitchinterval(interval)
+    assert read == [contents[name.partition("/")[2]] for name in names]
 
 
 def test_links_in_a_tar_stay_inside_it(tmp_path: Path) -> None:

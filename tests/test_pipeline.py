@@ -210,7 +210,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize(
-    "mistake", [pytest.param(name, marks=pytest.mark.night) if name in ("bins", "precision") else name for name in WRONG]
+    "mistake",
+    [pytest.param(name, marks=pytest.mark.night) if name in ("bins", "precision") else name for name in WRONG],
 )
 def test_a_wrong_parameter_is_found_before_anything_runs(mistake: str, clone: Clone) -> None:
     settings, line = WRONG[mistake]

@@ -14,10 +14,11 @@ import zlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
+from threading import Lock
 from typing import IO, TYPE_CHECKING
 
 from stages.common.errors import UserError, one_line
@@ -135,6 +136,7 @@ class Tar(Archive):
         self._path = path
         plain = path.name.lower().endswith(".tar")
         self._gunzipped = None if plain else io.BufferedReader(Gunzipped(path, size), CHUNK)
+        self._lock = Lock()
         self._places: dict[str, tuple[int, int]] = {}  # of a file: offset and size in bytes
         self._links: dict[str, str] = {}
         self.names = []
@@ -172,9 +174,18 @@ class Tar(Archive):
             raise UnusablePictureError(f"damaged in its archive (ends after {len(content):,} of {size:,} bytes)")
         return content
 
-    def _content(self) -> AbstractContextManager[IO[bytes]]:
-        """The uncompressed archive: a file that is opened for each use, or the decompressor, which keeps its states."""
-        return nullcontext(self._gunzipped) if self._gunzipped else self._path.open("rb")
+    @contextmanager
+    def _content(self) -> Iterator[IO[bytes]]:
+        """The uncompressed archive: a file that is opened for each use, or the decompressor, which keeps its states.
+
+        All threads share the decompressor, and so its position: only one at a time seeks and reads.
+        """
+        if self._gunzipped:
+            with self._lock:
+                yield self._gunzipped
+        else:
+            with self._path.open("rb") as file:
+                yield file
 
 
 def _bounded(content: bytes) -> bytes:
