@@ -18,6 +18,8 @@ from integrity import git, hidden_code, merging, rebuild, revisions
 from integrity.dvc_lock import Lock
 from integrity.lock_files import LOCK, SEEDS_LOCK
 from review import comparison, comparison_text, formatting, options, rounding, significance, training
+from review.watch import is_locked
+from seeds.__main__ import RUNNING
 from seeds.paths import PIPELINE
 from seeds.record import Record
 from stages.common import children, errors, files, paths, text
@@ -167,18 +169,21 @@ def pull(root: Path, environment: dict[str, str]) -> list[str]:
 
 
 def set_checkpoints_aside(root: Path) -> None:
-    """Move checkpoints away: those left here, or committed by the branch, may come from other code."""
-    # Each seed has its own; the folder of the seeds itself stays, because a running `make seeds` locks a file in it.
-    for checkpoints in (root / paths.RESUME, *(root / paths.RUNS / "seeds").glob(f"*/{paths.RESUME}")):
+    """Move checkpoints away: those left here, or committed by the branch, may come from other code.
+
+    Those of the seeds with all of their folders: a seed runs in one of them, and Python looks there first for modules.
+    Raises UserError while `make seeds` is running.
+    """
+    if is_locked(root / RUNNING):
+        raise UserError("`make seeds` is running in this folder: wait until it ends")
+    for folder in (paths.RESUME, RUNNING.parent):
+        checkpoints = root / folder
         if not checkpoints.exists() and not checkpoints.is_symlink():
             continue
-        aside = checkpoints.with_name("resume-before-check")
+        aside = checkpoints.with_name(f"{folder.name}-before-check")
         rebuild.delete(aside)
         checkpoints.rename(aside)
-        print(
-            f"{checkpoints.relative_to(root)} moved to {aside.relative_to(root)}: what runs here starts from scratch",
-            flush=True,
-        )
+        print(f"{folder} moved to {aside.relative_to(root)}: what runs here starts from scratch", flush=True)
 
 
 def stages_to_run(repo: Any, first: str) -> list[str]:

@@ -20,7 +20,9 @@ import pytest
 import yaml
 
 from integrity import rebuild
+from integrity.only_one import only_one
 from review import pull_request, rounding
+from seeds.__main__ import RUNNING
 from stages.common.errors import UserError
 from tests import in_process, inside
 from tests.clones import Clone
@@ -659,7 +661,7 @@ def test_metrics_that_no_stage_writes(branch: Project, gate: Gate) -> None:
 def test_no_stage_resumes(branch: Project, gate: Gate) -> None:
     """From a checkpoint that lies there, or that Git keeps."""
     planted = branch.path / "runs/resume/state"
-    of_a_seed = branch.path / "runs/seeds/0/runs/resume/state"
+    of_a_seed = branch.path / "runs/seeds/0/stages/train/__main__.py"
     for state in (planted, of_a_seed):
         state.parent.mkdir(parents=True)
         state.write_text('{"skill": 0.99}', encoding="utf-8")
@@ -676,7 +678,14 @@ def test_no_stage_resumes(branch: Project, gate: Gate) -> None:
     assert "runs/resume moved to runs/resume-before-check: what runs here starts from scratch\n" in told
     for state in (planted, of_a_seed):
         assert not state.exists()
-        assert (state.parents[1] / "resume-before-check/state").is_file()
+        _, kind, *inside = state.relative_to(branch.path).parts
+        assert (branch.path / "runs" / f"{kind}-before-check" / Path(*inside)).is_file()
+
+
+def test_seeds_that_are_being_trained_are_left_alone(branch: Project, gate: Gate) -> None:
+    with only_one(branch.path / RUNNING, ""):
+        assert gate(branch)[0] == "`make seeds` is running in this folder: wait until it ends"
+    assert (branch.path / RUNNING).exists()
 
 
 def test_compiled_code_beside_the_sources(branch: Project, gate: Gate) -> None:

@@ -434,9 +434,9 @@ def test_seeds_that_exist_already_do_not_change_when_it_looks(
     head = project.run("git", "rev-parse", "noise").strip()
     schedule = sequential.schedule
 
-    def moved(budget: int) -> list[int]:
+    def moved(*arguments: int, **others: int) -> list[int]:
         project.run("git", "branch", "-qf", "noise", "worse")
-        return schedule(budget)
+        return schedule(*arguments, **others)
 
     monkeypatch.setattr(sequential, "schedule", moved)
     found = document(project, "main", "noise", "--seeds", "auto", "--budget", "4")
