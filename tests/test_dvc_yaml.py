@@ -86,7 +86,8 @@ def folder_md5(root: Path, path: str) -> str:
 
 def test_git_ignores_every_cached_output_and_no_other() -> None:
     """By the .gitignore at the top: DVC keeps one beside each output otherwise, and loses it with the folder."""
-    cached, kept = ["data/seeds/metrics/0.json", EXPORTED.as_posix()], []
+    cached = ["data/seeds/metrics/0.json", EXPORTED.as_posix()]
+    kept: list[str] = []
     for stage in STAGES.values():
         for output in [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]:
             path, options = next(iter(output.items())) if isinstance(output, dict) else (output, {})
