@@ -95,8 +95,8 @@ def test_git_ignores_every_cached_output_and_no_other() -> None:
     asked = subprocess.run(
         ["git", "check-ignore", "-v", *cached, *kept], cwd=ROOT, check=False, capture_output=True, text=True
     )
-    by = dict(reversed(line.split("\t")) for line in asked.stdout.splitlines())
-    assert {path: rule.split(":")[0] for path, rule in by.items()} == dict.fromkeys(cached, ".gitignore")
+    rules = [line.split("\t") for line in asked.stdout.splitlines()]
+    assert {path: rule.split(":")[0] for rule, path in rules} == dict.fromkeys(cached, ".gitignore")
     assert "metrics/evaluate.json" in kept
 
 
