@@ -5,12 +5,16 @@ import fcntl
 import io
 import json
 import os
+import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, get_args
@@ -176,6 +180,29 @@ def test_an_unreadable_picture_is_a_row_with_the_reason_and_all_others_are_predi
     assert sorted(path.name for path in workplace.glob("rows*")) == ["rows.json"]
 
 
+def test_closed_streams_are_no_bug(workplace: Path) -> None:
+    Path("a.png").write_bytes(png(digit()))
+    program = shlex.join(command("a.png", "-", "--invert=yes", "--format=jsonl"))
+
+    def shell(line: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False, timeout=120)
+
+    done = shell(f"{program} <&- 2>&-")
+    assert (done.returncode, [json.loads(line)["file"] for line in done.stdout.splitlines()]) == (0, ["a.png"])
+    done = shell(f"{program} >&-")
+    assert (done.returncode, done.stderr) == (2, "error: standard output is closed; use --out\n")
+
+
+def test_a_run_without_pictures_keeps_what_is_in_its_output(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("empty").mkdir()
+    Path("rows.csv").write_text("rows of another run")
+    monkeypatch.setattr(sys, "argv", ["use.predict", "empty", "--out=rows.csv"])
+    with pytest.raises(UserError, match="no pictures found"):
+        predict.main()
+    assert Path("rows.csv").read_text() == "rows of another run"
+    assert not list(workplace.glob("*.partial"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -299,6 +326,77 @@ def test_folders_patterns_and_names_are_expanded_in_one_order(tmp_path: Path, mo
         list(sources.expand([""], []))
 
 
+@contextmanager
+def permissions_apply() -> Iterator[None]:
+    """A block in which permissions are checked, as they are not for root."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)  # nobody
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_name_that_cannot_be_reached_is_a_row_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    private = Path("photos/private")
+    private.mkdir(parents=True)
+    for name in (private / "a.png", Path("photos/z.png")):
+        name.write_bytes(png(digit()))
+    for path, mode in ((tmp_path, 0o755), (Path("photos"), 0o755), (private, 0)):
+        path.chmod(mode)
+    long = "x" * 300
+    lines = ["photos/private/a.png", "photos/private/*.png", "photos", f"{long}\n", f"photo*/{long}", "a\0*"]
+
+    def outcome(name: str) -> str:
+        try:
+            return f"{len(sources.read(name))} bytes"
+        except sources.UnreadablePictureError as error:
+            return str(error)
+
+    with permissions_apply():
+        found = [(name, outcome(name)) for name in sources.expand(["-"], lines)]
+    private.chmod(0o755)
+    assert found == [
+        ("photos/private/a.png", "Permission denied"),
+        ("photos/private/*.png", "Permission denied"),
+        ("photos/private", "Permission denied"),
+        ("photos/z.png", f"{len(png(digit()))} bytes"),
+        (long, "File name too long"),
+        (f"photo*/{long}", "No such file or directory"),
+        ("a\0*", "embedded null byte"),
+    ]
+    with pytest.raises(UserError, match=re.escape("photos/**.png: Invalid pattern: '**' can only be")):
+        list(sources.expand(["photos/**.png"], []))
+
+
+def test_folders_may_be_nested_deeply(tmp_path: Path) -> None:
+    folders = [tmp_path]
+    for _ in range(sys.getrecursionlimit() + 100):
+        folders.append(folders[-1] / "d")
+        folders[-1].mkdir()
+    picture = folders[-1] / "a.png"
+    picture.touch()
+    try:
+        assert list(sources.expand([str(tmp_path)], [])) == [str(picture)]
+        with pytest.raises(UserError, match="recursion"):
+            list(sources.expand([f"{tmp_path}/**/*.png"], []))
+    finally:  # pytest could not delete them
+        picture.unlink()
+        for nested in reversed(folders[1:]):
+            nested.rmdir()
+
+
+def test_standard_input_without_line_ends_is_an_error() -> None:
+    assert list(predict.lines(io.StringIO("a\nb"))) == ["a\n", "b"]
+    with Path("/dev/zero").open(encoding="utf-8") as endless, pytest.raises(UserError, match="give one name per line"):
+        list(predict.lines(endless))
+
+
 def test_suffixes_are_those_of_formats_that_can_be_decoded() -> None:
     registered = Image.registered_extensions()
     assert {registered[suffix] for suffix in folder.SUFFIXES} == set(pictures.FORMATS)
@@ -403,7 +501,7 @@ ROWS: list[dict[str, Any]] = [
         "looks_inverted": True,
         "classes": [{"class": "é", "probability": 0.5}],
     },
-    {"file": "b.png", "error": "damaged"},
+    {"file": "b\r.png", "error": "damaged"},
 ]
 
 
@@ -419,10 +517,10 @@ def test_any_name_can_be_a_row(format: rows.Format) -> None:
         assert list(csv.reader(io.StringIO(text))) == [
             ["file", "class_1", "probability_1", "inverted", "error"],
             ['a,"\n\\udcff.png', "é", "0.500000", "true", ""],
-            ["b.png", "", "", "", "damaged"],
+            ["b\r.png", "", "", "", "damaged"],
         ]
     else:
-        assert text.splitlines() == ['é  50.00%  a,"??.png  (inverted)', "error: damaged  b.png"]
+        assert text.splitlines() == ['é  50.00%  a,"??.png  (inverted)', "error: damaged  b?.png"]
 
 
 def test_rows_have_six_decimals_and_reasons_one_line() -> None:
@@ -501,6 +599,15 @@ def test_a_run_with_other_pictures_does_not_resume(tmp_path: Path) -> None:
             pytest.raises(UserError, match="a stopped run predicted other pictures"),
         ):
             rows.skip(iter(names), unchanged)
+
+
+def test_notes_contain_no_control_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "a\x1b[2J"
+    folder.mkdir()
+    written(folder)
+    with journal(folder) as rows:
+        predict.resumed(rows, iter("012"))
+    assert "a?[2J/rows.csv.partial" in capsys.readouterr().err
 
 
 def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:

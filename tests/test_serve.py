@@ -35,7 +35,7 @@ from torch import nn
 
 from stages.common import paths
 from stages.common.errors import UserError
-from stages.dataset import data_card, idx, packed
+from stages.dataset import data_card, idx, packed, pictures
 from stages.network import models
 from tests.browser import CONTRAST, browser, console, requests, show
 from tests.clones import Clone
@@ -282,6 +282,39 @@ def test_the_page_takes_the_token_from_its_address(chrome: webdriver.Chrome, cla
         assert console(chrome) == []
 
 
+def test_clear_cancels_the_running_requests(
+    chrome: webdriver.Chrome, classifier: Classifier, tmp_path: Path, digit: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on, classify = threading.Event(), Classifier.classify
+
+    def slow_classify(*arguments: Any, **options: Any) -> Any:
+        goes_on.wait(timeout=600)
+        return classify(*arguments, **options)
+
+    monkeypatch.setattr(Classifier, "classify", slow_classify)
+    picture = tmp_path / "digit.png"
+    picture.write_bytes(digit)
+    keep_signals = """
+    window.signals = [];
+    const send = window.fetch;
+    window.fetch = (path, options) => { signals.push(options.signal); return send(path, options); };
+    """
+    with serving(classifier) as url:
+        opened(chrome, url)
+        chrome.execute_script(keep_signals)
+        try:
+            for _ in range(2):  # a browser does not report the same file again, unless the page has reset its input
+                chrome.find_element("id", "file").send_keys(str(picture))
+                WebDriverWait(chrome, 60, 0.05).until(
+                    lambda page: page.execute_script("return signals.filter(signal => !signal.aborted).length") == 1
+                )
+                chrome.find_element("id", "clear").click()
+                assert status(chrome, "Nothing") == "Nothing yet."
+        finally:
+            goes_on.set()
+        assert chrome.execute_script("return signals.map(signal => signal.aborted)") == [True, True]
+
+
 # --- training mistakes
 
 
@@ -502,6 +535,11 @@ REFUSALS: dict[str, tuple[Callable[[str], httpx.Response], int, str]] = {
         400,
         "the charset of a form must be utf-8",
     ),
+    "malformed-form": (
+        lambda url: post(url, headers={"Content-Type": "multipart/form-data; boundary=B"}, content=b"no boundary"),
+        400,
+        "Invalid multipart data",
+    ),
     "unknown-key": (lambda url: post(url, params={"tpo": "3"}), 400, "tpo: Extra inputs"),
     "query": (lambda url: post(url, params={"top": "0"}), 400, "top"),
     "host": (lambda url: post(url, headers={"Host": "evil.example"}), 421, "127.0.0.1"),
@@ -512,13 +550,14 @@ REFUSALS: dict[str, tuple[Callable[[str], httpx.Response], int, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_bad_requests_get_a_reason_in_one_line(url: str, name: str) -> None:
+def test_bad_requests_get_a_reason_in_one_line(url: str, name: str, caplog: pytest.LogCaptureFixture) -> None:
     ask, expected, reason = REFUSALS[name]
     answer = ask(url)
     assert answer.status_code == expected
     assert reason in answer.text
     assert answer.headers["content-security-policy"].startswith("default-src 'none'")
     assert httpx.get(f"{url}/health").status_code == 200
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("length", [2 * 10**9, 10**19])
@@ -603,7 +642,48 @@ def test_slow_clients_are_disconnected(classifier: Classifier, digit: bytes, mon
         assert third.result().startswith(b"HTTP/1.1 408 ")
         assert fourth.result().startswith(b"HTTP/1.1 200 ")
         assert fourth.result().count(b"HTTP/1.1") == 1
+        assert count(url, "answers_total") == count(url, "answers_total", status="408") + 1 == 2
         assert post(url, content=digit).status_code == 200
+
+
+def test_a_client_that_does_not_read_is_disconnected(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    listening = serve.listening
+
+    def with_small_buffers(address: str, port: int) -> socket.socket:
+        listener = listening(address, port)
+        for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            listener.setsockopt(socket.SOL_SOCKET, buffer, 4096)
+        return listener
+
+    monkeypatch.setattr(serve, "listening", with_small_buffers)
+    monkeypatch.setattr(limits, "REQUEST_SECONDS", 1)
+    with serving(classifier) as url, closing(connect(url)) as connection:
+        many = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1_000_000
+        with pytest.raises(ConnectionError):
+            connection.sendall(many)  # until the buffers are full
+        assert httpx.get(f"{url}/health").status_code == 200
+    assert caplog.text == ""
+
+
+def test_a_large_file_does_not_delay_other_requests(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, goes_on, facts = threading.Event(), threading.Event(), pictures.facts
+
+    def slow_facts(content: bytes) -> pictures.Facts:
+        begun.set()
+        goes_on.wait(timeout=600)
+        return facts(content)
+
+    monkeypatch.setattr(pictures, "facts", slow_facts)
+    with serving(classifier) as url, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(post, url, content=b"no picture" * 10_000)
+        try:
+            assert begun.wait(timeout=600)
+            assert httpx.get(f"{url}/health", timeout=60).status_code == 200
+        finally:
+            goes_on.set()
+        assert answer.result().status_code == 422
 
 
 def test_the_memory_of_all_requests_together_is_bounded(
@@ -632,6 +712,7 @@ def test_an_error_in_the_network_is_an_answer_and_the_next_request_works(
             patch.setattr(Classifier, "classify", lambda *arguments: 1 / 0)
             answer = post(url, content=digit)
             assert (answer.status_code, answer.json()) == (500, {"error": "a bug in the server"})
+            assert answer.headers["cache-control"] == "no-store"
         while "ZeroDivisionError" not in caplog.text:  # which comes after the answer
             time.sleep(0.05)
         assert count(url, "answers_total", status="500") == 1
@@ -651,6 +732,13 @@ def test_clients_that_disconnect_do_no_harm(url: str, digit: bytes, caplog: pyte
 
 
 # --- the program
+
+
+@pytest.mark.parametrize("port", ["65536", "-1", "0000000099999", "http"])
+def test_a_port_is_a_number_below_65536(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        serve.parser().parse_args([f"--port={port}"])
+    assert "allowed: 0 to 65535" in capsys.readouterr().err
 
 
 def test_other_addresses_need_a_token() -> None:
@@ -722,12 +810,15 @@ def test_a_request_that_outlasts_the_server_gets_an_answer(
     classifier: Classifier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(limits, "GRACE_SECONDS", 1)
+    metrics = app.Metrics()
+    monkeypatch.setattr(app, "Metrics", lambda: metrics)
     with serving(classifier) as url:
         connection = connect(url)
         connection.sendall(head(url, 10, "Expect: 100-continue"))
         assert connection.recv(1000).startswith(b"HTTP/1.1 100")  # the request has begun, and never ends
     with closing(connection):
         assert everything(connection).startswith(b"HTTP/1.1 503 ")
+    assert metrics.registry.get_sample_value("answers_total", {"status": "503"}) == 1
     assert "Traceback" not in caplog.text
 
 

@@ -20,10 +20,10 @@ from python_multipart.multipart import parse_options_header
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stages.common.errors import UserError
 from stages.dataset import pictures
@@ -38,7 +38,7 @@ from use.schemas import MAX_PICTURES, Prediction, Predictions, RankedClass, Trai
 
 MAX_WAITING = 512  # pictures of all requests that are decoded and not yet classified
 MAX_PIXELS = 50_000_000  # per picture
-SMALL = 10_000  # pixels; decoding a smaller picture takes less time than handing it to another thread
+SMALL = 10_000  # pixels, and bytes; decoding a smaller picture takes less time than handing it to another thread
 LARGE = 4_000_000  # pixels; only one larger picture is decoded at a time
 DRAWABLE = 64  # height and width, at most, of the images that a person can draw with a mouse
 SEARCH_WAIT_SECONDS = 10  # an answer about training mistakes waits so long for the search
@@ -57,6 +57,30 @@ class Metrics:
         self.answers = Counter("answers", "Answers to POST /predict", ["status"], registry=self.registry)
         self.pictures = Counter("pictures", "Pictures, by outcome", ["outcome"], registry=self.registry)
         self.seconds = Histogram("answer_seconds", "From the headers to the answer", registry=self.registry)
+
+
+class Counted:
+    """Middleware that counts and times the answers to POST /predict, those of Guard included."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or (scope["method"], scope["path"]) != ("POST", "/predict"):
+            await self.app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), CLIENT_CLOSED
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        finally:
+            self.metrics.answers.labels(status).inc()
+            self.metrics.seconds.observe(time.perf_counter() - start)
 
 
 class Service:
@@ -89,22 +113,6 @@ class Service:
 
     async def predict(self, request: Request) -> Response:
         """POST /predict: a picture as the body, or several as the files of a form."""
-        start, status = time.perf_counter(), CLIENT_CLOSED
-        try:
-            answer = await self._predictions(request)
-            status = answer.status_code
-            return answer
-        except HTTPException as error:
-            status = error.status_code
-            raise
-        except Exception as error:
-            status = status if isinstance(error, ClientDisconnect) else 500
-            raise
-        finally:
-            self.metrics.answers.labels(status).inc()
-            self.metrics.seconds.observe(time.perf_counter() - start)
-
-    async def _predictions(self, request: Request) -> Response:
         query = schemas.PredictQuery.of(request)
         content_type, options = parse_options_header(request.headers.get("content-type"))
         if content_type == b"multipart/form-data":
@@ -142,15 +150,16 @@ class Service:
 
     async def _prepare(self, content: bytes, invert: Invert) -> Prepared:
         """Decode a picture, on another thread if that takes long. Raises UnusablePictureError."""
-        facts = pictures.facts(content)
+        run = asyncio.get_running_loop().run_in_executor
+        small = len(content) <= SMALL  # reading the header of a larger file can take seconds
+        facts = pictures.facts(content) if small else await run(self.workers, pictures.facts, content)
         pixels = facts.width * facts.height
         if pixels > MAX_PIXELS:
             raise UnusablePictureError(
                 f"{facts.width} x {facts.height} pixels; the server decodes {MAX_PIXELS:,} at most"
             )
-        if pixels <= SMALL and len(content) <= SMALL:
+        if small and pixels <= SMALL:
             return self.classifier.prepare(content, invert)
-        run = asyncio.get_running_loop().run_in_executor
         if pixels <= LARGE:
             return await run(self.workers, self.classifier.prepare, content, invert)
         async with self.large:
@@ -222,7 +231,7 @@ class Service:
         return Response(prometheus_text(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def application(classifier: Classifier, token: str | None, local: bool) -> Starlette:
+def application(classifier: Classifier, token: str | None, local: bool) -> ASGIApp:
     """The application. token, local: see Guard."""
     service = Service(classifier)
     routes = [
@@ -234,9 +243,10 @@ def application(classifier: Classifier, token: str | None, local: bool) -> Starl
         Route("/openapi.json", openapi),
         *(Route(path, page_file) for path in PAGE_FILES),
     ]
-    guard = Middleware(Guard, token=token, local=local, open_paths=OPEN_PATHS)
     handlers = {HTTPException: problem, ClientDisconnect: problem, Exception: problem}
-    return Starlette(routes=routes, middleware=[guard], lifespan=service.running, exception_handlers=handlers)
+    app = Starlette(routes=routes, lifespan=service.running, exception_handlers=handlers)
+    # Outside of Starlette, which answers unexpected errors outside of its own middleware.
+    return Counted(Guard(app, token, local, OPEN_PATHS), service.metrics)
 
 
 async def page_file(request: Request) -> Response:

@@ -3,11 +3,11 @@
 import asyncio
 import hmac
 import ipaddress
+import logging
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 import uvicorn
-from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
@@ -114,9 +114,10 @@ def _names_this_machine(host: str) -> bool:
 
 
 class Protocol(H11Protocol):
-    """uvicorn's protocol, with limits on the time to send headers and on the number of connections."""
+    """uvicorn's protocol, with limits on the time to send headers or read an answer, and on the connections."""
 
     waiting: asyncio.TimerHandle | None = None
+    sending: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
@@ -130,8 +131,19 @@ class Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self.waiting:
-            self.waiting.cancel()
+        for timer in (self.waiting, self.sending):
+            if timer:
+                timer.cancel()
+
+    def pause_writing(self) -> None:
+        """Close the connection if the client does not read its answer in time."""
+        super().pause_writing()
+        self.sending = self.loop.call_later(REQUEST_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.sending:
+            self.sending.cancel()
 
     def _watch(self) -> None:
         """Close the connection if the client does not finish its headers in time."""
@@ -144,8 +156,10 @@ class Protocol(H11Protocol):
             self.waiting = None
 
 
-def configuration(app: Starlette) -> uvicorn.Config:
+def configuration(app: ASGIApp) -> uvicorn.Config:
     """The configuration of uvicorn: only HTTP/1.1, within the limits, without a log of requests."""
+    # It warns about every malformed form. The sender gets status 400.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     return uvicorn.Config(
         app,
         http=Protocol,

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from tqdm import tqdm
@@ -34,6 +35,7 @@ UNREADABLE = 3  # exit status
 BATCH = 256  # pictures that a thread classifies at a time
 GROUP = 16  # pictures that a thread decodes at a time
 LINE_SECONDS = 30  # between two progress lines, if standard error is not a terminal
+MAX_NAME = 65_536  # characters of a line of standard input
 
 Decoded = tuple[str, list[int] | None, Prepared | str]  # name, stamp, and the picture or the reason why there is none
 
@@ -80,10 +82,13 @@ def main() -> int:
         raise UserError('no pictures are given; name some, as in `make predict FILES="a.png photos/"`')
     if arguments.out:
         check_out(arguments.out)
+    elif sys.stdout is None:
+        raise UserError("standard output is closed; use --out")
+    sys.stderr = sys.stderr or io.StringIO()  # None: closed by the caller
     model = load(arguments.runtime, arguments.model)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # names that are not UTF-8, as in arguments
-    names = sources.expand(arguments.pictures, sys.stdin)
+    names = sources.expand(arguments.pictures, lines(sys.stdin or io.StringIO()))  # None: closed by the caller
     tally = Tally(show_progress=arguments.out is not None or not sys.stdout.isatty())
     classes = model.spec.classes
     top = min(arguments.top, len(classes))
@@ -99,13 +104,22 @@ def main() -> int:
             tally.count(journal.read())
             for batch in counted(predict(names, model, arguments.invert, top), tally):
                 journal.append(batch)
-            text = rows.text(journal.read(), arguments.format, top, classes)
-            files.write_parts(arguments.out, (part.encode("utf-8", "backslashreplace") for part in text))
+            if journal.rows:  # else keep what is there
+                text = rows.text(journal.read(), arguments.format, top, classes)
+                files.write_parts(arguments.out, (part.encode("utf-8", "backslashreplace") for part in text))
             journal.remove()
     tally.report()
     if not tally.pictures:
         raise UserError("no pictures found: nothing was predicted")
     return UNREADABLE if tally.unreadable else 0
+
+
+def lines(stream: TextIO) -> Iterator[str]:
+    """The lines of standard input. Raises UserError for one too long to be a name, such as a file without line ends."""
+    while line := stream.readline(MAX_NAME):
+        if len(line) == MAX_NAME and not line.endswith("\n"):
+            raise UserError(f"standard input: a line has {MAX_NAME:,} characters or more; give one name per line")
+        yield line
 
 
 def check_out(path: Path) -> None:
@@ -255,7 +269,7 @@ def classified(batch: list[Decoded], model: Model, top: int, parallel: Map) -> l
 
 
 def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
+    errors.print_line(f"note: {text}")
 
 
 if __name__ == "__main__":

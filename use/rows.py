@@ -59,17 +59,20 @@ def _csv(rows: Iterable[Row], top: int, classes: list[str]) -> Iterator[str]:
     ranked = [f"{column}_{rank}" for rank in range(1, top + 1) for column in ("class", "probability")]
     ranked = ranked if classes else ["value"]
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["file", *ranked, "inverted", "error"])
+    writer = csv.writer(buffer)  # it quotes the characters of its own line end, so \r as well as \n
+
+    def line(values: list[str]) -> str:
+        buffer.seek(0)
+        buffer.truncate()
+        writer.writerow(values)
+        return buffer.getvalue().removesuffix("\r\n") + "\n"
+
+    yield line(["file", *ranked, "inverted", "error"])
     for row in rows:
         values = [value for rank in row.get("classes", []) for value in (rank["class"], f"{rank['probability']:.6f}")]
         values += [f"{row['value']:g}"] if "value" in row else []
         inverted = str(row["inverted"]).lower() if "inverted" in row else ""
-        writer.writerow([row["file"], *(values or [""] * len(ranked)), inverted, row.get("error", "")])
-        yield buffer.getvalue()
-        buffer.seek(0)
-        buffer.truncate()
-    yield buffer.getvalue()  # the header, if there are no rows
+        yield line([row["file"], *(values or [""] * len(ranked)), inverted, row.get("error", "")])
 
 
 def _json(rows: Iterable[Row], top: int, classes: list[str]) -> Iterator[str]:

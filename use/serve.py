@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _port(text: str) -> int:
-    if not (text.isdecimal() and int(text[:6]) < 65536):
+    if not (text.isdecimal() and len(text) < 6 and int(text) < 65536):
         raise argparse.ArgumentTypeError(f"{text[:40]!r}; allowed: 0 to 65535")
     return int(text)
 
@@ -95,7 +95,8 @@ def listening(address: str, port: int) -> socket.socket:
     try:
         listener = socket.create_server((address, port), family=family, backlog=2048)
     except OSError as error:
-        raise UserError(f"cannot listen on {address}, port {port}: {error.strerror}; give another --port") from None
+        place = f"{address}, port {port}"
+        raise UserError(f"cannot listen on {place}: {error.strerror}; give another --port or --host") from None
     # Connections inherit this option. Without it, the second packet of an answer waits up to 40 ms for the client's
     # acknowledgement of the first.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

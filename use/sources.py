@@ -43,20 +43,39 @@ def _expand(name: str) -> Iterator[str]:
         if scheme not in SCHEMES:
             raise UserError(f"{mirrors.public(name)[:200]}: cannot read {scheme} URLs; allowed: {', '.join(SCHEMES)}")
         yield from _stored(name) if scheme == "s3" else [name]
-    elif (path := Path(name)).is_dir():
-        yield from _walk(path)
-    elif not glob.has_magic(name) or path.exists():
+    elif stat.S_ISDIR(mode := _mode(Path(name))):
+        yield from _walk(Path(name))
+    elif mode or not glob.has_magic(name):
         yield name
     else:
-        matches = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-        visible = sorted(match for match in matches if _visible(match, path))
-        for match in visible:
-            if not match.is_dir():
+        matches = _matches(name)
+        for match in matches:
+            if not stat.S_ISDIR(_mode(match)):
                 yield str(match)
-            elif "**" not in path.parts:  # otherwise its files match the pattern themselves
+            elif "**" not in Path(name).parts:  # otherwise its files match the pattern themselves
                 yield from _walk(match)
-        if not visible:
+        if not matches:
             yield name
+
+
+def _mode(path: Path) -> int:
+    """The type and permissions of a file; 0 if it is missing or unreachable, for which `read` gives the reason."""
+    try:
+        return path.stat().st_mode
+    except (OSError, ValueError):  # ValueError: a null character in the name
+        return 0
+
+
+def _matches(pattern: str) -> list[Path]:
+    """The matches of a pattern, sorted. None is in a hidden file or folder, unless the pattern names it."""
+    path = Path(pattern)
+    try:
+        matches = list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    except (ValueError, RecursionError) as error:  # ** within a name; or 1,000 nested folders
+        raise UserError(f"{pattern}: {error}") from None
+    except OSError:  # a part is too long, say; `read` gives the reason
+        return []
+    return sorted(match for match in matches if _visible(match, path))
 
 
 def _visible(match: Path, pattern: Path) -> bool:
@@ -65,19 +84,28 @@ def _visible(match: Path, pattern: Path) -> bool:
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """Yield the picture files in a folder and its subfolders, sorted, without hidden files and links to folders."""
-    try:
-        with os.scandir(folder) as listing:
-            entries = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in listing)
-    except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}") from None
-    for name, is_folder in entries:
-        if name.startswith("."):
+    """Yield the picture files in a folder and its subfolders, sorted, without hidden files and links to folders.
+
+    A folder that cannot be listed is yielded itself; `read` then raises.
+    """
+    stack = [(folder, "", True)]  # recursion would fail at about 1,000 nested folders
+    while stack:
+        parent, name, is_folder = stack.pop()
+        path = parent / name
+        if not is_folder:
+            yield str(path)
             continue
-        if is_folder:
-            yield from _walk(folder / name)
-        elif name.lower().endswith(SUFFIXES):
-            yield str(folder / name)
+        try:
+            with os.scandir(path) as listing:
+                entries = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in listing)
+        except OSError:
+            yield str(path)
+            continue
+        stack += [
+            (path, name, is_folder)
+            for name, is_folder in reversed(entries)
+            if not name.startswith(".") and (is_folder or name.lower().endswith(SUFFIXES))
+        ]
 
 
 def _stored(url: str) -> Iterator[str]:
@@ -110,7 +138,10 @@ def read(name: str, stop: threading.Event | None = None) -> bytes:
             raise UnreadablePictureError(str(error)) from None
     try:
         path = Path(name)
-        if not stat.S_ISREG(path.stat().st_mode):
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            os.scandir(path).close()  # raises if it cannot be listed
+        if not stat.S_ISREG(mode):
             raise UnreadablePictureError("not a file")  # a folder, or a pipe or device, which may have no end
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)

@@ -33,10 +33,12 @@ async function reason(answer) {
 }
 
 function clear() {
+  running?.abort();
   pen.fillStyle = ground;
   pen.fillRect(0, 0, canvas.width, canvas.height);
   show("Nothing yet.");
   last = null;
+  get("file").value = ""; // else the browser would ignore the same file if it is chosen again
 }
 
 // --- drawing
