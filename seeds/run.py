@@ -55,7 +55,8 @@ def prepare(folder: Path, values: dict[str, Any], seed: int, root: Path) -> None
 
 def run(stage: str, seed: int, folder: Path) -> None:
     """Run a stage in a folder, with the code of this project. Raises UserError if it fails."""
-    environment = {**os.environ, "PYTHONPATH": str(CODE)}
+    # Else Python would first look for modules in the folder, where a commit may have put others.
+    environment = {**os.environ, "PYTHONPATH": str(CODE), "PYTHONSAFEPATH": "1"}
     status = children.run([sys.executable, "-m", f"stages.{stage}"], folder, environment).returncode
     if status:
         raise UserError(f"seed {seed}: {stage} ended with status {status}; its message is above")

@@ -22,7 +22,7 @@ from integrity.dvc_lock import parse_lock
 from integrity.only_one import only_one
 from review import compare, comparison, sequential
 from seeds import __main__ as seeds_program
-from seeds import collect, paths, record
+from seeds import collect, paths, record, run
 from stages.common import children
 from stages.train.options import Train
 from tests import in_process
@@ -98,6 +98,15 @@ def test_a_plain_repro_does_not_know_the_seeds() -> None:
 def test_mean_and_spread() -> None:
     assert collect.summary([0.5, 0.7, 0.6]) == {"mean": 0.6, "standard_deviation": pytest.approx(0.1)}
     assert collect.summary([0.5]) == {"mean": 0.5}
+
+
+def test_a_seed_runs_the_code_of_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not modules in the folder in which it trains."""
+    for folder, status in (("project", 0), ("runs/seeds/0", 3)):
+        (tmp_path / folder / "stages").mkdir(parents=True)
+        (tmp_path / folder / "stages/train.py").write_text(f"raise SystemExit({status})\n", encoding="utf-8")
+    monkeypatch.setattr(run, "CODE", tmp_path / "project")
+    run.run("train", 0, tmp_path / "runs/seeds/0")
 
 
 # A project whose seeds take a moment
