@@ -34,13 +34,26 @@ TRACKED = (".dvc", ".gitignore", "data")  # files that a run needs and Git has
 
 @dataclass(frozen=True)
 class Output:
-    """An output of a stage or of `dvc add`, as recorded by dvc.lock or a .dvc file."""
+    """An output of a stage, `dvc add`, `dvc import` or `dvc import-url`."""
 
     path: str
     md5: str
     size: int | None
     cached: bool  # kept by DVC; Git keeps the others
-    stage: str
+    stage: str  # its name, or the .dvc file
+    record: str  # the file that records the MD5: a dvc.lock, or the .dvc file
+    has_command: bool  # which makes the output; otherwise it is data that `dvc add`, say, recorded
+    imported: bool  # from another repository, by `dvc import`
+
+    @property
+    def pull(self) -> str:
+        """The command that fetches the output; `make pull` leaves an import to DVC."""
+        path, stage = shlex.quote(self.path), shlex.quote(self.stage)
+        return f"dvc pull {stage}" if self.imported else f"python -m integrity.pull {path}"
+
+    def rerun(self, options: str = "") -> str:
+        """The end of a command: what makes the output if nothing could be fetched."""
+        return f" || dvc repro {options}{shlex.quote(self.stage)}" if self.has_command else ""
 
 
 class Clone:
@@ -50,9 +63,21 @@ class Clone:
         self.repo = repo
         self.root = Path(repo.root_dir)
         self.digest = cache(self._digest)
+        self.unreadable: dict[str, str] = {}  # file that DVC cannot read -> why; `index` fills it
 
     def _digest(self, path: str) -> Digest | None:
         return digest(self.root, path)
+
+    @cached_property
+    def index(self) -> Any:
+        """What DVC reads of all dvc.yaml, dvc.lock and .dvc files, without those in `unreadable`."""
+
+        def leave_out(path: str, error: Exception) -> None:
+            name = getattr(error, "path", "") or path  # the error may name the dvc.lock beside a dvc.yaml
+            self.unreadable[self.show(Path.cwd() / name)] = one_line(error)
+
+        self.repo.stage_collection_error_handler = leave_out
+        return self.repo.index
 
     @cached_property
     def stages(self) -> dict[str, dict[str, Any]]:
@@ -62,7 +87,7 @@ class Clone:
 
         try:
             return dict(ProjectFile(self.repo, str(self.root / PIPELINE)).resolver.resolve()["stages"])
-        except DvcException:  # which `check_texts` reports
+        except DvcException:  # which `check_records` reports
             return {}
 
     @cached_property
@@ -84,13 +109,8 @@ class Clone:
 
     @cached_property
     def outputs(self) -> list[Output]:
-        """The outputs whose MD5 is known; empty if DVC cannot read its files."""
-        from dvc.exceptions import DvcException
-
-        try:
-            outs = [out for out in self.repo.index.outs if out.protocol == "local"]
-        except DvcException:  # which `check_texts` reports
-            return []
+        """The outputs whose MD5 is known."""
+        outs = [out for out in self.index.outs if out.protocol == "local"]
         outs = [out for out in outs if out.hash_info.name == "md5" and out.hash_info.value]  # none: not in dvc.lock
         return [
             Output(
@@ -99,6 +119,9 @@ class Clone:
                 out.meta.size if out.meta else None,
                 bool(out.use_cache),
                 str(out.stage.addressing),
+                str(out.stage.path_in_repo).replace(PIPELINE, LOCK),
+                not out.stage.is_data_source,
+                bool(out.stage.is_repo_import),
             )
             for out in outs
         ]
@@ -116,11 +139,16 @@ class Clone:
                 found |= {file.md5: self.root / out.path / file.path for file in listed}
         return found
 
+    def committed(self, path: str) -> bytes | None:
+        """The content of a file in HEAD; None if HEAD lacks it."""
+        with suppress(UserError):
+            return git.run(self.root, "show", f"HEAD:./{path}")
+        return None
+
     def committed_md5(self, path: str) -> str | None:
         """The MD5 of a file in HEAD; None if HEAD lacks it."""
-        with suppress(UserError):
-            return md5(git.run(self.root, "show", f"HEAD:./{path}"))
-        return None
+        content = self.committed(path)
+        return None if content is None else md5(content)
 
     def show(self, path: Path) -> str:
         """A path relative to the repository, if it lies in it."""
@@ -136,7 +164,9 @@ def main() -> int:
     errors.no_arguments()
     with revisions.repository() as repo:
         clone = Clone(repo)
-        findings = [*check_texts(clone), *check_tracked(clone), *check_links(clone), *check_stage_names(clone)]
+        findings = check_texts(clone)
+        findings += [*check_records(clone, findings), *check_tracked(clone)]
+        findings += [*check_links(clone), *check_stage_names(clone)]
         object_count, damaged = check_cache(clone)
         findings += damaged
         for out in clone.outputs:
@@ -157,14 +187,46 @@ def check_texts(clone: Clone) -> list[Finding]:
             raise UserError(f"{name}: not a regular file; `rm -r {name} && git checkout HEAD -- {name}`")
     for name in (paths.PARAMS.as_posix(), PIPELINE):
         try:
-            params.load(clone.root / name)
+            params.load(clone.root / name, pipeline=name == PIPELINE)
         except UserError as error:
             problem = one_line(error).replace(f"{clone.root}/", "")
             findings.append(Finding(problem, fix_of_text(clone.root / name, name, problem)))
     if not (clone.root / LOCK).exists():
-        return [*findings, Finding(f"{LOCK}: missing", f"git checkout HEAD -- {LOCK}")]
-    faults = lock_faults(clone.lock_content, {} if findings else clone.stages)
-    return findings + [Finding(fault, f"git checkout HEAD -- {LOCK}, or dvc repro") for fault in faults]
+        return [*findings, Finding(f"{LOCK}: missing", fix_of_lock(clone, {}))]
+    stages = {} if findings else clone.stages
+    return findings + [Finding(fault, fix_of_lock(clone, stages)) for fault in lock_faults(clone.lock_content, stages)]
+
+
+def fix_of_lock(clone: Clone, stages: dict[str, dict[str, Any]]) -> str:
+    """The command that replaces a bad dvc.lock: by that of HEAD if it is better, or by rerunning what it lacks."""
+    can_be_read = clone.lock.stages or not clone.lock_content
+    rerun = "dvc repro" if can_be_read else f"rm {LOCK} && dvc repro"
+    if lock_faults(clone.committed(LOCK) or b"", stages):
+        return rerun
+    return f"git checkout HEAD -- {LOCK}, or {rerun}"
+
+
+def check_records(clone: Clone, known: list[Finding]) -> Iterator[Finding]:
+    """Report files that DVC cannot read, unless `known` explains them: until they are fixed, each dvc command fails."""
+    _ = clone.index  # which fills `unreadable`
+    for name, reason in clone.unreadable.items():
+        is_known = any(finding.problem.startswith(f"{name}:") for finding in known)
+        if not is_known and not (known and Path(name).name == PIPELINE):  # DVC fills params.yaml into each dvc.yaml
+            yield Finding(f"{name}: {reason}", fix_of_record(clone, name))
+
+
+def fix_of_record(clone: Clone, name: str) -> str:
+    """How to fix a dvc.yaml, a dvc.lock or a .dvc file that DVC cannot read."""
+    path, quoted = clone.root / name, shlex.quote(name)
+    if path.name == LOCK:
+        again = f"rm {quoted} && dvc repro {shlex.quote(str(Path(name).with_name(PIPELINE)))}"
+    elif path.suffix == ".dvc":
+        again = f"rm {quoted} && dvc add {shlex.quote(name.removesuffix('.dvc'))}"
+    else:
+        return fix_of_text(path, name, "")
+    if clone.committed(name) in (None, path.read_bytes()):
+        return again
+    return f"git checkout HEAD -- {quoted}, or {again}"
 
 
 def check_tracked(clone: Clone) -> Iterator[Finding]:
@@ -297,8 +359,7 @@ def fix_of_object(clone: Clone, path: Path, oid: str, owner: tuple[Output, Path]
     out, source = owner
     if has_md5(source, oid):
         return f"{remove} && {copy_command(clone, source, path)}"
-    pull_again = f"python -m integrity.pull {shlex.quote(out.path)}"
-    return f"{remove} && {pull_again} || dvc repro --force --no-run-cache {shlex.quote(out.stage)}"
+    return f"{remove} && {out.pull}{out.rerun('--force --no-run-cache ')}"
 
 
 def copy_command(clone: Clone, source: Path, path: Path) -> str:
@@ -307,9 +368,9 @@ def copy_command(clone: Clone, source: Path, path: Path) -> str:
 
 
 def check_output(clone: Clone, out: Output) -> Iterator[Finding]:
-    """Compare an output in the work tree with dvc.lock."""
+    """Compare an output in the work tree with its record in dvc.lock or a .dvc file."""
     place, name, found = clone.root / out.path, shlex.quote(out.path), clone.digest(out.path)
-    problem = f"{out.path}: does not match {LOCK}: damaged, or changed by hand"
+    problem = f"{out.path}: does not match {out.record}: damaged, or changed by hand"
     if not place.exists():
         problem = f"{out.path}: missing"
     elif is_special(place):
@@ -320,21 +381,35 @@ def check_output(clone: Clone, out: Output) -> Iterator[Finding]:
             fix = f"rm {name} && cp -R {shlex.quote(str(target))} {name}"
             yield Finding(f"{out.path}: a link to {target}, which neither Git nor DVC keeps", fix)
         if out.size not in (None, found.size):
-            problem = f"{LOCK}: gives {out.path} {out.size:,} bytes instead of {found.size:,}: truncated, or edited"
-            yield Finding(problem, fix_of_size(clone, out.stage))
-    elif out.cached:  # removed first: DVC compares time and size, and would miss a flipped bit
-        yield Finding(problem, f"rm -rf {name} && python -m integrity.pull {name} || dvc repro")
+            problem = (
+                f"{out.record}: gives {out.path} {out.size:,} bytes instead of {found.size:,}: truncated, or edited"
+            )
+            yield Finding(problem, fix_of_size(clone, out.record, out.stage))
+    elif out.cached or not out.has_command:
+        yield Finding(problem, fix_of_output(out, place.exists()))
     elif clone.committed_md5(out.path) == out.md5:
         yield Finding(problem, f"git checkout HEAD -- {name}")
     else:
         yield Finding(f"{problem}, also in HEAD", f"rm -f {name} && dvc repro {shlex.quote(out.stage)}")
 
 
-def fix_of_size(clone: Clone, stage: str) -> str:
-    """The command that corrects a size in dvc.lock."""
-    run = f"dvc repro --force --single-item {shlex.quote(stage)}"
-    is_committed = clone.committed_md5(LOCK) == md5(clone.lock_content)
-    return run if is_committed else f"git checkout HEAD -- {LOCK}, or {run}"
+def fix_of_output(out: Output, exists: bool) -> str:
+    """The command that restores an output that DVC keeps. Data that no stage makes is never deleted: it may be new."""
+    name, stage, aside = shlex.quote(out.path), shlex.quote(out.stage), shlex.quote(f"{out.path}.changed")
+    if out.has_command:  # removed first: DVC compares time and size, and would miss a flipped bit
+        return f"rm -rf {name} && {out.pull}{out.rerun()}"
+    if not exists:
+        return out.pull
+    restore = f"mv -n {name} {aside} && {out.pull}"
+    return restore if out.imported else f"dvc commit --force {stage}, or if you did not change it: {restore}"
+
+
+def fix_of_size(clone: Clone, record: str, stage: str) -> str:
+    """The command that corrects a size in a dvc.lock or a .dvc file."""
+    command = "dvc repro --force --single-item" if record.endswith(LOCK) else "dvc commit --force"
+    run = f"{command} {shlex.quote(stage)}"
+    is_committed = clone.committed(record) == (clone.root / record).read_bytes()
+    return run if is_committed else f"git checkout HEAD -- {shlex.quote(record)}, or {run}"
 
 
 def check_cached(clone: Clone, out: Output) -> Iterator[Finding]:
@@ -363,7 +438,7 @@ def check_inputs(clone: Clone) -> Iterator[Finding]:
             if found and found.md5 == file.md5:
                 if file.size not in (None, found.size):
                     problem = f"{LOCK}: {name} read {file.path} of {file.size:,} bytes, but it has {found.size:,}"
-                    yield Finding(problem, fix_of_size(clone, name))
+                    yield Finding(problem, fix_of_size(clone, LOCK, name))
             elif file.md5 is None or file.path in clone.lock.writers:
                 continue  # `check_output` compares the outputs
             elif is_special(clone.root / file.path):

@@ -7,6 +7,8 @@ which files `dvc pull` and `dvc repro` write, and where.
 
 import copy
 import json
+import os
+import platform
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_LIST_BYTES = 256_000_000  # about three million files
 WRONG_CONTENT = "its content does not match its name: damaged, or replaced"
 MAX_ENTRY_BYTES = 10_000_000
+WINDOWS = os.name == "nt"
+FOLDS_NAMES = platform.system() in ("Windows", "Darwin")  # whose file systems usually take a.png and A.PNG for one file
 # Device names on Windows, with any extension.
 DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
 
@@ -38,7 +42,8 @@ class ListedFile:
 def folder_list(content: bytes, name: str) -> list[ListedFile]:
     """The files of a folder. content: of the object that lists them. name: of that object, an MD5 and ".dir".
 
-    Raises BadObjectError if the content does not match the name, or if a path could leave the folder on any system.
+    Raises BadObjectError if the content does not match the name, or if this system would write a path outside of the
+    folder or over another one. Linux accepts names that Windows or macOS do not: `dvc add` records them.
     """
     if len(content) > MAX_LIST_BYTES:
         raise BadObjectError(f"a list of more than {MAX_LIST_BYTES:,} bytes")
@@ -56,11 +61,9 @@ def folder_list(content: bytes, name: str) -> list[ListedFile]:
             raise BadObjectError(f"lists {file.path[:100]!r}: {reason}")
         if not MD5.fullmatch(file.md5):
             raise BadObjectError(f"lists {file.path[:100]!r} with {file.md5[:40]!r}, which is no MD5")
-        path = fold(file.path)
+        path = fold(file.path) if FOLDS_NAMES else file.path
         if path in folded:
-            raise BadObjectError(
-                f"lists {file.path[:100]!r} twice, or under two names that some file systems do not distinguish"
-            )
+            raise BadObjectError(f"lists {file.path[:100]!r} twice, or under two names that are one file here")
         folded.add(path)
         while (path := path.rpartition("/")[0]) and path not in folders:
             folders.add(path)
@@ -71,17 +74,25 @@ def folder_list(content: bytes, name: str) -> list[ListedFile]:
 
 def unsafe(path: str) -> str:
     """Why it is unsafe to write a path below a folder; "" if it is safe."""
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in path):
-        return "control characters, or characters that no file name can have"
-    if "\\" in path:
-        return "a backslash, which separates folders on Windows"
+    if any(character == "\0" or unicodedata.category(character) == "Cs" for character in path):
+        return "characters that no file name can have"
     for part in path.split("/"):
         if part in ("", ".", ".."):
             return "an absolute path, or a path out of the folder"
-        if re.match(r"[A-Za-z]:", part):
-            return "a drive letter"
         if fold(part).rstrip(" .") in (".git", ".dvc"):
             return "a folder that configures Git or DVC"
+    return unsafe_on_windows(path) if WINDOWS else ""
+
+
+def unsafe_on_windows(path: str) -> str:
+    """Why Windows would write a path elsewhere, or nowhere; "" if it would not."""
+    if any(unicodedata.category(character) == "Cc" for character in path):
+        return "control characters"
+    if "\\" in path:
+        return "a backslash, which separates folders on Windows"
+    for part in path.split("/"):
+        if re.match(r"[A-Za-z]:", part):
+            return "a drive letter"
         if fold(part).partition(".")[0].rstrip() in DEVICES:
             return "a device on Windows"
     return ""

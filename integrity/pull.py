@@ -4,7 +4,8 @@ DVC 3.67 hashes the files it fetches if the remote is configured with `verify`, 
 nor an entry of the run cache. So a remote, or one flipped bit in it, decides which files `dvc pull` writes, and where.
 This program hashes every object, including those already in the cache, and checks every list and every entry
 (integrity/objects.py). Only then does DVC check out. Whatever fails a check reaches neither the cache nor the work
-tree. Exit status: 0, everything is there; 2, something is not.
+tree. An output of `dvc import` is not in the remote but in another repository, from which `dvc pull` fetches it. Exit
+status: 0, everything else is there; 2, something is not.
 """
 
 import argparse
@@ -26,8 +27,10 @@ from integrity.remotes import MissingObjectError, Remote, UnreadableObjectError,
 from stages.common import errors, files
 from stages.common.digests import file_md5
 from stages.common.errors import UserError, one_line, printable
+from stages.common.text import listed
 
 MAX_JOBS = 1000
+SHOWN = 3  # names in one message
 
 
 @dataclass(frozen=True)
@@ -46,23 +49,26 @@ def main() -> int:
     with revisions.repository(writes=True) as repo:
         cache, root = Cache(repo), Path(repo.root_dir)
         with at_revision(repo, arguments.rev):
-            outputs, unknown = select(repo, root, arguments)
+            outputs, unknown, imports = select(repo, root, arguments)
         remotes = Remotes(repo)
         folders, absent = fetch_lists(cache, remotes, root, outputs, arguments.allow_missing)
         outputs = [out for out in outputs if out not in absent]
-        fetched, missing = fetch_files(cache, remotes, outputs, folders, arguments.jobs, arguments.allow_missing)
-        missing = [*(out.path.as_posix() for out in absent), *missing]
+        fetched, incomplete = fetch_files(cache, remotes, outputs, folders, arguments.jobs, arguments.allow_missing)
+        missing = [*absent, *incomplete]
         faults = remove_bad_runs(repo)
         runs, refusals = fetch_runs(repo, arguments.remote) if arguments.run_cache else (0, [])
-        # A folder whose list is nowhere is left out: DVC would take it for empty, and delete its files or refuse to.
-        targets = [str(root / out.path) for out in outputs] if absent else arguments.targets
-        if not arguments.rev and (targets or not absent):
-            with dvc_errors():
-                repo.checkout(targets=targets or None, force=arguments.force, allow_missing=True)
+        # Of an output that is left out, DVC would delete the files in the work tree, or refuse to.
+        left_out = bool(missing or unknown or imports)
+        targets = [str(root / out.path) for out in outputs if out not in missing] if left_out else arguments.targets
+        if not arguments.rev and (targets or not left_out):
+            check_out(repo, targets, arguments.force)
     summary = f"checked {len(outputs)} outputs and {len(folders)} lists of folders, fetched {fetched} objects"
     print(f"{summary}, {runs} runs" if arguments.run_cache else summary, flush=True)
     if missing:
-        print(f"in no remote, so `dvc repro` has to make them: {', '.join(missing)}", flush=True)
+        names = ", ".join(out.path.as_posix() for out in missing)
+        print(f"in no remote, so `dvc repro` has to make them: {names}", flush=True)
+    for file in imports:
+        print(f"imported from another repository: `dvc pull {file}` fetches it, without these checks", flush=True)
     if unknown and not arguments.allow_missing:
         faults.append(f"{LOCK} records no MD5 for {', '.join(unknown)}; `dvc repro` makes them")
     for fault in [*faults, *refusals]:
@@ -98,11 +104,14 @@ def at_revision(repo: Any, rev: str | None) -> AbstractContextManager[Any]:
     return switch(repo, revisions.resolve(repo, rev)) if rev is not None else nullcontext()
 
 
-def select(repo: Any, root: Path, arguments: argparse.Namespace) -> tuple[list[Output], list[str]]:
-    """The outputs to fetch, and the paths of those without a recorded MD5. Raises UserError."""
+def select(repo: Any, root: Path, arguments: argparse.Namespace) -> tuple[list[Output], list[str], list[str]]:
+    """The outputs to fetch, the paths of those without a recorded MD5, and the .dvc files of imports.
+
+    Raises UserError, also if an import is named as a target.
+    """
     from dvc.repo.index import index_from_targets
 
-    outputs, unknown = [], []
+    outputs, unknown, imports = [], [], []
     with dvc_errors():
         found = [out for out in index_from_targets(repo, targets=arguments.targets or None).outs if out.use_cache]
     for out in sorted(found, key=str):
@@ -111,7 +120,10 @@ def select(repo: Any, root: Path, arguments: argparse.Namespace) -> tuple[list[O
         if not out.is_in_repo or out.protocol != "local":
             raise UserError(f"{out}: lies outside of this repository; use `dvc pull {out}`, which does not check it")
         if out.stage.is_repo_import:
-            raise UserError(f"{path}: imported; use `dvc update {out.stage.relpath}`, which does not check it")
+            if arguments.targets:
+                raise UserError(f"{path}: imported; use `dvc pull {out.stage.relpath}`, which does not check it")
+            imports.append(str(out.stage.relpath))
+            continue
         if out.files or (out.hash_info and out.hash_info.name != "md5"):
             raise UserError(f"{path}: recorded by DVC 2; run `dvc cache migrate --dvc-files`")
         if not (root / path).parent.resolve().is_relative_to(root.resolve()):
@@ -122,7 +134,7 @@ def select(repo: Any, root: Path, arguments: argparse.Namespace) -> tuple[list[O
             raise UserError(f"{path}: {oid[:40]!r} is no MD5; `git checkout HEAD -- {LOCK}` if it was truncated")
         else:
             outputs.append(Output(path, oid, out.meta.size if out.meta else None, arguments.remote or out.remote))
-    return outputs, unknown
+    return outputs, unknown, imports
 
 
 class Remotes(dict[str | None, Remote]):
@@ -239,14 +251,15 @@ def fetch_files(
     folders: dict[Output, list[objects.ListedFile]],
     jobs: int | None,
     allow_missing: bool,
-) -> tuple[int, list[str]]:
-    """Fetch the files that the cache lacks; returns how many, and the outputs that no remote has.
+) -> tuple[int, list[Output]]:
+    """Fetch the files that the cache lacks; returns how many, and the outputs of which no remote has every file.
 
     Raises UserError for a damaged object and, unless `allow_missing`, for a missing one.
     """
+    oids = {out: [file.md5 for file in folders[out]] if out in folders else [out.oid] for out in outputs}
     owners: dict[str, Output] = {}
     for out in outputs:
-        for oid in [file.md5 for file in folders[out]] if out in folders else [out.oid]:
+        for oid in oids[out]:
             owners.setdefault(oid, out)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         lacking = [oid for oid, held in zip(owners, pool.map(cache.holds, owners), strict=True) if not held]
@@ -261,11 +274,11 @@ def fetch_files(
 
     with ThreadPoolExecutor(jobs or max([1, *(remote.jobs for remote in used)])) as pool:
         faults = {oid: fault for oid, fault in zip(lacking, pool.map(fetch, lacking), strict=True) if fault}
-    absent = [oid for oid, fault in faults.items() if allow_missing and isinstance(fault, MissingObjectError)]
+    absent = {oid for oid, fault in faults.items() if allow_missing and isinstance(fault, MissingObjectError)}
     if refused := {oid: fault for oid, fault in faults.items() if oid not in absent}:
         first = owners[next(iter(refused))]
         raise refusal(remotes[first.remote], refused, first.path)
-    return len(lacking) - len(absent), list(dict.fromkeys(owners[oid].path.as_posix() for oid in absent))
+    return len(lacking) - len(absent), [out for out in outputs if not absent.isdisjoint(oids[out])]
 
 
 def refusal(remote: Remote, faults: dict[str, Exception], path: Path) -> UserError:
@@ -332,6 +345,20 @@ def unusable_runs(folder: Path) -> Iterator[tuple[Path, str]]:
             fault = objects.run_cache_fault(place.parent.name, place.name, place.read_bytes())
             if fault:
                 yield place, fault
+
+
+def check_out(repo: Any, targets: list[str], force: bool) -> None:
+    """Let DVC check out these targets; none: all. Raises UserError."""
+    from dvc.exceptions import CheckoutError
+
+    with dvc_errors():
+        try:
+            repo.checkout(targets=targets or None, force=force)
+        except CheckoutError as error:  # DVC deletes an output that it cannot complete, and does not say why
+            raise UserError(
+                f"{listed(error.target_infos, SHOWN)}: could not be written, so DVC removed it; is the disk full? The "
+                "cache has everything: run this again"
+            ) from None
 
 
 @contextmanager

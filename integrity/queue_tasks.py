@@ -1,6 +1,7 @@
 """Find killed experiments of `dvc queue`: DVC 3.67 lists them as Running forever, and never deletes their folders."""
 
 import json
+import os
 import shlex
 from collections.abc import Iterator
 from contextlib import suppress
@@ -67,9 +68,14 @@ def worker_is_running(root: Path) -> bool:
 
 
 def has_process(folder: Path) -> bool:
-    """Whether any process has its working directory in a folder."""
-    for link in Path("/proc").glob("[0-9]*/cwd"):
-        with suppress(OSError):  # the process has ended, or belongs to another user
-            if link.readlink().is_relative_to(folder.resolve()):
-                return True
+    """Whether a process has its working directory in a folder, or may have: the system hides those of other users."""
+    owner = folder.stat().st_uid if folder.is_dir() else None
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # the process has ended
+            try:
+                if (process / "cwd").readlink().is_relative_to(folder.resolve()):
+                    return True
+            except PermissionError:
+                if owner != os.geteuid() and process.stat().st_uid == owner:  # the user who works in this folder
+                    return True
     return False

@@ -4,7 +4,6 @@ Three things are compared for each output: the file in Git, the MD5 in dvc.lock,
 only the last two, and trusts its record of earlier hashes; this module hashes the bytes.
 """
 
-import json
 import os
 import re
 import shutil
@@ -132,7 +131,7 @@ def isolated(clone: Path, scratch: Path, cache: str) -> dict[str, str]:
     """
     delete(clone / paths.RUNS)  # train would resume from a committed checkpoint
     config = clone / ".dvc" / "config.local"  # overrides the user's configuration
-    config.write_text(f"[cache]\n    dir = {json.dumps(cache)}\n", encoding="utf-8")
+    config.write_text(f'[cache]\n    dir = """{cache}"""\n', encoding="utf-8")  # triple: a path may contain a quote
     variables = {name: value for name, value in environment(scratch).items() if not name.startswith("DVC_")}
     variables.pop("PYTHONPATH", None)  # the clone's own code
     temporary = scratch / "tmp"

@@ -69,7 +69,7 @@ def repair() -> None:
         print(f"removed {path}: an unfinished entry of the run cache, from a killed dvc", flush=True)
     with errors.one_stage_at_a_time(wait=False) as free:  # a running stage may still be writing
         for path in unfinished(Path()) if free else []:
-            path.unlink()
+            path.unlink(missing_ok=True)
             print(f"removed {path}: unfinished, its stage was killed", flush=True)
 
 
@@ -91,9 +91,13 @@ def aside(lock: Path) -> Path:
 
 
 def unfinished(root: Path) -> list[Path]:
-    """The temporary files of `files.write_bytes` in a repository."""
-    folders = ("data", "metrics", paths.RUNS.as_posix())
-    return [path for folder in folders for path in sorted((root / folder).rglob(".*.tmp"))]
+    """The temporary files of `files.write_bytes` in a repository, without those of a search, which may be running."""
+    found = []
+    for top in ("data", "metrics", paths.RUNS.as_posix()):
+        for folder, folders, names in os.walk(root / top):
+            folders[:] = [name for name in folders if Path(folder, name) != root / paths.SEARCH]
+            found += [Path(folder, name) for name in names if name.startswith(".") and name.endswith(".tmp")]
+    return sorted(found)
 
 
 def committed_lock(lock: Path) -> bytes | None:

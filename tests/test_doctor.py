@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from tests import inside
 from tests.clones import Clone
 from tests.forging import cached, entry, flip, locked, replace
 from tests.imports import ROOT
-from tests.toy import Project, begun
+from tests.toy import PIPELINE, Project, begun
 
 
 def doctor(clone: Clone | Project) -> tuple[int, str]:
@@ -111,13 +112,18 @@ def test_an_undamaged_run(clone: Clone) -> None:
     assert (status, "nothing to fix" in output) == (0, True), output
 
 
+def soak(value: str | bool) -> Any:
+    """A parameter of the long tests."""
+    return pytest.param(value, marks=pytest.mark.soak, id=str(value))
+
+
 SLOW = ("forged code", "a forged model")  # their fixes train
 
 
 @pytest.mark.parametrize(
     "damage",
     # A fix that trains again takes long.
-    [pytest.param(name, marks=pytest.mark.soak, id=name) if name in SLOW else name for name in DAMAGE],
+    [soak(name) if name in SLOW else name for name in DAMAGE],
 )
 def test_damage_is_found_and_fixed(clone: Clone, damage: str) -> None:
     inflict, expected = DAMAGE[damage]
@@ -269,6 +275,14 @@ def torn_lock(project: Project) -> None:
     (project.path / "dvc.lock").write_bytes(content[: content.rindex(b"md5: ") + 2])
 
 
+def committed(damage: Callable[[Project], None]) -> Callable[[Project], None]:
+    def inflict(project: Project) -> None:
+        damage(project)
+        project.run("git", "commit", "-qam", "damage")
+
+    return inflict
+
+
 def a_cut_in_the_last_number(project: Project) -> None:
     content = (project.path / "dvc.lock").read_bytes().rstrip()
     (project.path / "dvc.lock").write_bytes(content[:-1] + b"\n")
@@ -317,7 +331,11 @@ TOY_DAMAGE: dict[str, tuple[Callable[[Project], object], str]] = {
         "data/predictions.csv: missing",
     ),
     "data is a link": (data_is_a_link, "data: a link to "),
-    "a torn dvc.lock": (torn_lock, "fix: git checkout HEAD -- dvc.lock"),
+    "a torn dvc.lock": (torn_lock, "fix: git checkout HEAD -- dvc.lock, or rm dvc.lock && dvc repro\n"),
+    "a torn dvc.lock, committed": (
+        committed(torn_lock),
+        "    fix: rm dvc.lock && dvc repro\n",
+    ),
     "a dvc.lock cut off in its last number": (a_cut_in_the_last_number, "truncated, or edited"),
     "the command in dvc.lock": (edited("dvc.lock", "cmd: python", "cmd: python -B"), "evaluate: ran with another comm"),
     "the command in dvc.yaml": (edited("dvc.yaml", "cmd: python", "cmd: python -B"), "evaluate: ran with another comm"),
@@ -389,6 +407,114 @@ def test_garbage_collection_leaves_what_was_committed(toy: Project) -> None:
     toy.set(train={"seed": 2})
     toy.dvc("repro", "-q")
     assert forgotten.is_file()
+
+
+def test_a_dvc_yaml_that_is_yaml_but_no_pipeline(toy: Project) -> None:
+    toy.write("dvc.yaml", PIPELINE.replace("cmd:", "command:"))
+    status, output = doctor(toy)
+    assert (status, "dvc.yaml' validation failed: " in output) == (1, True), output
+    assert "fix: edit it (`git diff HEAD -- dvc.yaml` shows what changed)" in output
+
+
+def test_a_dvc_yaml_with_aliases(toy: Project) -> None:
+    """DVC reads them."""
+    toy.write("dvc.yaml", PIPELINE.replace("deps: [toy.py]", "deps: &code [toy.py]\n    meta: {code: *code}"))
+    status, output = doctor(toy)
+    assert status == 0, output
+
+
+@pytest.fixture(scope="module")
+def with_photos(ran: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The toy pipeline, a second pipeline in seeds/, and a folder that `dvc add` recorded."""
+    project = Project(tmp_path_factory.mktemp("photos") / "clone")
+    shutil.copytree(ran.path, project.path, symlinks=True)
+    for folder in ("seeds", "photos"):
+        (project.path / folder).mkdir()
+    project.write("seeds/dvc.yaml", "stages:\n  seed:\n    cmd: echo 1 > out\n    outs: [out]\n")
+    for name in ("a.png", "b.png"):
+        project.write(f"photos/{name}", name)
+    project.dvc("repro", "-q", "seeds/dvc.yaml")
+    project.dvc("add", "-q", "photos")
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "-qm", "photos")
+    return project
+
+
+@pytest.fixture
+def photos(with_photos: Project, tmp_path: Path) -> Project:
+    """A copy of it, to be damaged."""
+    shutil.copytree(with_photos.path, tmp_path / "clone", symlinks=True)
+    return Project(tmp_path / "clone")
+
+
+def new_pictures(project: Project) -> None:
+    project.write("photos/a.png", "edited")
+    project.write("photos/c.png", "new")
+
+
+def cut(name: str) -> Callable[[Project], None]:
+    def inflict(project: Project) -> None:
+        content = (project.path / name).read_text(encoding="utf-8")
+        project.write(name, content[: content.index("md5:")] + "[")
+
+    return inflict
+
+
+def another_seed(project: Project) -> None:
+    (project.path / "seeds/out").unlink()
+    project.write("seeds/out", "2")
+    shutil.rmtree(project.path / ".dvc/cache")
+    project.dvc("commit", "-q", "--force", "photos.dvc", "evaluate")
+
+
+PHOTOS_DAMAGE: dict[str, tuple[Callable[[Project], object], str]] = {
+    "no pictures": (lambda project: shutil.rmtree(project.path / "photos"), "fix: python -m integrity.pull photos\n"),
+    "a torn photos.dvc": (
+        cut("photos.dvc"),
+        "fix: git checkout HEAD -- photos.dvc, or rm photos.dvc && dvc add photos",
+    ),
+    "a torn photos.dvc, committed": (
+        committed(cut("photos.dvc")),
+        "photos.dvc: unable to read: 'photos.dvc', YAML file structure is corrupted\n"
+        "    fix: rm photos.dvc && dvc add photos\n",
+    ),
+    "a torn seeds/dvc.lock": (cut("seeds/dvc.lock"), "fix: git checkout HEAD -- seeds/dvc.lock, or rm seeds/dvc.lock"),
+    "an output of another pipeline": (
+        another_seed,
+        "seeds/out: does not match seeds/dvc.lock: damaged, or changed by hand\n"
+        "    fix: rm -rf seeds/out && python -m integrity.pull seeds/out || dvc repro seeds/dvc.yaml:seed\n",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [name if "committed" in name or "another" in name else soak(name) for name in PHOTOS_DAMAGE],
+)
+def test_damage_beside_the_pipeline_is_found_and_fixed(photos: Project, damage: str) -> None:
+    inflict, expected = PHOTOS_DAMAGE[damage]
+    inflict(photos)
+    status, output = doctor(photos)
+    assert (status, expected in output) == (1, True), output
+    cure(photos, output)
+    assert doctor(photos)[0] == 0
+    assert (photos.path / "photos/a.png").read_text() == "a.png"
+    assert (photos.path / "seeds/out").read_text() == "1\n"
+
+
+@pytest.mark.parametrize("keep", [True, soak(False)])
+def test_changed_pictures_are_never_deleted(photos: Project, keep: bool) -> None:
+    """They exist nowhere else."""
+    new_pictures(photos)
+    status, output = doctor(photos)
+    assert (status, "photos: does not match photos.dvc: damaged, or changed by hand" in output) == (1, True), output
+    (fixes,) = re.findall(r"^    fix: (.*)$", output, re.MULTILINE)
+    photos.run("sh", "-c", fixes.split(", or if you did not change it: ")[0 if keep else 1])
+    assert doctor(photos)[0] == 0
+    changed, recorded = photos.path / ("photos" if keep else "photos.changed"), photos.path / "photos"
+    assert [(changed / name).read_text() for name in ("a.png", "b.png", "c.png")] == ["edited", "b.png", "new"]
+    assert (recorded / "a.png").read_text() == ("edited" if keep else "a.png")
+    assert ("photos.dvc" in photos.run("git", "diff", "--name-only")) is keep
 
 
 @pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml"])

@@ -146,6 +146,27 @@ def test_a_pipeline_that_changes_meanwhile() -> None:
         inputs.check()
 
 
+def test_a_dvc_yaml_with_aliases_and_parameters_of_another_file() -> None:
+    Path("dvc.yaml").write_text(
+        f"vars:\n  - code: &code [{CODE}]\nstages:\n  train:\n    deps: *code\n    params: [train, other.yaml: [a]]\n",
+        encoding="utf-8",
+    )
+    inputs.remember()
+    CODE.write_text("lr = 2\n", encoding="utf-8")
+    edit("train.epochs", 99)
+    with pytest.raises(UserError, match=rf"^{CODE}, train\.epochs in params\.yaml changed while train ran"):
+        inputs.check()
+
+
+def test_a_dvc_yaml_of_plots_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as DVCLive writes."""
+    monkeypatch.setenv("DVC_STAGE", "of_no_file")
+    Path("dvclive").mkdir()
+    Path("dvclive/dvc.yaml").write_text("plots:\n  - metrics/loss.tsv:\n      x: step\n", encoding="utf-8")
+    inputs.remember()
+    inputs.check()
+
+
 def test_a_program_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A seed trains in runs/seeds/0, with its own params.yaml and the code of the project."""
     (tmp_path / "own").mkdir()

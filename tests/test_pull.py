@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -313,30 +314,49 @@ UNSAFE = {
     "empty": "",
     "empty part": "a//b",
     "folder": "a/",
-    "backslash": "..\\yaml.py",
-    "drive": "C:/yaml.py",
-    "drive within": "a/c:yaml.py",
     "nul": "a\0b",
-    "line end": "a\nb",
     "half a character": "a\ud800",
     "git": "x/.GIT/config",
     "git with a dot": ".git./config",
     "dvc": ".dvc/config",
-    "device": "con.txt",
-    "device in capitals": "a/LPT1",
     "same name": "b",
-    "same in other case": "B",
     "file that is a folder": "b/c",
     "folder that is a file": "c",
 }
 
 
+UNSAFE_ELSEWHERE = {
+    "backslash": "..\\yaml.py",
+    "drive": "C:/yaml.py",
+    "drive within": "a/c:yaml.py",
+    "line end": "a\nb",
+    "device": "con.txt",
+    "device in capitals": "a/LPT1",
+    "same in other case": "B",
+}
+
+
+def list_with(*paths: str) -> tuple[bytes, str]:
+    """The content and the name of an object that lists these files."""
+    content = json.dumps([{"md5": md5(EVIL), "relpath": path} for path in paths]).encode()
+    return content, f"{md5(content)}.dir"
+
+
+@pytest.mark.parametrize("path", UNSAFE_ELSEWHERE.values(), ids=UNSAFE_ELSEWHERE)
+def test_a_list_with_a_path_that_is_unsafe_on_windows(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = objects.folder_list(*list_with("b", path))
+    assert [file.path for file in files] == ["b", path]
+    monkeypatch.setattr(objects, "WINDOWS", True)
+    monkeypatch.setattr(objects, "FOLDS_NAMES", True)
+    with pytest.raises(BadObjectError, match="lists '"):
+        objects.folder_list(*list_with("b", path))
+
+
 @pytest.mark.parametrize("path", UNSAFE.values(), ids=UNSAFE)
 def test_a_list_with_this_path_is_refused(path: str) -> None:
     """Also if the list has its true MD5: the attacker may have made the commit."""
-    content = json.dumps([{"md5": md5(EVIL), "relpath": name} for name in ("b", "c/d", path)]).encode()
     with pytest.raises(BadObjectError, match="lists '"):
-        objects.folder_list(content, f"{md5(content)}.dir")
+        objects.folder_list(*list_with("b", "c/d", path))
 
 
 @pytest.mark.parametrize("jobs", ["0", "1001", "x", "9" * 5000], ids=["none", "many", "no number", "huge"])
@@ -349,12 +369,12 @@ def test_the_number_of_jobs(jobs: str, capsys: pytest.CaptureFixture[str]) -> No
     assert len(complaint) < 150
 
 
-def test_names_that_a_file_system_folds_together_are_refused() -> None:
+def test_names_that_a_file_system_folds_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects, "FOLDS_NAMES", True)
     for one, other in (("\u00e9", "e\u0301"), ("Stra\u00dfe", "STRASSE"), ("a/\u212b", "A/\u00e5")):
         assert one != other
-        content = json.dumps([{"md5": md5(EVIL), "relpath": name} for name in (one, other)]).encode()
         with pytest.raises(BadObjectError, match="twice, or under two names"):
-            objects.folder_list(content, f"{md5(content)}.dir")
+            objects.folder_list(*list_with(one, other))
 
 
 @pytest.mark.parametrize(
@@ -372,8 +392,7 @@ def test_a_malformed_list_is_refused(content: bytes) -> None:
 
 def test_ordinary_names_are_accepted() -> None:
     names = ["A/1.png", "a/2.png", "12:30.png", "what?.txt", ".gitkeep", "é ü.txt", "console.log", "a.b/c..d", "~x"]
-    content = json.dumps([{"md5": md5(EVIL), "relpath": name} for name in names]).encode()
-    assert [file.path for file in objects.folder_list(content, f"{md5(content)}.dir")] == names
+    assert [file.path for file in objects.folder_list(*list_with(*names))] == names
 
 
 def name_in_git(victim: Victim, paths: list[str]) -> tuple[str, bytes]:
@@ -487,6 +506,79 @@ def test_a_folder_whose_list_is_missing_stays_unchanged(directory: Victim) -> No
     assert directory.pull("--allow-missing")[0] == 0
     assert files
     assert all(path.read_bytes() == content for path, content in files.items())
+
+
+def test_a_folder_with_a_missing_file_stays_unchanged(directory: Victim) -> None:
+    assert directory.pull()[0] == 0
+    name = md5(b"c/d")
+    (directory.storage / "files/md5" / name[:2] / name[2:]).unlink()
+    shutil.rmtree(directory.project.path / ".dvc/cache")
+    (directory.project.path / "added/c/d").unlink()
+    shutil.rmtree(directory.project.path / "made")
+    status, output, _ = directory.pull("--allow-missing")
+    assert (status, "in no remote, so `dvc repro` has to make them: added\n" in output) == (0, True)
+    assert (directory.project.path / "added/b").read_bytes() == b"b"
+    assert (directory.project.path / "made/g").read_text() == "one\n"
+
+
+def commit_added(victim: Victim, name: str, files: dict[str, bytes]) -> None:
+    """Record a folder with `dvc add`, on a branch of its own."""
+    victim.project.run("git", "checkout", "-qb", name)
+    for path, content in files.items():
+        replace(victim.project.path / name / path, content)
+    assert victim.dvc("add", "-q", name) == 0
+    victim.project.commit(name)
+
+
+def test_a_disk_that_is_full_when_the_cache_is_complete(directory: Victim) -> None:
+    """A limit on the size of files acts as a full disk; DVC's database is smaller."""
+    commit_added(directory, "large", {"small": b"1", "large": bytes(8_000_000)})
+    shutil.rmtree(directory.project.path / "large")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, limits[1]))
+    try:
+        status, _, output = directory.pull()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (status, output) == (
+        2,
+        "error: large: could not be written, so DVC removed it; is the disk full? The cache has everything: run this "
+        "again\n",
+    )
+    assert directory.pull()[0] == 0
+    assert (directory.project.path / "large/large").stat().st_size == 8_000_000
+
+
+def test_names_that_windows_does_not_allow(directory: Victim) -> None:
+    names = ["IMG.JPG", "img.jpg", "aux.png", "a\\b.png", "a\nb.png", "12:30/c:.png", "c,d e.png"]
+    commit_added(directory, "photos", {name: name.encode() for name in names})
+    assert directory.dvc("push", "-q") == 0
+    directory.forget()
+    assert directory.pull()[::2] == (0, "")
+    assert [(directory.project.path / "photos" / name).read_bytes() for name in names] == [n.encode() for n in names]
+    assert "photos" not in directory.module("integrity.doctor")[1]
+
+
+@pytest.mark.soak
+def test_an_import_is_left_to_dvc(directory: Victim, author: Project) -> None:
+    author.dvc("remote", "add", "-q", "--default", "author", str(author.path.parent / "remote"))
+    author.run("git", "commit", "-qam", "the remote for those who import")
+    directory.project.run("git", "checkout", "-qb", "import")
+    assert directory.dvc("import", "-q", str(author.path), "added", "--out", "imported") == 0
+    directory.project.commit("import")
+    directory.forget()
+    status, output, _ = directory.pull()
+    assert (status, "imported from another repository: `dvc pull imported.dvc` fetches it" in output) == (0, True)
+    assert (directory.project.path / "made/g").read_text() == "one\n"
+    status, _, error = directory.pull("imported.dvc")
+    assert (status, error) == (2, "error: imported: imported; use `dvc pull imported.dvc`, which does not check it\n")
+    assert directory.dvc("pull", "-q", "imported.dvc") == 0
+    assert (directory.project.path / "imported/b").read_bytes() == b"b"
+    replace(directory.project.path / "imported/b", b"edited")
+    output = directory.module("integrity.doctor")[1]
+    assert "fix: mv -n imported imported.changed && dvc pull imported.dvc\n" in output
+    assert directory.pull()[0] == 0
+    assert (directory.project.path / "imported/b").read_bytes() == b"edited"
 
 
 def test_an_experiment(directory: Victim, author: Project) -> None:

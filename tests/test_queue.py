@@ -1,14 +1,17 @@
 """After a SIGKILL of a worker of `dvc queue`, doctor lists its task and its folder, and the fixes work."""
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from integrity import queue_tasks
 from tests.clones import Clone
 from tests.faults.lab import PROC, kill_tree, wait_for
 
@@ -22,6 +25,7 @@ stages:
     outs: [out.txt]
 """
 DEADLINE_SECONDS = 600
+NOBODY = 65534
 
 
 @pytest.fixture
@@ -102,3 +106,20 @@ def test_a_killed_worker(clone: Clone) -> None:
     wait_for(lambda: "Success" in clone.dvc_as_program("queue", "status"), DEADLINE_SECONDS)
     wait_for(lambda: "1 active" not in clone.dvc_as_program("queue", "status"), DEADLINE_SECONDS)
     assert "nothing to fix" in doctor(clone)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+def test_a_folder_in_which_another_user_may_work() -> None:
+    """The system does not show the working directories of other users' processes, such as those of root."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        os.seteuid(NOBODY)
+        try:
+            assert queue_tasks.has_process(folder)
+            os.seteuid(0)
+            os.chown(folder, NOBODY, -1)
+            os.seteuid(NOBODY)
+            assert not queue_tasks.has_process(folder)
+        finally:
+            os.seteuid(0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from integrity import git, repair
+from integrity import git, rebuild, repair
 from stages.common import errors
 from stages.common.errors import UserError
 
@@ -136,6 +136,23 @@ def test_an_unfinished_run_is_found_wherever_the_cache_is(
     repair.main()
     assert not entry.exists()
     assert capsys.readouterr().out.count("an unfinished entry of the run cache, from a killed dvc") == 2
+
+
+@pytest.mark.parametrize("name", ["ren\u00e9", "a\\b", 'it\'s "big", #1'])
+def test_the_cache_of_an_isolated_clone_may_have_any_name(repository: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "scratch").mkdir()
+    rebuild.isolated(repository, tmp_path / "scratch", str(tmp_path / name))
+    assert repair.run_cache(repository) == tmp_path / name / "runs"
+
+
+def test_a_running_search_keeps_its_unfinished_files(repository: Path) -> None:
+    (repository / "dvc.lock").write_text(GOOD)
+    own, killed = repository / "runs/search/a/clone/runs/resume/b/.latest.tmp", repository / "runs/resume/b/.latest.tmp"
+    for path in (own, killed):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    repair.main()
+    assert (own.exists(), killed.exists()) == (True, False)
 
 
 def test_a_configuration_that_dvc_cannot_read(repository: Path) -> None:

@@ -2,5 +2,5 @@
 
 from stages.common import paths
 
-FOLDER = paths.RUNS / "search"
+FOLDER = paths.SEARCH
 LOCK = FOLDER / "lock"  # held by a running search

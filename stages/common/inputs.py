@@ -51,9 +51,10 @@ def remember() -> None:
         """An entry of dvc.yaml as DVC resolves it, with the chosen names in it."""
         return PLACEHOLDER.sub(lambda placeholder: str(values.get(placeholder[1])), entry)
 
+    keys = [entry for entry in stage.get("params", []) if isinstance(entry, str)]  # not {file: keys} of another file
     entries = [ROOT / filled(entry) for entry in stage.get("deps", []) if entry != OWN_PICTURES]
     files = {path: _signature(path) for entry in entries for path in _files(entry)}
-    _start = Inputs(files, parameters, tuple(map(filled, stage.get("params", []))))
+    _start = Inputs(files, parameters, tuple(map(filled, keys)))
 
 
 def check(kept: str = "") -> None:
@@ -81,6 +82,12 @@ def unchanged(main: Callable[[], None]) -> Callable[[], None]:
     return checked
 
 
+def stages(file: Path) -> dict[str, dict[str, Any]]:
+    """The stages in a dvc.yaml, by name; none if it has only plots, as that of DVCLive. Raises UserError."""
+    found: dict[str, dict[str, Any]] = params.load(file, pipeline=True).get("stages") or {}
+    return found
+
+
 def _name() -> str:
     """The name of this stage: "train", "seed@0"."""
     return os.environ[STAGE].rpartition(":")[2]
@@ -89,8 +96,7 @@ def _name() -> str:
 def _stage() -> dict[str, Any]:
     """The stage in dvc.yaml, or in that of seeds or export; empty if none has it."""
     for file in (*ROOT.glob("dvc.yaml"), *sorted(ROOT.glob("*/dvc.yaml"))):
-        stages: dict[str, dict[str, Any]] = params.load(file)["stages"]
-        if stage := stages.get(_name().partition("@")[0]):
+        if stage := stages(file).get(_name().partition("@")[0]):
             return stage
     return {}
 

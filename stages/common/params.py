@@ -38,29 +38,43 @@ S = TypeVar("S", bound=Section)
 
 
 class _Bounded(Composer):
-    """Composes nodes like DVC's, but refuses aliases (*name) and deep nesting, which can expand without bound."""
+    """Composes nodes like DVC's, but refuses deep nesting."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        mark = self.parser.peek_event().start_mark
-        if self.parser.check_event(AliasEvent):
-            raise MarkedYAMLError(problem="aliases (*name) are not allowed", problem_mark=mark)
         if self.depth == MAX_DEPTH:
+            mark = self.parser.peek_event().start_mark
             raise MarkedYAMLError(problem=f"nested more than {MAX_DEPTH} levels deep", problem_mark=mark)
         return super().compose_node(parent, index)
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping. Raises UserError, in one line, for a file that is missing, too large or not YAML."""
+class _WithoutAliases(_Bounded):
+    """Also refuses aliases (*name), which can expand without bound."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.parser.check_event(AliasEvent):
+            mark = self.parser.peek_event().start_mark
+            raise MarkedYAMLError(problem="aliases (*name) are not allowed", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+
+def load(path: Path, pipeline: bool = False) -> dict[str, Any]:
+    """Read a YAML mapping. Raises UserError, in one line, for a file that is missing, too large or not YAML.
+
+    pipeline: a dvc.yaml, which may contain aliases (*name), or nothing.
+    """
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run from the top of the repository, where params.yaml is") from None
-    return parse_mapping(content, str(path))
+    return parse_mapping(content, str(path), pipeline)
 
 
-def parse_mapping(content: bytes, name: str) -> dict[str, Any]:
-    """The mapping in a YAML file, with values as DVC reads them. name: of the file, for messages. Raises UserError."""
+def parse_mapping(content: bytes, name: str, pipeline: bool = False) -> dict[str, Any]:
+    """The mapping in a YAML file, with values as DVC reads them. name: of the file, for messages. Raises UserError.
+
+    pipeline: as for `load`.
+    """
     if len(content) > MAX_BYTES:
         raise UserError(f"{name}: larger than {MAX_BYTES:,} bytes; a file of parameters is a few kilobytes")
     try:
@@ -68,9 +82,11 @@ def parse_mapping(content: bytes, name: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     try:
-        values = _parse(text)
+        values = _parse(text, pipeline)
     except _NotYaml as error:
         raise UserError(f"{name}{error.place}: not valid YAML: {error}") from None
+    if pipeline and values is None:
+        return {}
     if not isinstance(values, dict):
         raise UserError(f"{name}: contains no mapping of section: options")
     return values
@@ -92,10 +108,10 @@ class _NotYaml(Exception):  # noqa: N818 - becomes a UserError
         self.place = place
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str, aliases: bool = False) -> Any:
     """A value as DVC reads it: like dvc.utils.serialize.parse_yaml, without importing DVC, which takes 0.3 s."""
     reader = YAML(typ="safe")
-    reader.Composer = _Bounded
+    reader.Composer = _Bounded if aliases else _WithoutAliases
     try:
         with warnings.catch_warnings(action="ignore"):  # about style, of ten lines each
             return reader.load(text)

@@ -42,6 +42,7 @@ ENVIRONMENT = Path("metrics/environment")  # STAGE.json: in Git beside the metri
 
 RUNS = Path("runs")  # records of time and machine, and the state of runs; ignored by Git and DVC
 RESUME = RUNS / "resume"  # what a killed run resumes from
+SEARCH = RUNS / "search"  # clones in which the trials of a search run, and its record
 PROGRESS = RUNS / "progress.json"  # the epoch of the training in progress
 LOCK = RUNS / "stage.lock"  # held by the running stage
 

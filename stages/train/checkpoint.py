@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from stages.common import files, paths, resume
+from stages.common import files, inputs, paths, resume
 from stages.common.errors import UserError
 from stages.train.processes import SINGLE, Group
 
@@ -52,16 +51,15 @@ def code(stage: str, root: Path) -> list[Path]:
 
     Without a dvc.yaml that has the stage, they are all files of the package. Raises UserError if it is not valid YAML.
     """
+    pipeline = root / "dvc.yaml"
+    stages = inputs.stages(pipeline) if pipeline.is_file() else {}
     try:
-        stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-        inputs = [root / _path(entry) for entry in stages[stage]["deps"]]
+        deps = [root / _path(entry) for entry in stages[stage]["deps"]]
         outputs = {root / path for definition in stages.values() for path in _outputs(definition)}
-    except (FileNotFoundError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return _files(PACKAGE)
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"dvc.yaml: not valid YAML: {str(error).splitlines()[0]}") from None
     sources = [
-        path for path in inputs if not any(path.is_relative_to(out) or out.is_relative_to(path) for out in outputs)
+        path for path in deps if not any(path.is_relative_to(out) or out.is_relative_to(path) for out in outputs)
     ]
     return sorted({file for path in sources for file in _files(path)})
 
