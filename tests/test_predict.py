@@ -180,6 +180,15 @@ def test_an_unreadable_picture_is_a_row_with_the_reason_and_all_others_are_predi
     assert sorted(path.name for path in workplace.glob("rows*")) == ["rows.json"]
 
 
+def test_a_model_is_a_regular_file(tmp_path: Path) -> None:
+    pipe, folder = tmp_path / "pipe.safetensors", tmp_path / "folder.safetensors"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    for path in (pipe, folder):
+        with pytest.raises(UserError, match="not a file"):
+            load.load(str(path))
+
+
 def test_closed_streams_are_no_bug(workplace: Path) -> None:
     Path("a.png").write_bytes(png(digit()))
     program = shlex.join(command("a.png", "-", "--invert=yes", "--format=jsonl"))

@@ -65,6 +65,8 @@ def recorded(
 
 
 def _read(file: Path) -> Loaded:
+    if file.exists() and not file.is_file():  # opening a pipe would wait, and ignore signals
+        raise UserError(f"{file}: not a file")
     network, spec = model_file.read(file)
     with file.open("rb") as content:
         return Loaded(network, spec, hashlib.file_digest(content, "sha256").hexdigest())
