@@ -274,8 +274,22 @@ def after(
         return trainer.state_dict()
 
 
-@pytest.mark.parametrize("fine_tuned", [False, True], ids=["new", "fine-tuned"])
-@pytest.mark.parametrize("architecture", FAMILIES)
+TRAINED_BY_DAY = (("efficientnet_b0", False), ("vit_b_32", True))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fine_tuned"),
+    [
+        pytest.param(
+            name,
+            tuned,
+            marks=() if name in QUICK else pytest.mark.soak if (name, tuned) in TRAINED_BY_DAY else pytest.mark.night,
+            id=f"{name}-{'fine-tuned' if tuned else 'new'}",
+        )
+        for name in (*QUICK, *LARGE)
+        for tuned in (False, True)
+    ],
+)
 def test_any_number_of_threads_and_a_resumed_run_end_in_the_same_weights(
     architecture: str, fine_tuned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
