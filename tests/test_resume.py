@@ -20,7 +20,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from stages.common import params, paths, resume
+from stages.common import inputs, params, paths, resume
 from stages.common.errors import Interrupted, UserError
 from stages.dataset import data_card, packed
 from stages.dataset.data_card import DataCard
@@ -499,6 +499,7 @@ def test_an_edit_during_training_is_not_recorded_and_costs_no_training(
     in_process.run()
     undisturbed = in_process.stage.digests()
     monkeypatch.setenv("DVC_STAGE", "train")
+    monkeypatch.setattr(inputs, "_start", None)  # which is so again for the tests that follow
     original = Path("params.yaml").read_bytes()
 
     def edit(live: Live, history: list[Row]) -> None:
