@@ -495,7 +495,7 @@ class Program:
         return self.log.read_text()
 
 
-@pytest.mark.soak
+@pytest.mark.night
 @pytest.mark.skipif(not PROC, reason="who is at work stands in /proc")
 def test_a_search_killed_twice_ends_where_an_undisturbed_one_ends(tmp_path: Path) -> None:
     killed = search_toy.started(tmp_path / "killed")

@@ -108,7 +108,7 @@ def test_a_killed_experiment_is_resumed_by_the_next_one(way: str, clone: Clone) 
     assert digests == undisturbed
 
 
-@pytest.mark.soak
+@pytest.mark.night
 def test_two_experiments_of_one_key_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for name in ("one", "other"):
