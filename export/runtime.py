@@ -135,6 +135,8 @@ def read(content: bytes, name: str, record: bytes | None) -> bytes:
 
 def read_file(path: Path) -> bytes:
     """Like `read`, for a file and the record of the work tree. Raises UserError."""
+    if path.exists() and not path.is_file():  # opening a pipe would wait, and ignore signals
+        raise UserError(f"{path}: not a file")
     try:
         content = path.read_bytes()
     except FileNotFoundError:

@@ -26,6 +26,7 @@ import pytest
 import torch
 from PIL import Image
 
+from export import runtime
 from stages.common import paths
 from stages.common.errors import UserError
 from stages.common.preparation import Preparation
@@ -187,6 +188,8 @@ def test_a_model_is_a_regular_file(tmp_path: Path) -> None:
     for path in (pipe, folder):
         with pytest.raises(UserError, match="not a file"):
             load.load(str(path))
+        with pytest.raises(UserError, match="not a file"):
+            runtime.read_file(path)
 
 
 def test_closed_streams_are_no_bug(workplace: Path) -> None:

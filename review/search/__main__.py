@@ -34,7 +34,7 @@ from review.search.outcome import Finals
 from review.search.space import PIPELINE, Plan
 from review.search.study import Study
 from review.sweep import SEED
-from stages.common import children, errors, files, params, paths
+from stages.common import children, errors, files, inputs, params, paths
 from stages.common.errors import UserError
 
 PAGE = Path("search.html")  # Git ignores it
@@ -77,11 +77,11 @@ def table(document: dict[str, Any]) -> str:
 
 def searched(root: Path, plan: Plan) -> dict[str, Any]:
     """Run the search to its end; returns its document. Raises UserError."""
-    stages = params.load(PIPELINE)["stages"]
-    inputs = {*map(str, stages["train"]["deps"])}
+    stages = inputs.stages(PIPELINE)
+    read_files = {*map(str, stages["train"]["deps"])}
     if changed := git.changed(root, *code_of_train()):
         raise UserError(f"changed since the last commit: {', '.join(changed[:3])}; `git commit` it: trials start there")
-    writers = [name for name in stages if inputs.intersection(map(str, stages[name].get("outs", [])))]
+    writers = [name for name in stages if read_files.intersection(map(str, stages[name].get("outs", [])))]
     with redirect_stdout(sys.stderr):  # the result may be JSON
         rebuild.repro(root, ["--quiet", *writers], rebuild.dvc_environment())
     name, place = identified(root, plan)
@@ -114,7 +114,7 @@ def committed_parameters(root: Path) -> dict[str, Any]:
 
 def code_of_train() -> list[str]:
     """The pipeline, params.yaml, and the dependencies of train."""
-    deps = params.load(PIPELINE)["stages"]["train"]["deps"]
+    deps = inputs.stages(PIPELINE)["train"]["deps"]
     return [PIPELINE.as_posix(), paths.PARAMS.as_posix(), *map(str, deps)]
 
 

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from integrity import rules
 from review.sweep import HIGHER_IS_BETTER, SEED
-from stages.common import params, paths
+from stages.common import inputs, params, paths
 from stages.common.errors import UserError
 from stages.common.params import Section
 from stages.common.text import nearest, shown
@@ -142,7 +142,7 @@ def read(values: dict[str, Any] | None = None) -> Plan:
 def read_by_train() -> dict[str, str]:
     """The sections of params.yaml that train reads, from dvc.yaml: name -> the key that chooses its block, or ""."""
     blocks: dict[str, str] = {}
-    for entry in params.load(PIPELINE)["stages"]["train"]["params"]:
+    for entry in inputs.stages(PIPELINE)["train"]["params"]:
         match = BLOCK.fullmatch(str(entry))
         blocks[match[1] if match else str(entry).partition(".")[0]] = match[2] if match else ""
     return {**blocks, **{name: chooser for name, chooser in CHOSEN_BY.items() if name in blocks}}
