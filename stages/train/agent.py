@@ -1,4 +1,5 @@
-"""torchrun's agent, with two changes: it names each start of the workers, and decides when not to restart them."""
+"""torchrun's agent, with three changes: it names each start of the workers, decides when not to restart them, and
+begins again if a machine is lost while they start."""
 
 import os
 import signal
@@ -7,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from torch.distributed import DistStoreError
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsSpecs
@@ -17,6 +19,7 @@ from stages.common.text import counted
 from stages.train.checkpoint import LATEST
 from stages.train.processes import RESTARTING, ROUND
 
+MAX_LOST_STARTS = 10  # in a row
 MAX_FRUITLESS_ATTEMPTS = 10  # in a row that end without a new checkpoint: the next one would end the same way
 
 
@@ -38,7 +41,15 @@ class Agent(LocalElasticAgent):
         self._attempts = Attempts()
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
-        super()._rendezvous(worker_group)
+        for _ in range(MAX_LOST_STARTS):
+            try:
+                super()._rendezvous(worker_group)
+                break
+            except DistStoreError:  # nothing for the seconds of the timeout from a machine that had joined
+                if self._head:
+                    print("a machine was lost while the processes started: starting again", flush=True)
+        else:
+            raise RendezvousConnectionError(f"{MAX_LOST_STARTS} starts in a row lost a machine")
         if (worker_group.group_rank == 0) != self._head:  # without the head, nobody would write the results
             raise RendezvousConnectionError("a rendezvous without the head")
         if self._head:
