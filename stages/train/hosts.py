@@ -107,7 +107,8 @@ def facts(config: Config) -> dict[str, str]:
 def door(place: Place, facts: Mapping[str, str], run_id: str, timeout_seconds: float) -> Iterator[None]:
     """On the head: publish the facts that another machine needs to join, and print the messages of other machines."""
     store = open_store(place.host, place.port, timeout_seconds)
-    published = {"facts": dict(facts), "run": run_id, "timeout_seconds": timeout_seconds, "maximum": place.maximum}
+    nodes = {"minimum": place.minimum, "maximum": place.maximum}
+    published = {"facts": dict(facts), "run": run_id, "timeout_seconds": timeout_seconds, **nodes}
     store.set("clock", str(time.time()))
     store.set("facts", json.dumps(published))
     ended = threading.Event()

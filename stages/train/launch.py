@@ -91,7 +91,8 @@ def join(address: str, config: Config, settings: Machine) -> int:
     timeout = float(published["timeout_seconds"])
     os.environ[machine_settings.variable("timeout_seconds")] = str(timeout)  # for the workers on this machine
     settings = settings.model_copy(update={"timeout_seconds": timeout})
-    place = replace(place, maximum=published["maximum"])
+    # With another minimum than the head's, no machine would notice that it is reached.
+    place = replace(place, minimum=published["minimum"], maximum=published["maximum"])
     processes = counted(settings.processes, "process", "processes")
     hosts.notify_head(store, head.joining_line(place.address, settings.processes))
     print(f"joining {place} with {processes}; the head prints and writes", flush=True)
