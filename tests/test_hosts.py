@@ -424,6 +424,31 @@ def has_printed(host: Host, line: str) -> bool:
     return line in host.output()
 
 
+LOST = """
+import os
+from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
+
+SimpleElasticAgent._assign_worker_ranks = lambda *_: os._exit(9)
+"""
+
+
+@pytest.mark.soak
+def test_a_machine_that_is_lost_between_joining_and_starting(cluster: Cluster, tmp_path: Path) -> None:
+    """The others wait for it in vain, and then begin again without it."""
+    lost, other = cluster.others
+    (tmp_path / "sitecustomize.py").write_text(LOST, encoding="utf-8")
+    cluster.start_head(TRAIN_NODES="2:3")
+    cluster.wait(cluster.head_listens)
+    cluster.join(lost, PYTHONPATH=str(tmp_path))
+    cluster.wait(lambda: cluster.status(lost) is not None)
+    assert cluster.status(lost) == 9, cluster.outputs()
+    cluster.join(other)
+    cluster.end()
+    assert "a machine was lost while the processes started: starting again\n" in cluster.head.output()
+    assert "2 processes on 2 machines\n" in cluster.head.output()
+    assert cluster.status(other) == 0, cluster.outputs()
+
+
 @pytest.mark.soak
 def test_hosts_that_cannot_join(cluster: Cluster, clones: list[Clone]) -> None:
     head, (second, third) = cluster.head, cluster.others
@@ -453,28 +478,3 @@ def test_hosts_that_cannot_join(cluster: Cluster, clones: list[Clone]) -> None:
         assert f"error: this machine cannot join {head_place}: other {differing} (the head: " in host.output()
         cluster.wait(partial(has_printed, head, f"{host.address} may not join: other {differing}"))
     cluster.end()
-
-
-LOST = """
-import os
-from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
-
-SimpleElasticAgent._assign_worker_ranks = lambda *_: os._exit(9)
-"""
-
-
-@pytest.mark.soak
-def test_a_machine_that_is_lost_between_joining_and_starting(cluster: Cluster, tmp_path: Path) -> None:
-    """The others wait for it in vain, and then begin again without it."""
-    lost, other = cluster.others
-    (tmp_path / "sitecustomize.py").write_text(LOST, encoding="utf-8")
-    cluster.start_head(TRAIN_NODES="2:3")
-    cluster.wait(cluster.head_listens)
-    cluster.join(lost, PYTHONPATH=str(tmp_path))
-    cluster.wait(lambda: cluster.status(lost) is not None)
-    assert cluster.status(lost) == 9, cluster.outputs()
-    cluster.join(other)
-    cluster.end()
-    assert "a machine was lost while the processes started: starting again\n" in cluster.head.output()
-    assert "2 processes on 2 machines\n" in cluster.head.output()
-    assert cluster.status(other) == 0, cluster.outputs()
