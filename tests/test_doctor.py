@@ -194,8 +194,7 @@ def test_a_folder_is_compared_by_its_list_of_files(tmp_path: Path) -> None:
         "dvc.yaml", "stages:\n  a:\n    cmd: mkdir -p b/c && cp params.yaml b/c/d\n    params: [a]\n    outs: [b]\n"
     )
     project.dvc("repro", "-q")
-    project.run("git", "add", "--all")
-    project.run("git", "commit", "-qm", "all")
+    project.commit("all")
     shutil.rmtree(project.path / ".dvc/cache")
 
     def says() -> str:
@@ -219,16 +218,14 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = begun(tmp_path_factory.mktemp("toy") / "clone", "/data\n*.bak\n")
     project.set()
     project.dvc("repro", "-q")
-    project.run("git", "add", "--all")
-    project.run("git", "commit", "-qm", "all")
+    project.commit("all")
     return project
 
 
 @pytest.fixture
 def toy(ran: Project, tmp_path: Path) -> Project:
     """A copy of it, to be damaged."""
-    shutil.copytree(ran.path, tmp_path / "clone", symlinks=True)
-    return Project(tmp_path / "clone")
+    return ran.copy(tmp_path / "clone")
 
 
 def edited(name: str, before: str, after: str, commit: bool = False) -> Callable[[Project], None]:
@@ -425,8 +422,7 @@ def test_a_dvc_yaml_with_aliases(toy: Project) -> None:
 @pytest.fixture(scope="module")
 def with_photos(ran: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The toy pipeline, a second pipeline in seeds/, and a folder that `dvc add` recorded."""
-    project = Project(tmp_path_factory.mktemp("photos") / "clone")
-    shutil.copytree(ran.path, project.path, symlinks=True)
+    project = ran.copy(tmp_path_factory.mktemp("photos") / "clone")
     for folder in ("seeds", "photos"):
         (project.path / folder).mkdir()
     project.write("seeds/dvc.yaml", "stages:\n  seed:\n    cmd: echo 1 > out\n    outs: [out]\n")
@@ -434,16 +430,14 @@ def with_photos(ran: Project, tmp_path_factory: pytest.TempPathFactory) -> Proje
         project.write(f"photos/{name}", name)
     project.dvc("repro", "-q", "seeds/dvc.yaml")
     project.dvc("add", "-q", "photos")
-    project.run("git", "add", "--all")
-    project.run("git", "commit", "-qm", "photos")
+    project.commit("photos")
     return project
 
 
 @pytest.fixture
 def photos(with_photos: Project, tmp_path: Path) -> Project:
     """A copy of it, to be damaged."""
-    shutil.copytree(with_photos.path, tmp_path / "clone", symlinks=True)
-    return Project(tmp_path / "clone")
+    return with_photos.copy(tmp_path / "clone")
 
 
 def new_pictures(project: Project) -> None:

@@ -47,8 +47,7 @@ def author(tmp_path_factory: pytest.TempPathFactory) -> Project:
     (path / "data/processed").mkdir(parents=True)
     project.set()
     project.dvc("repro", "-q")
-    project.run("git", "add", "--all")
-    project.run("git", "commit", "-qm", "measured")
+    project.commit("measured")
     project.branch("seed-1", train={"seed": 1})
     project.run("git", "branch", HOSTILE)
     project.branch("worse", train={"skill": 0.8})
@@ -278,8 +277,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Project:
         project.write(name, content)
     project.write("params.yaml", json.dumps({"train": {"skill": 0.9}}))
     project.dvc("repro", "-q")
-    project.run("git", "add", "--all")
-    project.run("git", "commit", "-qm", "measured")
+    project.commit("measured")
     project.dvc("push", "-q")
     project.run("git", "checkout", "-qb", "honest")
     return project
@@ -288,8 +286,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture
 def branch(honest: Project, tmp_path: Path) -> Project:
     """A copy of it, cache included, to forge; the remote is the same."""
-    shutil.copytree(honest.path, tmp_path / "work/author", symlinks=True)
-    return Project(tmp_path / "work/author")
+    return honest.copy(tmp_path / "work/author")
 
 
 Gate = Callable[..., tuple[int | str, list[str], str]]
@@ -542,8 +539,7 @@ def test_what_rounding_excuses(path: str, old: str, new: str, false: bool, branc
         assert before in content
         branch.write(name, content.replace(before, after))
     branch.dvc("commit", "--force", "-q")
-    branch.run("git", "add", "--all")
-    branch.run("git", "commit", "-qm", "forged")
+    branch.commit("forged")
     status, notes, _ = gate(branch)
     assert status == (refused(*sorted([PREDICTIONS, path], key=[PREDICTIONS, METRICS, *plots].index)) if false else 0)
     shown = PREDICTIONS if path.endswith(".png") else f"{PREDICTIONS}, {path}"
@@ -651,8 +647,7 @@ def test_predictions_that_nothing_here_makes(
 
 def test_metrics_that_no_stage_writes(branch: Project, gate: Gate) -> None:
     branch.write("metrics/final.json", '{"accuracy": 0.9999}')
-    branch.run("git", "add", "--all")
-    branch.run("git", "commit", "-qm", "final")
+    branch.commit("final")
     status, notes, _ = gate(branch)
     assert status == refused("metrics/final.json")
     assert "not reproduced: metrics/final.json of HEAD: no stage writes it" in notes
@@ -671,8 +666,7 @@ def test_no_stage_resumes(branch: Project, gate: Gate) -> None:
     )
     branch.write("train.py", TRAIN + resume + "state.read_text())\n")
     branch.dvc("repro", "-q")
-    branch.run("git", "add", "--all")
-    branch.run("git", "commit", "-qm", "better training")
+    branch.commit("better training")
     status, _, told = gate(branch, "--rebuild", "train")
     assert status == refused(MODEL, PREDICTIONS, METRICS)
     assert "runs/resume moved to runs/resume-before-check: what runs here starts from scratch\n" in told
@@ -700,8 +694,7 @@ def test_compiled_code_beside_the_sources(branch: Project, gate: Gate) -> None:
         "evaluate.py", EVALUATE.replace("< skill", "< skill + helper.MORE").replace("import", "import helper,", 1)
     )
     branch.dvc("repro", "-q")
-    branch.run("git", "add", "--all")
-    branch.run("git", "commit", "-qm", "tuned")
+    branch.commit("tuned")
     assert json.loads((branch.path / METRICS).read_text(encoding="utf-8"))["errors"] == 0
     assert gate(branch)[0] == refused(PREDICTIONS, METRICS)
 
@@ -781,8 +774,7 @@ def test_a_forged_base_that_cannot_be_run(branch: Project, gate: Gate) -> None:
 def test_the_attack_of_another_clone(honest: Project, tmp_path: Path) -> None:
     """As programs of their own, from a hook of Git: the results are pulled, and the caller's repository stays."""
     path = tmp_path / "work/author"
-    shutil.copytree(honest.path, path, symlinks=True)
-    author = Project(path)
+    author = honest.copy(path)
     commit_forged(author, **perfect(author))
     author.dvc("push", "-q")
     author.run("git", "clone", "-q", str(path), str(path.parent / "ci"))

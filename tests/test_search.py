@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -499,8 +498,7 @@ class Program:
 @pytest.mark.skipif(not PROC, reason="who is at work stands in /proc")
 def test_a_search_killed_twice_ends_where_an_undisturbed_one_ends(tmp_path: Path) -> None:
     killed = search_toy.started(tmp_path / "killed")
-    shutil.copytree(killed.path, tmp_path / "undisturbed", symlinks=True)
-    undisturbed = Project(tmp_path / "undisturbed")
+    undisturbed = killed.copy(tmp_path / "undisturbed")
     for project in (killed, undisturbed):
         search_toy.written(project, trials=5, final_seeds=0)  # an edit of search.yaml needs no commit
         project.environment["TOY_SECONDS"] = "0.3"

@@ -4,6 +4,7 @@ The stage draws labels and predictions, and writes them as evaluate does (tests/
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -89,13 +90,21 @@ class Project:
         changed = {section: {**options, **values.get(section, {})} for section, options in PARAMS.items()}
         self.write("params.yaml", yaml.safe_dump(changed, sort_keys=False))
 
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "-qm", message)
+
+    def copy(self, path: Path) -> "Project":
+        """A copy of the repository, its cache included, at a path that does not exist yet."""
+        shutil.copytree(self.path, path, symlinks=True)
+        return Project(path)
+
     def branch(self, name: str, **values: dict[str, Any]) -> None:
         """A branch off main with other parameters, reproduced and committed."""
         self.run("git", "checkout", "-qb", name, "main")
         self.set(**values)
         self.dvc("repro", "-q")
-        self.run("git", "add", "--all")
-        self.run("git", "commit", "-qm", name)
+        self.commit(name)
 
     def cached(self, rev: str) -> Path:
         """The file in the cache that holds the predictions of a revision."""
